@@ -1,0 +1,54 @@
+"""functrans: functional transformations of JAX programs, with derivatives that are all their own.
+
+>>> import functrans as ft
+>>> f = ft.grad(ft.jit(lambda x: x ** 3))
+>>> float(f(2.0))
+12.0
+
+To learn how it works read `tracer.py`, `forward.py`, `derivatives/elementwise.py`,
+`linearize.py`, `reverse.py` and `jit.py`, in this order.
+"""
+
+from functrans import control_flow, derivatives, rules
+from functrans.jacobians import (
+    hessian,
+    hvp,
+    jacfwd,
+    jacobian,
+    jacrev,
+    value_and_jacfwd,
+    value_and_jacrev,
+)
+from functrans.jit import jit
+from functrans.transforms import (
+    grad,
+    jvp,
+    linear_transpose,
+    linearize,
+    make_jaxpr,
+    value_and_grad,
+    vjp,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "jvp",
+    "vjp",
+    "linearize",
+    "linear_transpose",
+    "grad",
+    "value_and_grad",
+    "jacfwd",
+    "jacrev",
+    "jacobian",
+    "hessian",
+    "hvp",
+    "value_and_jacfwd",
+    "value_and_jacrev",
+    "jit",
+    "make_jaxpr",
+    "rules",
+    "control_flow",
+    "derivatives",
+]

@@ -1,0 +1,156 @@
+"""Calls whose derivative the user has written: `jax.custom_jvp` and `jax.custom_vjp`.
+
+    custom_jvp :  the user gives   (x, x_dot) -> (y, y_dot)
+    custom_vjp :  the user gives   x -> (y, residuals)   and   (residuals, y_bar) -> x_bar
+
+The second rule is linear in `y_bar`, so the pushforward is its transpose:
+`<y_bar, y_dot> = <bwd(y_bar), x_dot>`.  On a tape it is one equation, of a
+primitive of ours that is evaluated by transposing the user's rule and transposed by running it.
+
+Read next: `../jit.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
+from jax.interpreters import batching, mlir
+
+from functrans import jaxpr as jx
+from functrans.forward import forward
+from functrans.jaxpr import Zero
+from functrans.reverse import transpose, transpose_function
+from functrans.rules import NotLinear, Rule, call
+
+
+class CustomJvpRule(Rule):
+    """The user's rule is asked; it never sees the function's own equations."""
+
+    def forward(self, primitive, primals, tangents, params):
+        _, jvp = params["subfuns"]
+        given = jx.to_symbolic if params["symbolic_zeros"] else jx.instantiate
+        outs = jvp.call_wrapped(*primals, *map(given, tangents))
+        split = len(outs) // 2
+        return list(outs[:split]), [jx.from_symbolic(t) for t in outs[split:]]
+
+    def transpose(self, primitive, cotangents, inputs, params):
+        # Only a linear function gets here, and it is its own derivative.
+        jaxpr, consts = jx.opened(params["call_jaxpr"])
+        return transpose(jaxpr, [*consts, *inputs], cotangents)[len(consts) :]
+
+
+class CustomVjpRule(Rule):
+    """The user's forward rule runs now; the backward rule waits for a cotangent."""
+
+    def _run(self, primals, tangents, params):
+        _, fwd, bwd = params["subfuns"]
+        flags = [type(t) is not Zero for t in tangents]
+        given = [x for pair in zip(primals, flags, strict=True) for x in pair]
+        returned = list(fwd.call_wrapped(*given))
+        _, residual_tree, forwarded = params["out_trees"]()
+        # A residual that is an argument of the function is not returned, but named by position.
+        stored = residual_tree.num_leaves - sum(i is not None for i in forwarded)
+        fresh, outs = iter(returned[:stored]), returned[stored:]
+        residuals = [next(fresh) if i is None else primals[i] for i in forwarded]
+        rule = BackwardRule(bwd, [jx.typeof(x) for x in outs], flags, params["symbolic_zeros"])
+        return outs, residuals, rule
+
+    def forward(self, primitive, primals, tangents, params):
+        outs, residuals, rule = self._run(primals, tangents, params)
+        moving = [t for t in tangents if type(t) is not Zero]
+        return outs, rule.push(residuals, moving)
+
+    def linearize(self, primitive, primals, tangents, params):
+        outs, residuals, rule = self._run(primals, tangents, params)
+        moving = [t for t in tangents if type(t) is not Zero]
+        return outs, transposed_p.bind(*residuals, *moving, rule=rule)
+
+    def transpose(self, primitive, cotangents, inputs, params):
+        jaxpr, consts = jx.opened(params["call_jaxpr"])
+        return transpose(jaxpr, [*consts, *inputs], cotangents)[len(consts) :]
+
+
+class BackwardRule:
+    """A user's backward rule, `(residuals, y_bar) -> x_bar` for those of `x` that move."""
+
+    def __init__(self, bwd: Any, out_avals: Sequence, moving: Sequence[bool], symbolic_zeros: bool):
+        self.bwd = bwd
+        self.out_avals = [aval.to_tangent_aval() for aval in out_avals]
+        self.moving = moving
+        self.symbolic_zeros = symbolic_zeros
+
+    def pull(self, residuals: Sequence, cotangents: Sequence) -> list:
+        """Run the user's rule."""
+        given = jx.to_symbolic if self.symbolic_zeros else jx.instantiate
+        returned = self.bwd.call_wrapped(*residuals, *map(given, cotangents))
+        x_bars = jx.backward_result(returned)
+        return [jx.from_symbolic(x) for x, moves in zip(x_bars, self.moving, strict=True) if moves]
+
+    def push(self, residuals: Sequence, tangents: Sequence) -> list:
+        """Transpose the user's rule: cotangents in the place of inputs, tangents of outputs."""
+        differentiable = [jx.is_differentiable(aval) for aval in self.out_avals]
+
+        def pull(*y_bars):
+            rest = iter(y_bars)
+            y_bars = [
+                next(rest) if is_float else Zero(aval)
+                for aval, is_float in zip(self.out_avals, differentiable, strict=True)
+            ]
+            return [jx.instantiate(x_bar) for x_bar in self.pull(residuals, y_bars)]
+
+        avals = [a for a, is_float in zip(self.out_avals, differentiable, strict=True) if is_float]
+        try:
+            pushed = iter(transpose_function(pull, avals, tangents))
+        except NotLinear as error:
+            raise NotLinear(
+                f"the forward derivative of a custom_vjp function is the transpose of its backward "
+                f"rule, and this rule is not linear in the cotangent ({error.primitive}). Use "
+                "reverse mode (grad, vjp, jacrev), or give the function a jax.custom_jvp rule.",
+                error.primitive,
+            ) from error
+        return [
+            next(pushed) if is_float else Zero(aval)
+            for aval, is_float in zip(self.out_avals, differentiable, strict=True)
+        ]
+
+
+transposed_p = Primitive("transposed_backward_rule")
+"""`y_dot` from `(residuals, x_dot)`, of which only the transpose is written down."""
+transposed_p.multiple_results = True
+
+
+def _push(*inputs, rule):
+    split = len(inputs) - sum(rule.moving)
+    return [jx.instantiate(t) for t in rule.push(inputs[:split], inputs[split:])]
+
+
+def _push_batched(inputs, axes, *, rule):
+    outs = jax.vmap(lambda *xs: _push(*xs, rule=rule), in_axes=axes)(*inputs)
+    return outs, [0] * len(outs)
+
+
+class TransposedRule(Rule):
+    """To differentiate it, differentiate what it is evaluated by; to transpose it, run the rule."""
+
+    def forward(self, primitive, primals, tangents, params):
+        outs, tangents_out, _ = forward(lambda *xs: (_push(*xs, **params), []), primals, tangents)
+        return outs, tangents_out
+
+    def transpose(self, primitive, cotangents, inputs, params):
+        rule = params["rule"]
+        split = len(inputs) - sum(rule.moving)
+        return [*[None] * split, *rule.pull(inputs[:split], cotangents)]
+
+
+transposed_p.def_impl(_push)
+transposed_p.def_abstract_eval(lambda *inputs, rule: rule.out_avals)
+batching.primitive_batchers[transposed_p] = _push_batched
+mlir.register_lowering(transposed_p, mlir.lower_fun(_push, multiple_results=True))
+
+call(custom_jvp_call_p, CustomJvpRule())
+call(custom_vjp_call_p, CustomVjpRule())
+call(transposed_p, TransposedRule())

@@ -1,0 +1,158 @@
+"""The forward interpreter: each value becomes a pair, the value and its tangent.
+
+    forward : (a -> b) -> (a, a_dot) -> (b, b_dot)
+
+What one equation `y = f(x)` means is said once, in `equation`,
+
+    (x, x_dot)  ->  (f(x), J_f(x) x_dot)
+
+and there are two ways to be given equations: live, from a running Python function
+(`process_primitive`), and from a jaxpr (`run_jaxpr`).
+
+Read next: `derivatives/elementwise.py`, the rules; then `linearize.py`, which records the tangents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Literal, set_current_trace, take_current_trace
+
+from functrans import jaxpr as jx
+from functrans.jaxpr import Zero
+from functrans.rules import rule_of
+
+
+class ForwardTracer(jax.core.Tracer):
+    """A primal and its tangent; Python sees the primal's type, and its value if there is one."""
+
+    __slots__ = ("primal", "tangent")
+
+    def __init__(self, trace: ForwardTrace, primal: Any, tangent: Any):
+        super().__init__(trace, jx.typeof(primal))
+        self.primal = primal
+        self.tangent = tangent
+
+    def to_concrete_value(self):
+        primal = self.primal
+        return primal.to_concrete_value() if isinstance(primal, jax.core.Tracer) else primal
+
+    def _short_repr(self):
+        return f"ForwardTracer<{self.aval.str_short()}>"
+
+
+class ForwardTrace(jax.core.Trace):
+    """Gives each operation its pair; `parent` does the arithmetic.
+
+    Where the tangents are recorded (`linearize.py`), `tape` is the trace that records them; it
+    hands all work on primals to the parent.
+    """
+
+    def __init__(self, parent: Any, tape: Any = None):
+        super().__init__()
+        self.parent = parent
+        self.tape = tape
+
+    def equation(self, primitive: Any, primals: list, tangents: list, params: dict) -> tuple:
+        """`(x, x_dot) -> ([y], [y_dot])`, the meaning of one equation."""
+        if all(type(t) is Zero for t in tangents):
+            with set_current_trace(self.parent):
+                out = primitive.bind(*primals, **params)
+            outs = list(out) if primitive.multiple_results else [out]
+            return outs, [Zero.like(out) for out in outs]
+        rule = rule_of(primitive)
+        push = rule.forward if self.tape is None else rule.linearize
+        with set_current_trace(self.parent if self.tape is None else self.tape):
+            outs, tangents_out = push(primitive, primals, tangents, params)
+        return outs, list(map(_tangent_of, outs, tangents_out))
+
+    # Driver one: a running Python function.
+
+    def split(self, x: Any) -> tuple[Any, Any]:
+        if isinstance(x, ForwardTracer) and x._trace is self:
+            return x.primal, x.tangent
+        return x, Zero.like(x)
+
+    def primal(self, x: Any) -> Any:
+        return x.primal if isinstance(x, ForwardTracer) and x._trace is self else x
+
+    def join(self, primal: Any, tangent: Any) -> Any:
+        return primal if type(tangent) is Zero else ForwardTracer(self, primal, tangent)
+
+    def process_primitive(self, primitive, args, params, /):
+        primals, tangents = _unzip(map(self.split, args))
+        outs = list(map(self.join, *self.equation(primitive, primals, tangents, params)))
+        return outs if primitive.multiple_results else outs[0]
+
+    def process_custom_jvp_call(self, primitive, fun, jvp, args, /, **params):
+        return self.process_primitive(primitive, args, {"subfuns": (fun, jvp), **params})
+
+    def process_custom_vjp_call(self, primitive, fun, fwd, bwd, args, /, **params):
+        return self.process_primitive(primitive, args, {"subfuns": (fun, fwd, bwd), **params})
+
+    def stage_value(self, x, /):
+        primal, tangent = self.split(x)
+        return self.join(self.parent.stage_value(primal), tangent)
+
+    def run_function(self, fun: Callable, primals: Sequence, tangents: Sequence) -> tuple:
+        """Run `fun` on pairs; it takes a flat list and returns two, its outputs and `aux`.
+
+        Returns the outputs, their tangents, and `aux`, of which only the primals count.
+        """
+        tracers = list(map(self.join, primals, tangents))
+        try:
+            with set_current_trace(self):
+                outs, aux = fun(*tracers)
+            return *_unzip(map(self.split, outs)), [self.primal(x) for x in aux]
+        finally:
+            self.invalidate()
+
+    # Driver two: a jaxpr.
+
+    def run_jaxpr(self, program: ClosedJaxpr, primals: Sequence, tangents: Sequence) -> tuple:
+        """Walk the equations of a jaxpr from the first to the last."""
+        values = jx.environment(program, primals)
+        moving = dict(zip(program.jaxpr.invars, tangents, strict=True))
+
+        def read(atom: Any) -> tuple[Any, Any]:
+            if isinstance(atom, Literal):
+                return atom.val, Zero(atom.aval.to_tangent_aval())
+            tangent = moving.get(atom)
+            return values[atom], Zero(atom.aval.to_tangent_aval()) if tangent is None else tangent
+
+        for equation in program.jaxpr.eqns:
+            primals_in, tangents_in = _unzip(map(read, equation.invars))
+            params = equation.primitive.get_bind_params(equation.params)
+            with jx.context_of(equation):
+                outs, tangents_out = self.equation(
+                    equation.primitive, primals_in, tangents_in, params
+                )
+            values.update(zip(equation.outvars, outs, strict=True))
+            for var, tangent in zip(equation.outvars, tangents_out, strict=True):
+                if type(tangent) is not Zero:
+                    moving[var] = tangent
+        return _unzip(map(read, program.jaxpr.outvars))
+
+
+def forward(fun: Callable, primals: Sequence, tangents: Sequence) -> tuple[list, list, list]:
+    """Push tangents, some of which may be `Zero`, through a function of flat lists.
+
+    The function returns two lists, its outputs and `aux`. The result is the outputs, their
+    tangents, and `aux`.
+    """
+    with take_current_trace() as parent:
+        return ForwardTrace(parent).run_function(fun, primals, tangents)
+
+
+def _tangent_of(out: Any, tangent: Any) -> Any:
+    """An integer has no tangent, whatever the rule has made of it."""
+    if type(tangent) is Zero or jx.is_differentiable(jx.typeof(out)):
+        return tangent
+    return Zero.like(out)
+
+
+def _unzip(pairs: Any) -> tuple[list, list]:
+    pairs = list(pairs)
+    return [a for a, _ in pairs], [b for _, b in pairs]

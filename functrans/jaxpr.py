@@ -1,0 +1,382 @@
+"""The one door to `jax.extend`: values, equations and jaxprs, and how they differ between versions.
+
+A jaxpr is a list of equations `outputs = primitive[params] inputs`; everything in functrans reads
+or writes one.  Whatever depends on the version of JAX is in this file and in no other.
+
+    eval : (Jaxpr, [value]) -> [value]
+
+Read next: `rules.py`, what an equation's derivative is; or `tracer.py`, how a jaxpr is written.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.extend import core as jex
+from jax.extend import source_info_util
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
+from jax.extend.core.primitives import add_jaxvals_p, jit_p, mul_p
+
+typeof = jax.typeof
+
+# A user's line is the innermost frame that is neither JAX's nor ours.
+source_info_util.register_exclusion(os.path.dirname(__file__) + os.sep)
+
+
+# ---- values: what stands where there is no array -------------------------------------------------
+
+
+class Zero:
+    """A tangent or cotangent that is known to be zero: never multiplied, never added."""
+
+    __slots__ = ("aval",)
+
+    def __init__(self, aval: Any):
+        self.aval = aval
+
+    @classmethod
+    def like(cls, primal: Any) -> Zero:
+        return cls(typeof(primal).to_tangent_aval())
+
+    def __repr__(self):
+        return f"Zero({self.aval.str_short()})"
+
+
+class Linear:
+    """In a transpose: an input in which the equation is linear; it has a type and no value."""
+
+    __slots__ = ("aval",)
+
+    def __init__(self, aval: Any):
+        self.aval = aval
+
+    shape = property(lambda self: self.aval.shape)
+    dtype = property(lambda self: self.aval.dtype)
+    ndim = property(lambda self: self.aval.ndim)
+
+    def __repr__(self):
+        return f"Linear({self.aval.str_short()})"
+
+
+def is_differentiable(aval: Any) -> bool:
+    """Whether values of this type have tangents: floating-point and complex numbers do."""
+    return getattr(aval.to_tangent_aval(), "dtype", jax.dtypes.float0) != jax.dtypes.float0
+
+
+def zeros(aval: Any) -> Any:
+    """The array of zeros of a tangent type; for integers that is NumPy's `float0` array."""
+    if aval.dtype == jax.dtypes.float0:
+        return np.zeros(aval.shape, jax.dtypes.float0)
+    return lax.full(aval.shape, 0, aval.dtype)
+
+
+def instantiate(x: Any) -> Any:
+    """An array in place of a `Zero`; anything else as it is."""
+    return zeros(x.aval) if type(x) is Zero else x
+
+
+def to_symbolic(x: Any) -> Any:
+    """JAX's own symbol for zero, which custom rules with `symbolic_zeros=True` are given."""
+    return SymbolicZero(x.aval) if type(x) is Zero else x
+
+
+def from_symbolic(x: Any) -> Any:
+    """A `Zero` for each way in which a user's rule may say zero: a symbol, or a float0 array."""
+    if isinstance(x, SymbolicZero) or not is_value(x) or typeof(x).dtype == jax.dtypes.float0:
+        return Zero(x.aval if hasattr(x, "aval") else typeof(x))
+    return x
+
+
+def fill(zeros: Sequence, values: Sequence) -> list:
+    """Put the values where `zeros` has `None`."""
+    rest = iter(values)
+    return [next(rest) if zero is None else zero for zero in zeros]
+
+
+def backward_result(returned: Any) -> list:
+    """The cotangents that a `custom_vjp` backward rule returns; since 0.11 logs come with them."""
+    return returned[0] if isinstance(returned, tuple) else returned
+
+
+def is_value(x: Any) -> bool:
+    """Whether JAX takes `x` for an array or a scalar."""
+    try:
+        typeof(x)
+    except TypeError:
+        return False
+    return True
+
+
+def shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    """The type of a value, as an argument for `jax.make_jaxpr`."""
+    aval = typeof(x)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+
+
+# ---- the arithmetic of tangents ------------------------------------------------------------------
+
+
+@functools.cache
+def _params(primitive: Primitive) -> dict:
+    """The params of a product or a sum as this version of JAX writes them."""
+    function = {mul_p: lax.mul}[primitive]
+    return dict(jax.make_jaxpr(function)(1.0, 1.0).eqns[0].params)
+
+
+def mul(x: Any, y: Any) -> Any:
+    return mul_p.bind(x, y, **_params(mul_p))
+
+
+def add(x: Any, y: Any) -> Any:
+    """A sum of tangents, or of cotangents, where a `Zero` costs nothing."""
+    if type(x) is Zero:
+        return y
+    return x if type(y) is Zero else add_jaxvals_p.bind(x, y)
+
+
+def broadcast_to(x: Any, aval: Any) -> Any:
+    """A scalar among arrays takes part in every element."""
+    return x if typeof(x).shape == aval.shape else lax.broadcast(x, aval.shape)
+
+
+def sum_to(x: Any, aval: Any) -> Any:
+    """The transpose of `broadcast_to`."""
+    axes = tuple(range(typeof(x).ndim))
+    return x if typeof(x).shape == aval.shape else lax.reduce_sum(x, axes)
+
+
+# ---- equations and jaxprs ------------------------------------------------------------------------
+
+
+def closed(
+    inputs: Sequence[Var],
+    outputs: Sequence[Any],
+    equations: Sequence[JaxprEqn],
+    debug_info: Any,
+    constvars: Sequence[Var] = (),
+    consts: Sequence[Any] = (),
+) -> ClosedJaxpr:
+    """Assemble a jaxpr; each of `constvars` stands for one of `consts`."""
+    effects = frozenset().union(*(equation.effects for equation in equations))
+    # Names of arguments and results do not outlive a change of the arguments and results.
+    origin = debug_info._replace(arg_names=None, result_paths=None)
+    jaxpr = Jaxpr(list(constvars), list(inputs), list(outputs), list(equations), effects, origin)
+    return ClosedJaxpr(jaxpr, list(consts))
+
+
+def opened(program: ClosedJaxpr) -> tuple[Jaxpr, list]:
+    """A jaxpr whose first inputs are the constants of `program`; and the constants."""
+    jaxpr = program.jaxpr
+    inputs = [*jaxpr.constvars, *jaxpr.invars]
+    return closed(inputs, jaxpr.outvars, jaxpr.eqns, jaxpr.debug_info).jaxpr, list(program.consts)
+
+
+def closed_again(jaxpr: Jaxpr) -> ClosedJaxpr:
+    """A jaxpr without constants as a closed one."""
+    return ClosedJaxpr(jaxpr, [])
+
+
+def one(aval: Any) -> Any:
+    """The number one of a type, as a literal: the seed of a gradient."""
+    return 1.0 if aval.weak_type and aval.dtype.kind == "f" else np.ones((), aval.dtype)
+
+
+def debug_info(purpose: str, fun: Callable) -> jex.DebugInfo:
+    """What JAX prints of a jaxpr's origin: the function's name, file and line."""
+    code = getattr(fun, "__code__", None)
+    place = f" at {code.co_filename}:{code.co_firstlineno}" if code else ""
+    return jex.DebugInfo(purpose, getattr(fun, "__name__", repr(fun)) + place, None, None)
+
+
+def abstract_eval(primitive: Primitive, avals: tuple, params: dict) -> tuple[list, Any]:
+    """The types of an equation's results, and its effects."""
+    if primitive in _CARRIERS:
+        out, effects = primitive.abstract_eval(*avals, **params)
+    else:
+        try:
+            out, effects = _cached_abstract_eval(primitive, avals, tuple(params.items()))
+        except _CarriesJaxpr:
+            _CARRIERS.add(primitive)
+            return abstract_eval(primitive, avals, params)
+    return (list(out) if primitive.multiple_results else [out]), effects
+
+
+class _CarriesJaxpr(Exception):
+    pass
+
+
+# Primitives whose params hold jaxprs are not cached, lest the cache keep dead programs alive.
+_CARRIERS: set[Primitive] = set()
+
+
+@functools.lru_cache(maxsize=8192)
+def _cached_abstract_eval(primitive: Primitive, avals: tuple, params: tuple) -> Any:
+    if any(callable(value) or jex.jaxprs_in_params({"": value}) for _, value in params):
+        raise _CarriesJaxpr
+    return primitive.abstract_eval(*avals, **dict(params))
+
+
+@contextmanager
+def context_of(equation: JaxprEqn):
+    """Run the body as if on the user's line, and in the scope, where the equation was written."""
+    source = equation.source_info
+    stack = source_info_util.current_name_stack() + source.name_stack
+    user_context = source_info_util.user_context(source.traceback, name_stack=stack)
+    with user_context, equation.ctx.manager:
+        yield
+
+
+def bind(equation: JaxprEqn, inputs: Sequence[Any]) -> list:
+    """Evaluate one equation."""
+    primitive = equation.primitive
+    params = primitive.get_bind_params(equation.params)
+    with context_of(equation):
+        out = primitive.bind(*inputs, **params)
+    return list(out) if primitive.multiple_results else [out]
+
+
+def evaluate(program: Any, *inputs: Any) -> list:
+    """Evaluate a jaxpr (closed, or without constants)."""
+    return jax.core.eval_jaxpr(program.jaxpr, program.consts, *inputs)
+
+
+def environment(program: ClosedJaxpr, inputs: Sequence[Any]) -> dict:
+    """The values of a program's variables before its first equation."""
+    variables = [*program.jaxpr.constvars, *program.jaxpr.invars]
+    return dict(zip(variables, [*program.consts, *inputs], strict=True))
+
+
+def live(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> list[JaxprEqn]:
+    """The equations on which the outputs depend (or that have effects), in their order."""
+    needed = {atom for atom in outputs if isinstance(atom, Var)}
+    kept = []
+    for equation in reversed(equations):
+        if equation.effects or not needed.isdisjoint(equation.outvars):
+            kept.append(equation)
+            needed.update(atom for atom in equation.invars if isinstance(atom, Var))
+    return kept[::-1]
+
+
+def user_line() -> str:
+    """File and line of the user's code that runs now, or that wrote the equation being read."""
+    line = source_info_util.summarize(source_info_util.current())
+    if not line:  # the equation is a library's
+        with source_info_util.user_context(None):
+            line = source_info_util.summarize(source_info_util.current())
+    return line or "an unknown line"
+
+
+# ---- a whole jaxpr as one equation -----------------------------------------------------------------
+
+Place = tuple[str, int] | None
+
+
+def bind_jit(
+    program: ClosedJaxpr,
+    args: Sequence[Any],
+    name: str,
+    like: dict | None = None,
+    inputs: Sequence[Place] | None = None,
+    outputs: Sequence[Place] | None = None,
+) -> list:
+    """Evaluate a jaxpr as one `jit` equation.
+
+    Args:
+      like: the params of the equation from which this one derives, if it derives from one.
+      inputs, outputs: for each input and output its place in that equation, `("in", i)` or
+        `("out", i)`, whose sharding and layout it then has; `None` for a new one.
+    """
+    kept, positions, sources = _without_copies(program)
+    default = _jit_params(jax.sharding.get_abstract_mesh())
+    params = dict(like or default)
+    inputs = inputs or [None] * len(args)
+    outputs = outputs or [None] * len(sources)
+    outputs = [outputs[i] for i in positions]
+
+    def choose(what: str, places: Sequence[Place]) -> tuple:
+        nothing = default[f"in_{what}"][0]
+        return tuple(nothing if p is None else params[f"{p[0]}_{what}"][p[1]] for p in places)
+
+    params |= {
+        "name": name,
+        "jaxpr": kept,
+        "in_shardings": choose("shardings", inputs),
+        "in_layouts": choose("layouts", inputs),
+        "out_shardings": choose("shardings", outputs),
+        "out_layouts": choose("layouts", outputs),
+        "donated_invars": (False,) * len(args),
+        "inline": params["inline"],
+        "compiler_options_kvs": (),
+    }
+    outs = jit_p.bind(*args, **params) if outputs or kept.jaxpr.effects else []
+    given = {"in": args, "new": outs}
+    return [given[kind][i] for kind, i in sources]
+
+
+def is_inlined(params: dict) -> bool:
+    """Whether a `jit` equation asks to be replaced by its equations when it is staged."""
+    default = _jit_params(jax.sharding.get_abstract_mesh())
+    inline = getattr(params["inline"], "value", params["inline"]) in (True, "jax_early")
+    keys = ("in_shardings", "out_shardings", "in_layouts", "out_layouts")
+    return inline and all(one is default[key][0] for key in keys for one in params[key])
+
+
+@functools.lru_cache(maxsize=16)
+def _jit_params(mesh: Any) -> dict:
+    del mesh  # the params name the mesh in whose context they were made
+    return dict(jax.make_jaxpr(jax.jit(jnp.negative))(1.0).eqns[0].params)
+
+
+# ---- caches that die with the program --------------------------------------------------------------
+
+
+def cached_by_program(function: Callable) -> Callable:
+    """Remember `function(program, *key)` for as long as the program lives."""
+    memory: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
+
+    @functools.wraps(function)
+    def cached(program, *key):
+        entries = memory.setdefault(program, {})
+        if key not in entries:
+            entries[key] = function(program, *key)
+        return entries[key]
+
+    return cached
+
+
+@cached_by_program
+def _without_copies(program: ClosedJaxpr) -> tuple[ClosedJaxpr, list, list]:
+    """Drop the outputs that are inputs or other outputs.
+
+    Returns the smaller program, the positions of the outputs that it keeps, and for each output of
+    the whole program where its value is: `("in", i)` or `("new", i)`.
+    """
+    jaxpr = program.jaxpr
+    found = {var: ("in", i) for i, var in enumerate(jaxpr.invars)}
+    positions: list[int] = []
+    sources = []
+    for i, atom in enumerate(jaxpr.outvars):
+        if isinstance(atom, Literal) or atom not in found:
+            source = ("new", len(positions))
+            positions.append(i)
+            if isinstance(atom, Var):
+                found[atom] = source
+        else:
+            source = found[atom]
+        sources.append(source)
+    kept = [jaxpr.outvars[i] for i in positions]
+    equations = live(jaxpr.eqns, kept)
+    smaller = closed(
+        jaxpr.invars, kept, equations, jaxpr.debug_info, jaxpr.constvars, program.consts
+    )
+    return smaller, positions, sources

@@ -1,0 +1,138 @@
+"""The reverse interpreter: transpose a linear jaxpr, last equation first.
+
+    transpose : Linear (a_dot -> b_dot) -> b_bar -> a_bar
+
+A linear equation `y_dot = A x_dot` pulls the cotangent of its output back to its input, and what
+is read by several equations sums what comes from each:
+
+    x_bar += A^T y_bar
+
+Read next: `jit.py`, where all of this is compiled; or `transforms.py`, where it gets its names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax.extend.core import (
+    ClosedJaxpr,
+    Jaxpr,
+    Literal,
+    Var,
+    set_current_trace,
+    take_current_trace,
+)
+
+from functrans import jaxpr as jx
+from functrans.jaxpr import Linear, Zero
+from functrans.rules import rule_of
+from functrans.tracer import RecordingTrace, stage
+
+
+def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
+    """Pull the cotangents of a jaxpr's outputs back to those of its inputs that are `Linear`.
+
+    Args:
+      jaxpr: linear in those inputs; the others have their values.
+      inputs: a value or a `Linear` for each input.
+      cotangents: an array or a `Zero` for each output.
+
+    Returns:
+      For each input its cotangent, or a `Zero` if there is none.
+    """
+    known = {v: x for v, x in zip(jaxpr.invars, inputs, strict=True) if type(x) is not Linear}
+    accumulated: dict[Var, Any] = {}
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else known.get(atom, Linear(atom.aval))
+
+    def accumulate(atom: Any, cotangent: Any) -> None:
+        if cotangent is None or type(cotangent) is Zero:
+            return
+        if isinstance(atom, Var) and atom not in known:
+            accumulated[atom] = jx.add(accumulated.get(atom, Zero(atom.aval)), cotangent)
+
+    linear = _evaluate_known(jaxpr, known, read)
+    for atom, cotangent in zip(jaxpr.outvars, cotangents, strict=True):
+        accumulate(atom, cotangent)
+    for equation in reversed(linear):
+        pulled = [accumulated.pop(v, None) for v in equation.outvars]
+        if all(y_bar is None for y_bar in pulled):
+            continue
+        y_bars = [
+            Zero(v.aval) if y_bar is None else y_bar
+            for v, y_bar in zip(equation.outvars, pulled, strict=True)
+        ]
+        with jx.context_of(equation):
+            x_bars = rule_of(equation.primitive).transpose(
+                equation.primitive, y_bars, [read(a) for a in equation.invars], equation.params
+            )
+        for atom, x_bar in zip(equation.invars, x_bars, strict=True):
+            accumulate(atom, x_bar)
+    return [accumulated.get(v, Zero(v.aval.to_tangent_aval())) for v in jaxpr.invars]
+
+
+def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> list:
+    """Pull cotangents back through a linear function of flat lists with inputs of these types."""
+    with take_current_trace() as parent:
+        tape = RecordingTrace(parent)
+        inputs = [tape.new_input(aval) for aval in avals]
+        try:
+            with set_current_trace(tape):
+                outs = fun(*inputs)
+            jaxpr, residuals = tape.finish(outs, jx.debug_info("linear_transpose", fun))
+        finally:
+            tape.invalidate()
+    linear = [Linear(aval) for aval in avals]
+    return transpose(jaxpr, [*residuals, *linear], cotangents)[len(residuals) :]
+
+
+def _evaluate_known(jaxpr: Jaxpr, known: dict, read: Any) -> list:
+    """Evaluate the equations that read no linear value, into `known`; return the others."""
+    linear = []
+    for equation in jaxpr.eqns:
+        values = [read(atom) for atom in equation.invars]
+        if any(type(value) is Linear for value in values):
+            linear.append(equation)
+        else:
+            known.update(zip(equation.outvars, jx.bind(equation, values), strict=True))
+    return linear
+
+
+@jx.cached_by_program
+def transpose_jaxpr(
+    program: ClosedJaxpr, linear: tuple[bool, ...], moving: tuple[bool, ...]
+) -> tuple:
+    """The jaxpr of `(known inputs, y_bar) -> x_bar`, where only what is not `Zero` has a place.
+
+    Args:
+      linear: which inputs are to be transposed.
+      moving: which outputs have a cotangent that is not zero.
+
+    Returns:
+      The jaxpr, and for each linear input the `Zero` that its cotangent is, or `None`.
+    """
+    zeros: list = []
+
+    def pullback(*args):
+        rest = iter(args)
+        known = [None if is_linear else next(rest) for is_linear in linear]
+        inputs = [
+            Linear(aval) if is_linear else x
+            for aval, is_linear, x in zip(program.in_avals, linear, known, strict=True)
+        ]
+        y_bars = [
+            next(rest) if moves else Zero(aval)
+            for aval, moves in zip(program.out_avals, moving, strict=True)
+        ]
+        open_jaxpr, consts = jx.opened(program)
+        x_bars = transpose(open_jaxpr, [*consts, *inputs], y_bars)[len(consts) :]
+        pulled = [x for x, is_linear in zip(x_bars, linear, strict=True) if is_linear]
+        zeros.extend(x if type(x) is Zero else None for x in pulled)
+        return [x for x in pulled if type(x) is not Zero]
+
+    known_avals = [a for a, is_linear in zip(program.in_avals, linear, strict=True) if not is_linear]
+    cotangent_avals = [a for a, moves in zip(program.out_avals, moving, strict=True) if moves]
+    staged = stage(pullback, [*known_avals, *cotangent_avals], program.jaxpr.debug_info)
+    return staged, tuple(zeros)

@@ -1,0 +1,314 @@
+"""What a derivative rule is: `(primals, tangents) -> (primals_out, tangents_out)`, and its transpose.
+
+A primitive has one rule, and its declaration states only what mathematics must say.  With `y = f(x)`,
+
+    forward:    y_dot = J_f(x) x_dot            reverse:    x_bar = J_f(x)^T y_bar
+
+where the transpose is taken of a *linear* equation, and is defined by
+`Re<y_bar, J x_dot> = Re<J^T y_bar, x_dot>` (no conjugate, also when the numbers are complex).
+
+| kind          | states                                   | example                                    |
+|---------------|------------------------------------------|--------------------------------------------|
+| `elementwise` | the partial derivative for each argument | `elementwise(sin_p, lambda y, x: cos(x))`  |
+| `linear`      | how to transpose                         | `linear(neg_p, lambda y_bar, x: -y_bar)`   |
+| `multilinear` | the transpose for each argument          | `multilinear(dot_general_p, left, right)`  |
+| `zero`        | nothing                                  | `zero(floor_p)`                            |
+| `general`     | a jvp, in terms of other primitives      | `general(sort_p, sort_jvp)`                |
+| `call`        | what to do with the jaxprs it carries    | `call(jit_p, JitRule())`                   |
+
+A function given to a declaration receives the equation's inputs by position, and of the
+equation's params just those that it names as keyword-only arguments (or all, as `**params`).
+
+A user gives a primitive of their own a derivative in the same way:
+
+>>> import jax, functrans as ft
+>>> from jax.extend.core import Primitive
+>>> from jax.interpreters import mlir
+>>> from jax import lax
+>>> cube_p = Primitive("cube")
+>>> _ = cube_p.def_impl(lambda x: x * x * x)
+>>> _ = cube_p.def_abstract_eval(lambda x: x)
+>>> ft.rules.elementwise(cube_p, lambda y, x: 3 * x * x)
+>>> float(ft.grad(cube_p.bind)(2.0)), float(ft.grad(ft.grad(cube_p.bind))(2.0))
+(12.0, 12.0)
+
+Read next: `tracer.py`, which writes the equations that these rules are asked about.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax import lax
+from jax.extend.core import Primitive
+
+from functrans import jaxpr as jx
+from functrans.jaxpr import Linear, Zero
+
+RULES: dict[Primitive, Rule] = {}
+
+LINEAR: Any = "linear"
+"""As a partial derivative: the operation is linear in this argument (`x * y` in `x`)."""
+
+
+class Rule:
+    """The derivative of one primitive; each kind fills in `forward` and, if linear, `transpose`."""
+
+    def forward(
+        self, primitive: Primitive, primals: list, tangents: list, params: dict
+    ) -> tuple[list, list]:
+        """Evaluate the equation and push its tangents forward; any of them may be a `Zero`."""
+        raise NotImplementedError
+
+    def linearize(
+        self, primitive: Primitive, primals: list, tangents: list, params: dict
+    ) -> tuple[list, list]:
+        """As `forward`, where the tangents are being recorded instead of computed."""
+        return self.forward(primitive, primals, tangents, params)
+
+    def transpose(
+        self, primitive: Primitive, cotangents: list, inputs: list, params: dict
+    ) -> list:
+        """Pull the cotangents back to each input that is `Linear`; `None` or `Zero` where none."""
+        raise NotLinear.at(primitive)
+
+
+class Elementwise(Rule):
+    """`z_dot = sum_i x_i_dot * dz/dx_i`: the Jacobian is diagonal, hence its own transpose."""
+
+    def __init__(self, partials: Sequence[Any]):
+        self.partials = tuple(p if p in (None, 1, -1, LINEAR) else _reader(p) for p in partials)
+
+    def forward(self, primitive, primals, tangents, params):
+        answer = primitive.bind(*primals, **params)
+        aval = jx.typeof(answer).to_tangent_aval()
+        terms = [
+            self._term(primitive, i, tangent, answer, primals, params)
+            for i, tangent in enumerate(tangents)
+            if type(tangent) is not Zero and self.partials[i] is not None
+        ]
+        if not terms:
+            return [answer], [Zero(aval)]
+        total = terms[0]
+        for term in terms[1:]:
+            total = lax.add(total, term)
+        return [answer], [jx.broadcast_to(total, aval)]
+
+    def _term(self, primitive, i, tangent, answer, primals, params):
+        partial = self.partials[i]
+        if partial is LINEAR:
+            return primitive.bind(*primals[:i], tangent, *primals[i + 1 :], **params)
+        if partial == 1:
+            return tangent
+        if partial == -1:
+            return lax.neg(tangent)
+        return jx.mul(tangent, partial(answer, *primals, params=params))
+
+    def transpose(self, primitive, cotangents, inputs, params):
+        (cotangent,) = cotangents
+        return [
+            self._pull(primitive, i, cotangent, inputs, params) if type(x) is Linear else None
+            for i, x in enumerate(inputs)
+        ]
+
+    def _pull(self, primitive, i, cotangent, inputs, params):
+        partial = self.partials[i]
+        if partial is LINEAR:
+            pulled = primitive.bind(*inputs[:i], cotangent, *inputs[i + 1 :], **params)
+        elif partial == 1:
+            pulled = cotangent
+        elif partial == -1:
+            pulled = lax.neg(cotangent)
+        else:
+            raise NotLinear.at(primitive)
+        return jx.sum_to(pulled, inputs[i].aval)
+
+
+class LinearRule(Rule):
+    """`y = A x` in the arguments `argnums` together, so `y_dot = A x_dot` and `x_bar = A^T y_bar`."""
+
+    def __init__(self, transpose: Callable, argnums: int | Sequence[int] | None):
+        self.single = isinstance(argnums, int)
+        self.argnums = (argnums,) if isinstance(argnums, int) else argnums
+        self.pull = _reader(transpose)
+
+    def forward(self, primitive, primals, tangents, params):
+        outs = _results(primitive, primitive.bind(*primals, **params))
+        argnums = range(len(primals)) if self.argnums is None else self.argnums
+        if all(type(tangents[i]) is Zero for i in argnums):
+            return outs, [Zero.like(out) for out in outs]
+        moved = list(primals)
+        for i in argnums:
+            moved[i] = jx.instantiate(tangents[i])
+        return outs, _results(primitive, primitive.bind(*moved, **params))
+
+    def transpose(self, primitive, cotangents, inputs, params):
+        argnums = range(len(inputs)) if self.argnums is None else self.argnums
+        if any(type(x) is Linear and i not in argnums for i, x in enumerate(inputs)):
+            raise NotLinear.at(primitive)
+        cotangent = cotangents if primitive.multiple_results else cotangents[0]
+        pulled = self.pull(cotangent, *inputs, params=params)
+        if self.single:
+            pulled = [pulled]
+        result: list = [None] * len(inputs)
+        for i, x_bar in zip(argnums, pulled, strict=True):
+            result[i] = x_bar if type(inputs[i]) is Linear else None
+        return result
+
+
+class Multilinear(Rule):
+    """`z = B(x, y)`, linear in each argument: `z_dot = B(x_dot, y) + B(x, y_dot)`."""
+
+    def __init__(self, transposes: Sequence[Callable | None]):
+        self.pulls = tuple(None if t is None else _reader(t) for t in transposes)
+
+    def forward(self, primitive, primals, tangents, params):
+        answer = primitive.bind(*primals, **params)
+        total: Any = Zero.like(answer)
+        for i, tangent in enumerate(tangents):
+            if type(tangent) is not Zero and self.pulls[i] is not None:
+                term = primitive.bind(*primals[:i], tangent, *primals[i + 1 :], **params)
+                total = jx.add(total, term)
+        return [answer], [total]
+
+    def transpose(self, primitive, cotangents, inputs, params):
+        linear = [i for i, x in enumerate(inputs) if type(x) is Linear]
+        if len(linear) != 1 or self.pulls[linear[0]] is None:
+            raise NotLinear.at(primitive)
+        result: list = [None] * len(inputs)
+        result[linear[0]] = self.pulls[linear[0]](cotangents[0], *inputs, params=params)
+        return result
+
+
+class ZeroRule(Rule):
+    """`y` is piecewise constant in `x` (or not a real number at all), so `y_dot = 0`."""
+
+    def forward(self, primitive, primals, tangents, params):
+        outs = _results(primitive, primitive.bind(*primals, **params))
+        return outs, [Zero.like(out) for out in outs]
+
+
+class General(Rule):
+    """`y, y_dot = jvp(x, x_dot)`, written with other primitives, which have transposes."""
+
+    def __init__(self, jvp: Callable):
+        self.jvp = _reader(jvp)
+
+    def forward(self, primitive, primals, tangents, params):
+        outs, tangents_out = self.jvp(primals, tangents, params=params)
+        return _results(primitive, outs), _results(primitive, tangents_out)
+
+
+class NotLinear(TypeError):
+    """An equation is not linear in an input with respect to which it was to be transposed."""
+
+    def __init__(self, message: str, primitive: Primitive):
+        super().__init__(message)
+        self.primitive = primitive
+
+    @classmethod
+    def at(cls, primitive: Primitive) -> NotLinear:
+        return cls(
+            f"cannot transpose the equation '{primitive}' at {jx.user_line()}: it is not linear in "
+            "the input that is being transposed. Only a linear function has a transpose; the "
+            "derivative of any other is given by functrans.vjp or functrans.grad.",
+            primitive,
+        )
+
+
+def elementwise(primitive: Primitive, *partials: Any) -> None:
+    """Declare the partial derivatives of an operation that acts on each element by itself.
+
+    Args:
+      primitive: the operation, `z = f(x_1, ..., x_n)`, with one result.
+      *partials: one for each argument: a function of `(z, x_1, ..., x_n)` that returns `dz/dx_i`;
+        or `LINEAR` (the derivative is the operation itself, as for each factor of a product);
+        or `1` or `-1`; or `None` for an argument without a derivative.
+
+    >>> from jax import lax
+    >>> import functrans as ft
+    >>> ft.rules.elementwise(lax.atan2_p,
+    ...     lambda z, x, y: y / (x * x + y * y),
+    ...     lambda z, x, y: -x / (x * x + y * y))
+    """
+    RULES[primitive] = Elementwise(partials)
+
+
+def linear(
+    primitive: Primitive, transpose: Callable, argnums: int | Sequence[int] | None = 0
+) -> None:
+    """Declare an operation that is linear in the arguments `argnums`, taken together.
+
+    Args:
+      primitive: the operation.
+      transpose: a function of the cotangent and the inputs (those in which the operation is linear
+        come as `Linear`, with a `shape` and a `dtype` but no value) that returns the cotangent of
+        the one linear argument, or a sequence with one for each of `argnums`.
+      argnums: an integer, several, or `None` for all arguments.
+    """
+    RULES[primitive] = LinearRule(transpose, argnums)
+
+
+def multilinear(primitive: Primitive, *transposes: Callable | None) -> None:
+    """Declare an operation that is linear in each of several arguments by itself.
+
+    Args:
+      primitive: the operation, with one result.
+      *transposes: one for each argument: a function of the cotangent and the inputs (the one in
+        question comes as `Linear`) that returns its cotangent; or `None`.
+    """
+    RULES[primitive] = Multilinear(transposes)
+
+
+def zero(*primitives: Primitive) -> None:
+    """Declare operations whose derivative is zero wherever it exists."""
+    for primitive in primitives:
+        RULES[primitive] = ZeroRule()
+
+
+def general(primitive: Primitive, jvp: Callable) -> None:
+    """Declare a derivative by a jvp: `(primals, tangents) -> (primals_out, tangents_out)`.
+
+    Each tangent may be a `Zero`; `functrans.rules.instantiate` makes an array of it. A primitive
+    with several results returns lists.
+    """
+    RULES[primitive] = General(jvp)
+
+
+def call(primitive: Primitive, rule: Rule) -> None:
+    """Declare what a primitive that carries jaxprs does with them."""
+    RULES[primitive] = rule
+
+
+instantiate = jx.instantiate
+
+
+def rule_of(primitive: Primitive) -> Rule:
+    """The rule of a primitive, or an error that says how to give it one."""
+    try:
+        return RULES[primitive]
+    except KeyError:
+        raise NotImplementedError(
+            f"functrans has no derivative rule for the primitive '{primitive}', which was used at "
+            f"{jx.user_line()}. Declare one, for example "
+            f"functrans.rules.elementwise({primitive}_p, lambda answer, x: ...) if it acts on each "
+            "element by itself, or functrans.rules.linear, multilinear, zero or general; see "
+            "help(functrans.rules)."
+        ) from None
+
+
+def _results(primitive: Primitive, out: Any) -> list:
+    return list(out) if primitive.multiple_results else [out]
+
+
+def _reader(function: Callable) -> Callable:
+    """Call `function` with just the params that it names."""
+    kinds = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in kinds):
+        return lambda *args, params: function(*args, **params)
+    names = [p.name for p in kinds if p.kind is p.KEYWORD_ONLY]
+    if not names:
+        return lambda *args, params: function(*args)
+    return lambda *args, params: function(*args, **{n: params[n] for n in names if n in params})

@@ -1,0 +1,244 @@
+"""The mini tracer: run a Python function, write a jaxpr.
+
+    stage : (a -> b) -> Type a -> Jaxpr a b
+
+JAX hands every operation of the running function to the *current trace*, which here answers with
+an equation on paper instead of a number:
+
+    sin x          becomes         v = sin u,    and the tracer that stands for v
+
+In *staging* mode a trace writes down all that it sees.  In *recording* mode it writes down only
+the equations that touch one of its own tracers and hands all others to its parent: the primal
+work runs now, the tangent work is written down.  That difference is all of partial evaluation.
+
+Read next: `forward.py`, which reads equations and pushes tangents through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import source_info_util
+from jax.extend.core import (
+    ClosedJaxpr,
+    Jaxpr,
+    Literal,
+    Var,
+    new_jaxpr_eqn,
+    set_current_trace,
+)
+from jax.extend.core.primitives import broadcast_in_dim_p, convert_element_type_p, jit_p
+
+from functrans import jaxpr as jx
+
+
+class Tracer(jax.core.Tracer):
+    """Stands for the value of one atom (a variable, or a literal) of the jaxpr being written."""
+
+    __slots__ = ("atom",)
+
+    def __init__(self, trace: StagingTrace, atom: Any):
+        super().__init__(trace, atom.aval)
+        self.atom = atom
+        self._line_info = source_info_util.current()
+
+    def _short_repr(self):
+        return f"Tracer<{self.aval.str_short()}>"
+
+    def _origin_msg(self):
+        line = source_info_util.summarize(self._line_info)
+        return (
+            f"\nThe value was traced, not computed: it was made at {line}. To branch on it use "
+            "jax.lax.cond, jax.lax.while_loop or jax.numpy.where; if it is to be an ordinary "
+            "Python value, make the argument it comes from static (static_argnums), or do not "
+            "jit: every other transform of functrans runs Python control flow on concrete values."
+        )
+
+
+class StagingTrace(jax.core.Trace):
+    """Writes an equation for each operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.inputs: list[Var] = []
+        self.equations: list = []
+        self.constants: dict[int, tuple[Var, Any]] = {}
+
+    def new_input(self, aval: Any) -> Tracer:
+        self.inputs.append(Var(aval))
+        return Tracer(self, self.inputs[-1])
+
+    def owns(self, x: Any) -> bool:
+        return isinstance(x, Tracer) and x._trace is self
+
+    def atom(self, x: Any) -> Any:
+        """The atom for a value: its own, a literal if it is a scalar, else a constant's."""
+        if self.owns(x):
+            return x.atom
+        if np.ndim(x) == 0 and not isinstance(x, jax.Array):
+            return Literal(x, jx.typeof(x))
+        if id(x) not in self.constants:
+            # The value is kept beside its variable, and so its id stays its own.
+            self.constants[id(x)] = (Var(jx.typeof(x)), x)
+        return self.constants[id(x)][0]
+
+    def process_primitive(self, primitive, args, params, /):
+        if primitive is jit_p and jx.is_inlined(params):
+            return self.replay(params["jaxpr"], args)
+        if primitive in _SIMPLIFY:
+            simpler = _SIMPLIFY[primitive](jx.typeof(args[0]), *args, **params)
+            if simpler is not None:
+                return self.stage_value(simpler)
+        return self.record(primitive, args, params)
+
+    def record(self, primitive, args, params) -> Any:
+        """Write `outputs = primitive[params] args`; return tracers for the outputs."""
+        atoms = [self.atom(x) for x in args]
+        avals, effects = jx.abstract_eval(primitive, tuple(a.aval for a in atoms), params)
+        tracers = self.write(primitive, atoms, avals, params, effects)
+        return tracers if primitive.multiple_results else tracers[0]
+
+    def write(self, primitive, atoms, avals, params, effects) -> list[Tracer]:
+        outputs = [Var(aval) for aval in avals]
+        source = source_info_util.current()
+        self.equations.append(new_jaxpr_eqn(atoms, outputs, primitive, params, effects, source))
+        return [Tracer(self, output) for output in outputs]
+
+    def replay(self, program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+        """Write the equations of another program as if its function had run here."""
+        values = jx.environment(program, args)
+
+        def read(atom):
+            return atom.val if isinstance(atom, Literal) else values[atom]
+
+        for equation in program.jaxpr.eqns:
+            inputs = [read(atom) for atom in equation.invars]
+            with jx.context_of(equation):
+                if equation.primitive is jit_p and jx.is_inlined(equation.params):
+                    outs = self.replay(equation.params["jaxpr"], inputs)
+                else:
+                    avals = [var.aval for var in equation.outvars]
+                    outs = self.write(
+                        equation.primitive,
+                        [self.atom(x) for x in inputs],
+                        avals,
+                        equation.params,
+                        equation.effects,
+                    )
+            values.update(zip(equation.outvars, outs, strict=True))
+        return [read(atom) for atom in program.jaxpr.outvars]
+
+    def stage_value(self, x: Any, /) -> Tracer:
+        return x if self.owns(x) else Tracer(self, self.atom(x))
+
+    def process_custom_jvp_call(self, primitive, fun, jvp, args, /, **params):
+        return self._custom_call(primitive, (fun, jvp), args, params)
+
+    def process_custom_vjp_call(self, primitive, fun, fwd, bwd, args, /, **params):
+        return self._custom_call(primitive, (fun, fwd, bwd), args, params)
+
+    def _custom_call(self, primitive, subfuns, args, params):
+        """JAX writes the equation, which must be one that JAX understands; it is replayed here."""
+
+        def call(*inputs):
+            return primitive.bind(*inputs, subfuns=subfuns, **params)
+
+        program = jax.make_jaxpr(call)(*[jx.shape_of(x) for x in args])
+        return self.replay(program, args)
+
+    def finish(self, outputs: Sequence[Any], debug_info: Any) -> tuple[Jaxpr, list]:
+        """The program written, in which constants are the first inputs; and their values.
+
+        Equations on which no output depends are left out where they were only recorded.
+        """
+        atoms = [self.atom(x) for x in outputs]
+        equations = self.select(atoms)
+        read = {a for e in equations for a in e.invars if isinstance(a, Var)}
+        read.update(a for a in atoms if isinstance(a, Var))
+        constants = [(var, value) for var, value in self.constants.values() if var in read]
+        variables = [var for var, _ in constants]
+        program = jx.closed([*variables, *self.inputs], atoms, equations, debug_info)
+        self.invalidate()
+        return program.jaxpr, [value for _, value in constants]
+
+    def select(self, outputs: Sequence[Any]) -> list:
+        """The equations that the finished program keeps: what was staged is what ran."""
+        del outputs
+        return self.equations
+
+
+class RecordingTrace(StagingTrace):
+    """Writes the equations that touch its own tracers; all others run now, in the parent."""
+
+    def __init__(self, parent: Any):
+        super().__init__()
+        self.parent = parent
+
+    def process_primitive(self, primitive, args, params, /):
+        if any(map(self.owns, args)):
+            return self.record(primitive, args, params)
+        with set_current_trace(self.parent):
+            return primitive.bind(*args, **params)
+
+    def stage_value(self, x, /):
+        return x if self.owns(x) else self.parent.stage_value(x)
+
+    def _custom_call(self, primitive, subfuns, args, params):
+        if any(map(self.owns, args)):
+            with set_current_trace(self):
+                return subfuns[0].call_wrapped(*args)
+        with set_current_trace(self.parent):
+            return primitive.bind(*args, subfuns=subfuns, **params)
+
+    def select(self, outputs):
+        """A dead linear equation would only be transposed into zeros."""
+        return jx.live(self.equations, outputs)
+
+
+def _same_type(aval, operand, *, new_dtype, weak_type, sharding):
+    """A conversion to the type that a value has is none; that of a literal is a literal."""
+    if sharding is not None:
+        return None
+    if aval.dtype == new_dtype and aval.weak_type == weak_type:
+        return operand
+    return None
+
+
+def _same_shape(aval, operand, *dynamic_shape, shape, broadcast_dimensions, sharding):
+    if sharding is None and aval.shape == shape and not dynamic_shape:
+        return operand
+    return None
+
+
+_SIMPLIFY: dict[Any, Callable] = {
+    convert_element_type_p: _same_type,
+    broadcast_in_dim_p: _same_shape,
+}
+
+
+def stage(fun: Callable[..., Sequence[Any]], avals: Sequence[Any], debug_info: Any) -> ClosedJaxpr:
+    """Run `fun`, which takes and returns flat lists, on tracers of the given types.
+
+    Its constants become constants of the closed jaxpr.
+    """
+    trace = StagingTrace()
+    with source_info_util.reset_name_stack():
+        tracers = [trace.new_input(aval) for aval in avals]
+        try:
+            with set_current_trace(trace):
+                outputs = fun(*tracers)
+            jaxpr, constants = trace.finish(outputs, debug_info)
+        finally:
+            trace.invalidate()
+    split = len(constants)
+    return jx.closed(
+        jaxpr.invars[split:],
+        jaxpr.outvars,
+        jaxpr.eqns,
+        debug_info,
+        jaxpr.invars[:split],
+        constants,
+    )
