@@ -12,8 +12,6 @@ This is the end of the tour; `derivatives/` and `control_flow/` have the rules.
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,139 +21,119 @@ from jax import lax, tree
 
 from functrans import checks
 from functrans import jaxpr as jx
-from functrans.jit import Jitted
-from functrans.transforms import grad, jvp, linearize, of_jitted, select, vjp
+from functrans.jit import transformed, transformed_at_once
+from functrans.transforms import Argnums, grad, jvp, linearize, select, vjp, without_value
 
 
 def basis_vector(leaves: Sequence, i: Any) -> list:
     """The `i`-th vector of the standard basis of the space of these arrays."""
-    vectors, start = [], 0
-    for leaf in leaves:
-        aval = jx.typeof(leaf)
-        place = jnp.arange(aval.size) + start
-        vectors.append((place == i).astype(aval.dtype).reshape(aval.shape))
-        start += aval.size
-    return vectors
+    avals = [jx.typeof(leaf) for leaf in leaves]
+    starts = [sum(a.size for a in avals[:k]) for k in range(len(avals))]
+    return [
+        (jnp.arange(a.size).reshape(a.shape) == i - start).astype(a.dtype)
+        for a, start in zip(avals, starts, strict=True)
+    ]
 
 
 def over_basis(linear: Callable, leaves: Sequence, chunk_size: int | None) -> Any:
     """Stack `linear(e_i)` for every vector of the basis; at most `chunk_size` of them at a time."""
-    dimension = sum(jx.typeof(leaf).size for leaf in leaves)
+    basis = jnp.arange(sum(jx.typeof(leaf).size for leaf in leaves))
 
     def at(i):
         return linear(basis_vector(leaves, i))
 
-    if chunk_size is None or chunk_size >= dimension:
-        return jax.vmap(at)(jnp.arange(dimension))
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, but it is {chunk_size}")
-    return lax.map(at, jnp.arange(dimension), batch_size=chunk_size)
+    if chunk_size is None or checks.chunk_size(chunk_size) >= len(basis):
+        return jax.vmap(at)(basis)
+    return lax.map(at, basis, batch_size=chunk_size)
 
 
 def split_basis(stacked: Any, leaves: Sequence, axis: int) -> list:
     """Undo the stacking: the axis `axis` becomes, for each leaf, the axes of that leaf."""
-    sizes = [jx.typeof(leaf).size for leaf in leaves]
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    blocks = []
-    for leaf, start, size in zip(leaves, starts, sizes, strict=True):
-        block = lax.slice_in_dim(stacked, start, start + size, axis=axis)
-        shape = stacked.shape
-        blocks.append(block.reshape(*shape[:axis], *jnp.shape(leaf), *shape[axis + 1 :]))
-    return blocks
+    avals = [jx.typeof(leaf) for leaf in leaves]
+    ends = [sum(a.size for a in avals[: k + 1]) for k in range(len(avals))]
+    before, after = stacked.shape[:axis], stacked.shape[axis + 1 :]
+    return [
+        lax.slice_in_dim(stacked, end - a.size, end, axis=axis).reshape(before + a.shape + after)
+        for a, end in zip(avals, ends, strict=True)
+    ]
 
 
-def _forward(fun, argnums, has_aux, holomorphic, chunk_size, with_value):
-    checks.is_function("jacfwd", fun)
-    argnums = checks.argnums(argnums)
-
-    @functools.wraps(fun, assigned=("__name__", "__qualname__"), updated=())
-    def jacobian_of(*args: Any, **kwargs: Any) -> Any:
-        partial, selected = select("jacfwd", fun, args, kwargs, argnums)
+def _with_jacobian(
+    fun: Callable, name: str, argnums: Any, has_aux: bool, chunk_size: int | None, **allowed: bool
+) -> Callable:
+    def with_jacobian_at(*args, **kwargs):
+        partial, selected = select(name, fun, args, kwargs, argnums)
         point = selected[0] if isinstance(argnums, int) else selected
-        leaves, in_tree = tree.flatten(selected)
-        for leaf in leaves:
-            checks.forward_input("jacfwd", leaf, holomorphic)
-        out, pushforward, *aux = linearize(partial, *selected, has_aux=has_aux)
-        for leaf in tree.leaves(out):
-            checks.output("jacfwd", leaf, holomorphic)
+        checks.numbers(name, "inputs", selected, complex_too=name == "jacrev", **allowed)
+        mode = linearize if name == "jacfwd" else vjp
+        out, linear, *aux = mode(partial, *selected, has_aux=has_aux)
+        checks.numbers(name, "outputs", out, holomorphic=allowed["holomorphic"])
+        blocks = (_columns if name == "jacfwd" else _rows)(linear, selected, out, chunk_size)
+        jacobian = tree.unflatten(
+            tree.structure(out), [tree.unflatten(tree.structure(point), row) for row in blocks]
+        )
+        return ((out, *aux) if has_aux else out), jacobian
 
-        def column(vector):
-            return pushforward(*tree.unflatten(in_tree, vector))
-
-        columns = over_basis(column, leaves, chunk_size)
-
-        def blocks(columns_of_one):
-            last = jnp.moveaxis(columns_of_one, 0, -1)
-            return tree.unflatten(
-                tree.structure(point), split_basis(last, leaves, last.ndim - 1)
-            )
-
-        return _result(out, tree.map(blocks, columns), aux, with_value)
-
-    return jacobian_of
+    return jx.named_like(fun, with_jacobian_at)
 
 
-def _reverse(fun, argnums, has_aux, holomorphic, allow_int, chunk_size, with_value):
-    checks.is_function("jacrev", fun)
-    argnums = checks.argnums(argnums)
+def _columns(pushforward: Callable, primals: tuple, out: Any, chunk_size: int | None) -> list:
+    """The blocks of the Jacobian, a list for each output, from its columns `J e_i`."""
+    leaves, in_tree = tree.flatten(primals)
 
-    @functools.wraps(fun, assigned=("__name__", "__qualname__"), updated=())
-    def jacobian_of(*args: Any, **kwargs: Any) -> Any:
-        partial, selected = select("jacrev", fun, args, kwargs, argnums)
-        for leaf in tree.leaves(selected):
-            checks.grad_input("jacrev", leaf, holomorphic, allow_int)
-        out, pullback, *aux = vjp(partial, *selected, has_aux=has_aux)
-        leaves, out_tree = tree.flatten(out)
-        for leaf in leaves:
-            checks.output("jacrev", leaf, holomorphic)
+    def column(vector):
+        return tree.leaves(pushforward(*tree.unflatten(in_tree, vector)))
 
-        def row(covector):
-            pulled = pullback(tree.unflatten(out_tree, covector))
-            return pulled[0] if isinstance(argnums, int) else pulled
-
-        rows = over_basis(row, leaves, chunk_size)
-        row_leaves, row_tree = tree.flatten(rows)
-        blocks = zip(*(split_basis(r, leaves, 0) for r in row_leaves), strict=True)
-        jacobian = tree.unflatten(out_tree, [tree.unflatten(row_tree, b) for b in blocks])
-        return _result(out, jacobian, aux, with_value)
-
-    return jacobian_of
+    columns = over_basis(column, leaves, chunk_size)
+    return [split_basis(jnp.moveaxis(c, 0, -1), leaves, c.ndim - 1) for c in columns]
 
 
-def _result(out: Any, jacobian: Any, aux: Sequence, with_value: bool) -> Any:
-    if with_value:
-        return ((out, *aux) if aux else out), jacobian
-    return (jacobian, *aux) if aux else jacobian
+def _rows(pullback: Callable, primals: tuple, out: Any, chunk_size: int | None) -> list:
+    """The blocks of the Jacobian, a list for each output, from its rows `e_i^T J`."""
+    leaves, out_tree = tree.flatten(out)
+
+    def row(covector):
+        return tree.leaves(pullback(tree.unflatten(out_tree, covector)))
+
+    rows = over_basis(row, leaves, chunk_size)
+    by_input = [split_basis(r, leaves, 0) for r in rows]
+    return [[blocks[i] for blocks in by_input] for i in range(len(leaves))]
 
 
-@of_jitted
-def _jacfwd(fun, argnums, has_aux, holomorphic, chunk_size):
-    return _forward(fun, argnums, has_aux, holomorphic, chunk_size, with_value=False)
-
-
-@of_jitted
-def _value_and_jacfwd(fun, argnums, has_aux, holomorphic, chunk_size):
-    return _forward(fun, argnums, has_aux, holomorphic, chunk_size, with_value=True)
-
-
-@of_jitted
-def _jacrev(fun, argnums, has_aux, holomorphic, allow_int, chunk_size):
-    return _reverse(fun, argnums, has_aux, holomorphic, allow_int, chunk_size, with_value=False)
-
-
-@of_jitted
-def _value_and_jacrev(fun, argnums, has_aux, holomorphic, allow_int, chunk_size):
-    return _reverse(fun, argnums, has_aux, holomorphic, allow_int, chunk_size, with_value=True)
-
-
-def jacfwd(
+def value_and_jacfwd(
     fun: Callable,
-    argnums: int | Sequence[int] = 0,
+    argnums: Argnums = 0,
     has_aux: bool = False,
     holomorphic: bool = False,
     *,
     chunk_size: int | None = None,
 ) -> Callable:
+    """The value of a function and its Jacobian, column by column in forward mode.
+
+    Args:
+      fun: a function of arrays or pytrees of arrays to the same.
+      argnums: the position, or positions, of the arguments with respect to which to differentiate.
+      has_aux: whether `fun` returns a pair of its output and something not differentiated.
+      holomorphic: whether `fun` is a holomorphic function of complex numbers.
+      chunk_size: push at most so many basis vectors through the program at a time; the result is
+        the same and the peak of memory lower.
+
+    Returns:
+      A function of the same arguments that returns `(value, jacobian)`, or
+      `((value, aux), jacobian)`, from one evaluation of `fun`.
+
+    >>> import jax.numpy as jnp, functrans as ft
+    >>> value, jacobian = ft.value_and_jacfwd(jnp.square)(3.0)
+    >>> float(value), float(jacobian)
+    (9.0, 6.0)
+    """
+    checks.is_function("jacfwd", fun)
+    settings = {"argnums": checks.argnums(argnums), "has_aux": has_aux, "chunk_size": chunk_size}
+    return transformed(fun, _with_jacobian, name="jacfwd", holomorphic=holomorphic, **settings)
+
+
+@without_value(value_and_jacfwd)
+def jacfwd():
     """The Jacobian, column by column in forward mode: for functions with few inputs.
 
     Args:
@@ -178,38 +156,34 @@ def jacfwd(
     >>> ft.jacfwd(lambda x: x * x)(jnp.array([1.0, 2.0])).tolist()
     [[2.0, 0.0], [0.0, 4.0]]
     """
-    return _jacfwd(fun, argnums, has_aux, holomorphic, chunk_size)
 
 
-def value_and_jacfwd(
+def value_and_jacrev(
     fun: Callable,
-    argnums: int | Sequence[int] = 0,
-    has_aux: bool = False,
-    holomorphic: bool = False,
-    *,
-    chunk_size: int | None = None,
-) -> Callable:
-    """As `jacfwd`, and the value from the same evaluation: `(value, jacobian)`.
-
-    With `has_aux` it is `((value, aux), jacobian)`.
-
-    >>> import jax.numpy as jnp, functrans as ft
-    >>> value, jacobian = ft.value_and_jacfwd(jnp.square)(3.0)
-    >>> float(value), float(jacobian)
-    (9.0, 6.0)
-    """
-    return _value_and_jacfwd(fun, argnums, has_aux, holomorphic, chunk_size)
-
-
-def jacrev(
-    fun: Callable,
-    argnums: int | Sequence[int] = 0,
+    argnums: Argnums = 0,
     has_aux: bool = False,
     holomorphic: bool = False,
     allow_int: bool = False,
     *,
     chunk_size: int | None = None,
 ) -> Callable:
+    """The value of a function and its Jacobian, row by row in reverse mode.
+
+    The arguments and the result are those of `value_and_jacfwd`; `allow_int` is that of `grad`.
+
+    >>> import jax.numpy as jnp, functrans as ft
+    >>> value, jacobian = ft.value_and_jacrev(jnp.square)(3.0)
+    >>> float(value), float(jacobian)
+    (9.0, 6.0)
+    """
+    checks.is_function("jacrev", fun)
+    settings = {"argnums": checks.argnums(argnums), "has_aux": has_aux, "chunk_size": chunk_size}
+    allowed = {"holomorphic": holomorphic, "allow_int": allow_int}
+    return transformed(fun, _with_jacobian, name="jacrev", **settings, **allowed)
+
+
+@without_value(value_and_jacrev)
+def jacrev():
     """The Jacobian, row by row in reverse mode: for functions with few outputs.
 
     The arguments and the result are those of `jacfwd`; `allow_int` is that of `grad`.
@@ -218,28 +192,6 @@ def jacrev(
     >>> ft.jacrev(lambda x: x * x)(jnp.array([1.0, 2.0])).tolist()
     [[2.0, 0.0], [0.0, 4.0]]
     """
-    return _jacrev(fun, argnums, has_aux, holomorphic, allow_int, chunk_size)
-
-
-def value_and_jacrev(
-    fun: Callable,
-    argnums: int | Sequence[int] = 0,
-    has_aux: bool = False,
-    holomorphic: bool = False,
-    allow_int: bool = False,
-    *,
-    chunk_size: int | None = None,
-) -> Callable:
-    """As `jacrev`, and the value from the same evaluation: `(value, jacobian)`.
-
-    With `has_aux` it is `((value, aux), jacobian)`.
-
-    >>> import jax.numpy as jnp, functrans as ft
-    >>> value, jacobian = ft.value_and_jacrev(jnp.square)(3.0)
-    >>> float(value), float(jacobian)
-    (9.0, 6.0)
-    """
-    return _value_and_jacrev(fun, argnums, has_aux, holomorphic, allow_int, chunk_size)
 
 
 jacobian = jacrev
@@ -247,7 +199,7 @@ jacobian = jacrev
 
 def hessian(
     fun: Callable,
-    argnums: int | Sequence[int] = 0,
+    argnums: Argnums = 0,
     has_aux: bool = False,
     holomorphic: bool = False,
     *,
@@ -279,10 +231,8 @@ def hvp(fun: Callable, x: Any, v: Any) -> Any:
     >>> ft.hvp(lambda x: x[0] * x[1] ** 2, jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0])).tolist()
     [0.0, 4.0]
     """
-    if isinstance(fun, Jitted) and fun.has_plain_arguments:
-        return fun.transformed(_hvp_of)(x, v)
-    return jvp(grad(fun), (x,), (v,))[1]
+    return transformed_at_once(fun, _hvp)(x, v)
 
 
-def _hvp_of(fun: Callable) -> Callable:
-    return lambda x, v: hvp(fun, x, v)
+def _hvp(fun: Callable) -> Callable:
+    return lambda x, v: jvp(grad(fun), (x,), (v,))[1]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -145,14 +145,20 @@ def add(x: Any, y: Any) -> Any:
 
 
 def broadcast_to(x: Any, aval: Any) -> Any:
-    """A scalar among arrays takes part in every element."""
-    return x if typeof(x).shape == aval.shape else lax.broadcast(x, aval.shape)
+    """A scalar among arrays takes part in every element; so does an axis of size 1."""
+    shape = typeof(x).shape
+    if shape == aval.shape:
+        return x
+    return lax.broadcast_in_dim(x, aval.shape, range(aval.ndim) if shape else ())
 
 
 def sum_to(x: Any, aval: Any) -> Any:
     """The transpose of `broadcast_to`."""
-    axes = tuple(range(typeof(x).ndim))
-    return x if typeof(x).shape == aval.shape else lax.reduce_sum(x, axes)
+    shape = typeof(x).shape
+    if shape == aval.shape:
+        return x
+    axes = tuple(i for i in range(len(shape)) if not aval.shape or shape[i] != aval.shape[i])
+    return lax.reshape(lax.reduce_sum(x, axes), aval.shape)
 
 
 # ---- equations and jaxprs ------------------------------------------------------------------------
@@ -174,16 +180,19 @@ def closed(
     return ClosedJaxpr(jaxpr, list(consts))
 
 
-def opened(program: ClosedJaxpr) -> tuple[Jaxpr, list]:
-    """A jaxpr whose first inputs are the constants of `program`; and the constants."""
+def opened(program: ClosedJaxpr, inputs: Iterable) -> tuple[Jaxpr, list]:
+    """The jaxpr whose first inputs are the constants of `program`; and all its inputs."""
     jaxpr = program.jaxpr
-    inputs = [*jaxpr.constvars, *jaxpr.invars]
-    return closed(inputs, jaxpr.outvars, jaxpr.eqns, jaxpr.debug_info).jaxpr, list(program.consts)
+    variables = [*jaxpr.constvars, *jaxpr.invars]
+    whole = closed(variables, jaxpr.outvars, jaxpr.eqns, jaxpr.debug_info)
+    return whole.jaxpr, [*program.consts, *inputs]
 
 
-def closed_again(jaxpr: Jaxpr) -> ClosedJaxpr:
-    """A jaxpr without constants as a closed one."""
-    return ClosedJaxpr(jaxpr, [])
+def with_constants(jaxpr: Jaxpr, values: Sequence) -> ClosedJaxpr:
+    """The program in which the first inputs of `jaxpr` are constants, with these values."""
+    variables, split = jaxpr.invars, len(values)
+    outputs, equations, info = jaxpr.outvars, jaxpr.eqns, jaxpr.debug_info
+    return closed(variables[split:], outputs, equations, info, variables[:split], values)
 
 
 def one(aval: Any) -> Any:
@@ -195,7 +204,17 @@ def debug_info(purpose: str, fun: Callable) -> jex.DebugInfo:
     """What JAX prints of a jaxpr's origin: the function's name, file and line."""
     code = getattr(fun, "__code__", None)
     place = f" at {code.co_filename}:{code.co_firstlineno}" if code else ""
-    return jex.DebugInfo(purpose, getattr(fun, "__name__", repr(fun)) + place, None, None)
+    return jex.DebugInfo(purpose, name_of(fun) + place, None, None)
+
+
+def name_of(fun: Callable) -> str:
+    return getattr(fun, "__name__", type(fun).__name__)
+
+
+def named_like(fun: Callable, transformed: Callable) -> Callable:
+    """`transformed`, under the name of the function that it comes from."""
+    transformed.__name__ = transformed.__qualname__ = name_of(fun)
+    return transformed
 
 
 def abstract_eval(primitive: Primitive, avals: tuple, params: dict) -> tuple[list, Any]:
@@ -276,63 +295,16 @@ def user_line() -> str:
     return line or "an unknown line"
 
 
-# ---- a whole jaxpr as one equation -----------------------------------------------------------------
-
-Place = tuple[str, int] | None
-
-
-def bind_jit(
-    program: ClosedJaxpr,
-    args: Sequence[Any],
-    name: str,
-    like: dict | None = None,
-    inputs: Sequence[Place] | None = None,
-    outputs: Sequence[Place] | None = None,
-) -> list:
-    """Evaluate a jaxpr as one `jit` equation.
-
-    Args:
-      like: the params of the equation from which this one derives, if it derives from one.
-      inputs, outputs: for each input and output its place in that equation, `("in", i)` or
-        `("out", i)`, whose sharding and layout it then has; `None` for a new one.
-    """
-    kept, positions, sources = _without_copies(program)
-    default = _jit_params(jax.sharding.get_abstract_mesh())
-    params = dict(like or default)
-    inputs = inputs or [None] * len(args)
-    outputs = outputs or [None] * len(sources)
-    outputs = [outputs[i] for i in positions]
-
-    def choose(what: str, places: Sequence[Place]) -> tuple:
-        nothing = default[f"in_{what}"][0]
-        return tuple(nothing if p is None else params[f"{p[0]}_{what}"][p[1]] for p in places)
-
-    params |= {
-        "name": name,
-        "jaxpr": kept,
-        "in_shardings": choose("shardings", inputs),
-        "in_layouts": choose("layouts", inputs),
-        "out_shardings": choose("shardings", outputs),
-        "out_layouts": choose("layouts", outputs),
-        "donated_invars": (False,) * len(args),
-        "inline": params["inline"],
-        "compiler_options_kvs": (),
-    }
-    outs = jit_p.bind(*args, **params) if outputs or kept.jaxpr.effects else []
-    given = {"in": args, "new": outs}
-    return [given[kind][i] for kind, i in sources]
-
-
 def is_inlined(params: dict) -> bool:
     """Whether a `jit` equation asks to be replaced by its equations when it is staged."""
-    default = _jit_params(jax.sharding.get_abstract_mesh())
+    default = jit_params(jax.sharding.get_abstract_mesh())
     inline = getattr(params["inline"], "value", params["inline"]) in (True, "jax_early")
     keys = ("in_shardings", "out_shardings", "in_layouts", "out_layouts")
     return inline and all(one is default[key][0] for key in keys for one in params[key])
 
 
 @functools.lru_cache(maxsize=16)
-def _jit_params(mesh: Any) -> dict:
+def jit_params(mesh: Any) -> dict:
     del mesh  # the params name the mesh in whose context they were made
     return dict(jax.make_jaxpr(jax.jit(jnp.negative))(1.0).eqns[0].params)
 
@@ -352,31 +324,3 @@ def cached_by_program(function: Callable) -> Callable:
         return entries[key]
 
     return cached
-
-
-@cached_by_program
-def _without_copies(program: ClosedJaxpr) -> tuple[ClosedJaxpr, list, list]:
-    """Drop the outputs that are inputs or other outputs.
-
-    Returns the smaller program, the positions of the outputs that it keeps, and for each output of
-    the whole program where its value is: `("in", i)` or `("new", i)`.
-    """
-    jaxpr = program.jaxpr
-    found = {var: ("in", i) for i, var in enumerate(jaxpr.invars)}
-    positions: list[int] = []
-    sources = []
-    for i, atom in enumerate(jaxpr.outvars):
-        if isinstance(atom, Literal) or atom not in found:
-            source = ("new", len(positions))
-            positions.append(i)
-            if isinstance(atom, Var):
-                found[atom] = source
-        else:
-            source = found[atom]
-        sources.append(source)
-    kept = [jaxpr.outvars[i] for i in positions]
-    equations = live(jaxpr.eqns, kept)
-    smaller = closed(
-        jaxpr.invars, kept, equations, jaxpr.debug_info, jaxpr.constvars, program.consts
-    )
-    return smaller, positions, sources

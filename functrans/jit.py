@@ -15,6 +15,7 @@ Read next: `transforms.py`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import weakref
@@ -24,29 +25,32 @@ from typing import Any
 import jax
 
 from functrans import jaxpr as jx
+from functrans.control_flow.jit import bind_jit
 from functrans.tracer import stage
 
 # id of a function -> {how it was wrapped -> the compiled function}, as long as the function lives
 _compiled: dict[int, dict] = {}
 
-# Of the options of `jit`, those that say something of the arguments hold for the gradient too;
-# those that say something of the results do not, and nothing is donated to a derivative.
-_KEPT_BY_TRANSFORMS = ("static_argnums", "static_argnames", "in_shardings", "keep_unused")
-_SEEN_BY_TRANSFORMS = (*_KEPT_BY_TRANSFORMS, "compiler_options", "device", "backend")
+# What a transform of a jitted function inherits: the options that speak of the arguments or of the
+# compiler. Those that speak of the results do not fit, and nothing is donated to a derivative.
+_OF_ARGUMENTS = ("static_argnums", "static_argnames", "in_shardings", "keep_unused")
+_INHERITED = (*_OF_ARGUMENTS, "compiler_options", "device", "backend")
 
 
 class Jitted:
     """A function compiled by `jit`; it is called as the function is.
 
-    `__wrapped__` is the user's function.
+    `__wrapped__` is the user's function. `trace`, `lower`, `eval_shape` and `clear_cache` are those
+    of a function compiled by `jax.jit`.
     """
 
-    def __init__(self, root: Callable, key: tuple, make: Callable, options: dict):
-        self._root = root  # what the compiled function hangs on must live as long as it is called
+    def __init__(self, root: Callable, key: tuple, make: Callable[[], Any], options: dict):
+        # First, as it copies the attributes of `root`, which may be a wrapper of another `Jitted`.
+        functools.update_wrapper(self, root)
+        self._root = root  # what the compiled function hangs on lives as long as it can be called
         self._key = key
         self._options = options
         self._call = _remember(root, key, make)
-        functools.update_wrapper(self, root)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
@@ -57,35 +61,26 @@ class Jitted:
     def __repr__(self) -> str:
         return f"<functrans.jit of {self.__wrapped__!r}>"
 
-    def trace(self, *args: Any, **kwargs: Any) -> Any:
-        """Stage the function; the result has a `.jaxpr` and can be lowered."""
-        return self._call.trace(*args, **kwargs)
+    trace = property(lambda self: self._call.trace)
+    lower = property(lambda self: self._call.lower)
+    eval_shape = property(lambda self: self._call.eval_shape)
+    clear_cache = property(lambda self: self._call.clear_cache)
 
-    def lower(self, *args: Any, **kwargs: Any) -> Any:
-        """Lower the function to StableHLO (`.as_text()`), ready to `.compile()`."""
-        return self._call.lower(*args, **kwargs)
 
-    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
-        """The shapes and dtypes of the results."""
-        return self._call.eval_shape(*args, **kwargs)
+def transformed(fun: Callable, transform: Callable, **settings: Any) -> Callable:
+    """`transform(fun, **settings)`, compiled if `fun` is; it takes the arguments of `fun`."""
+    if not isinstance(fun, Jitted):
+        return transform(fun, **settings)
+    options = {k: v for k, v in fun._options.items() if k in _INHERITED}
+    key, call = (*fun._key, transform, _hashable(settings)), fun._call
+    return Jitted(fun._root, key, lambda: _compile(transform(call, **settings), options), options)
 
-    def clear_cache(self) -> None:
-        """Forget what has been compiled."""
-        self._call.clear_cache()
 
-    def transformed(self, transform: Callable, **settings: Any) -> Jitted:
-        """`transform(self, **settings)`, a function of the same arguments, compiled."""
-        options = {k: self._options[k] for k in _SEEN_BY_TRANSFORMS if k in self._options}
-        call = self._call
-        key = (*self._key, transform, _hashable(settings))
-        return Jitted(
-            self._root, key, lambda: _compile(transform(call, **settings), options), options
-        )
-
-    @property
-    def has_plain_arguments(self) -> bool:
-        """Whether every argument is traced, and none has a sharding of its own."""
-        return not any(self._options.get(k) for k in _KEPT_BY_TRANSFORMS)
+def transformed_at_once(fun: Callable, transform: Callable, **settings: Any) -> Callable:
+    """As `transformed`, for a transform that takes primals: all of them arrays, none static."""
+    if isinstance(fun, Jitted) and any(map(fun._options.get, _OF_ARGUMENTS)):
+        return transform(fun, **settings)
+    return transformed(fun, transform, **settings)
 
 
 def jit(fun: Callable | None = None, /, **options: Any) -> Any:
@@ -99,7 +94,7 @@ def jit(fun: Callable | None = None, /, **options: Any) -> Any:
 
     Returns:
       A function that computes the same. `grad(jit(fun))`, and likewise every other transform of
-      it, is compiled too.
+      it, is compiled too. Without `fun`, a decorator with these options.
 
     Raises:
       TypeError: if `fun` cannot be called, or an argument is not an array and is not static.
@@ -111,21 +106,18 @@ def jit(fun: Callable | None = None, /, **options: Any) -> Any:
     12.0
     """
     if fun is None:
-        return lambda fun: jit(fun, **options)
+        return functools.partial(jit, **options)
     if not callable(fun):
-        raise TypeError(f"jit expects a function, but got {fun!r} of type {type(fun)}")
-    options = {k: v for k, v in options.items() if v is not None}
-    reference = _reference(fun)
-    return Jitted(
-        fun, ("jit", _hashable(options)), lambda: _compile(_Late(reference, fun), options), options
-    )
+        raise TypeError(f"jit expects a function, but got {fun!r} of type {type(fun).__name__}")
+    late = _late(fun)
+    return Jitted(fun, ("jit", _hashable(options)), lambda: _compile(late, options), options)
 
 
-def _remember(root: Callable, key: tuple, make: Callable) -> Any:
+def _remember(root: Callable, key: tuple, make: Callable[[], Any]) -> Any:
     """`make()`, or what it made for the same function and key."""
     # A method is a new object at each mention, so what is kept for it hangs on its instance.
-    anchor = getattr(root, "__self__", root)
-    key = (*key, getattr(root, "__func__", None))
+    anchor, method = (root.__self__, root.__func__) if inspect.ismethod(root) else (root, None)
+    key = (*key, method)
     try:
         hash(key)
         if id(anchor) not in _compiled:
@@ -139,35 +131,27 @@ def _remember(root: Callable, key: tuple, make: Callable) -> Any:
     return entries[key]
 
 
-def _reference(fun: Callable) -> Callable[[], Any]:
-    """A weak reference, so that what is kept for a function does not keep the function."""
+def _late(fun: Callable) -> Callable:
+    """`fun`, held weakly, so that what is kept for a function does not keep the function."""
     try:
-        return weakref.WeakMethod(fun) if inspect.ismethod(fun) else weakref.ref(fun)
+        reference = weakref.WeakMethod(fun) if inspect.ismethod(fun) else weakref.ref(fun)
     except TypeError:
-        return lambda: fun
+        return fun
 
+    def late(*args, **kwargs):
+        return reference()(*args, **kwargs)
 
-class _Late:
-    """A function that is looked up when it is called; it has the name and signature of `fun`."""
-
-    def __init__(self, reference: Callable[[], Any], fun: Callable):
-        self.reference = reference
-        self.__name__ = getattr(fun, "__name__", type(fun).__name__)
-        self.__qualname__ = getattr(fun, "__qualname__", self.__name__)
-        self.__doc__ = fun.__doc__
-        try:
-            self.__signature__ = inspect.signature(fun)
-        except (TypeError, ValueError):
-            pass
-
-    def __call__(self, *args, **kwargs):
-        return self.reference()(*args, **kwargs)
+    functools.update_wrapper(late, fun, updated=())
+    del late.__wrapped__
+    with contextlib.suppress(TypeError, ValueError):
+        late.__signature__ = inspect.signature(fun)  # by which names of arguments are found
+    return late
 
 
 def _compile(fun: Callable, options: dict) -> Any:
     """`jax.jit` of a function that binds the jaxpr of `fun` as one equation."""
 
-    @functools.wraps(fun, assigned=("__name__", "__qualname__", "__doc__"), updated=())
+    @functools.wraps(fun, updated=())
     def staged(*args, **kwargs):
         flat, tree = jax.tree.flatten((args, kwargs))
         # JAX hands over traced arguments as tracers, and static ones as they are.
@@ -176,10 +160,9 @@ def _compile(fun: Callable, options: dict) -> Any:
 
         def body(*tracers):
             nonlocal out_tree
-            values = list(flat)
-            for i, tracer in zip(traced, tracers, strict=True):
-                values[i] = tracer
-            inner_args, inner_kwargs = jax.tree.unflatten(tree, values)
+            values = dict(zip(traced, tracers, strict=True))
+            leaves = [values.get(i, x) for i, x in enumerate(flat)]
+            inner_args, inner_kwargs = jax.tree.unflatten(tree, leaves)
             outs, out_tree = jax.tree.flatten(fun(*inner_args, **inner_kwargs))
             return outs
 
@@ -188,19 +171,13 @@ def _compile(fun: Callable, options: dict) -> Any:
         if options.get("inline"):
             outs = jx.evaluate(program, *arrays)
         else:
-            outs = jx.bind_jit(program, arrays, staged.__name__)
+            outs = bind_jit(program, arrays, staged.__name__)
         return jax.tree.unflatten(out_tree, outs)
 
-    signature = getattr(fun, "__signature__", None)
-    if signature is not None:
-        staged.__signature__ = signature
-    del staged.__wrapped__
     return jax.jit(staged, **options)
 
 
 def _hashable(value: Any) -> Any:
     if isinstance(value, dict):
         return tuple(sorted((k, _hashable(v)) for k, v in value.items()))
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_hashable, value))
-    return value
+    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value

@@ -83,7 +83,7 @@ def linearize_jaxpr(program: ClosedJaxpr, moving: tuple[bool, ...]) -> tuple:
         return [*outs, *linear[0].residuals]
 
     first = stage(primal, program.in_avals, debug_info)
-    return first, jx.closed_again(linear[0].jaxpr), linear[0].zeros
+    return first, jx.with_constants(linear[0].jaxpr, []), linear[0].zeros
 
 
 @jx.cached_by_program

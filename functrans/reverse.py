@@ -39,7 +39,7 @@ def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
       cotangents: an array or a `Zero` for each output.
 
     Returns:
-      For each input its cotangent, or a `Zero` if there is none.
+      For each input that is `Linear` its cotangent, or a `Zero` if there is none.
     """
     known = {v: x for v, x in zip(jaxpr.invars, inputs, strict=True) if type(x) is not Linear}
     accumulated: dict[Var, Any] = {}
@@ -70,7 +70,7 @@ def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
             )
         for atom, x_bar in zip(equation.invars, x_bars, strict=True):
             accumulate(atom, x_bar)
-    return [accumulated.get(v, Zero(v.aval.to_tangent_aval())) for v in jaxpr.invars]
+    return [accumulated.get(v, Zero(v.aval)) for v in jaxpr.invars if v not in known]
 
 
 def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> list:
@@ -84,8 +84,7 @@ def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> 
             jaxpr, residuals = tape.finish(outs, jx.debug_info("linear_transpose", fun))
         finally:
             tape.invalidate()
-    linear = [Linear(aval) for aval in avals]
-    return transpose(jaxpr, [*residuals, *linear], cotangents)[len(residuals) :]
+    return transpose(jaxpr, [*residuals, *map(Linear, avals)], cotangents)
 
 
 def _evaluate_known(jaxpr: Jaxpr, known: dict, read: Any) -> list:
@@ -117,20 +116,17 @@ def transpose_jaxpr(
 
     def pullback(*args):
         rest = iter(args)
-        known = [None if is_linear else next(rest) for is_linear in linear]
         inputs = [
-            Linear(aval) if is_linear else x
-            for aval, is_linear, x in zip(program.in_avals, linear, known, strict=True)
+            Linear(aval) if is_linear else next(rest)
+            for aval, is_linear in zip(program.in_avals, linear, strict=True)
         ]
         y_bars = [
             next(rest) if moves else Zero(aval)
             for aval, moves in zip(program.out_avals, moving, strict=True)
         ]
-        open_jaxpr, consts = jx.opened(program)
-        x_bars = transpose(open_jaxpr, [*consts, *inputs], y_bars)[len(consts) :]
-        pulled = [x for x, is_linear in zip(x_bars, linear, strict=True) if is_linear]
-        zeros.extend(x if type(x) is Zero else None for x in pulled)
-        return [x for x in pulled if type(x) is not Zero]
+        x_bars = transpose(*jx.opened(program, inputs), y_bars)
+        zeros.extend(x if type(x) is Zero else None for x in x_bars)
+        return [x for x in x_bars if type(x) is not Zero]
 
     known_avals = [a for a, is_linear in zip(program.in_avals, linear, strict=True) if not is_linear]
     cotangent_avals = [a for a, moves in zip(program.out_avals, moving, strict=True) if moves]

@@ -79,51 +79,34 @@ class Elementwise(Rule):
     """`z_dot = sum_i x_i_dot * dz/dx_i`: the Jacobian is diagonal, hence its own transpose."""
 
     def __init__(self, partials: Sequence[Any]):
-        self.partials = tuple(p if p in (None, 1, -1, LINEAR) else _reader(p) for p in partials)
+        self.partials = [p if p in (None, 1, -1, LINEAR) else _reader(p) for p in partials]
 
     def forward(self, primitive, primals, tangents, params):
         answer = primitive.bind(*primals, **params)
         aval = jx.typeof(answer).to_tangent_aval()
-        terms = [
-            self._term(primitive, i, tangent, answer, primals, params)
-            for i, tangent in enumerate(tangents)
-            if type(tangent) is not Zero and self.partials[i] is not None
-        ]
-        if not terms:
-            return [answer], [Zero(aval)]
-        total = terms[0]
-        for term in terms[1:]:
-            total = lax.add(total, term)
-        return [answer], [jx.broadcast_to(total, aval)]
-
-    def _term(self, primitive, i, tangent, answer, primals, params):
-        partial = self.partials[i]
-        if partial is LINEAR:
-            return primitive.bind(*primals[:i], tangent, *primals[i + 1 :], **params)
-        if partial == 1:
-            return tangent
-        if partial == -1:
-            return lax.neg(tangent)
-        return jx.mul(tangent, partial(answer, *primals, params=params))
+        total: Any = Zero(aval)
+        for i, tangent in enumerate(tangents):
+            if type(tangent) is not Zero and self.partials[i] is not None:
+                term = self._times_partial(primitive, i, tangent, primals, params, answer)
+                total = jx.add(total, jx.broadcast_to(term, aval))
+        return [answer], [total]
 
     def transpose(self, primitive, cotangents, inputs, params):
-        (cotangent,) = cotangents
-        return [
-            self._pull(primitive, i, cotangent, inputs, params) if type(x) is Linear else None
-            for i, x in enumerate(inputs)
-        ]
+        def pull(i, x):
+            x_bar = self._times_partial(primitive, i, cotangents[0], inputs, params)
+            return jx.sum_to(x_bar, x.aval)
 
-    def _pull(self, primitive, i, cotangent, inputs, params):
+        return [pull(i, x) if type(x) is Linear else None for i, x in enumerate(inputs)]
+
+    def _times_partial(self, primitive, i, vector, inputs, params, answer=None):
         partial = self.partials[i]
         if partial is LINEAR:
-            pulled = primitive.bind(*inputs[:i], cotangent, *inputs[i + 1 :], **params)
-        elif partial == 1:
-            pulled = cotangent
-        elif partial == -1:
-            pulled = lax.neg(cotangent)
-        else:
+            return primitive.bind(*inputs[:i], vector, *inputs[i + 1 :], **params)
+        if partial in (1, -1):
+            return vector if partial == 1 else lax.neg(vector)
+        if answer is None:
             raise NotLinear.at(primitive)
-        return jx.sum_to(pulled, inputs[i].aval)
+        return jx.mul(vector, partial(answer, *inputs, params=params))
 
 
 class LinearRule(Rule):

@@ -79,7 +79,7 @@ class StagingTrace(jax.core.Trace):
         if self.owns(x):
             return x.atom
         if np.ndim(x) == 0 and not isinstance(x, jax.Array):
-            return Literal(x, jx.typeof(x))
+            return Literal(_canonical(x), jx.typeof(x))
         if id(x) not in self.constants:
             # The value is kept beside its variable, and so its id stays its own.
             self.constants[id(x)] = (Var(jx.typeof(x)), x)
@@ -89,9 +89,9 @@ class StagingTrace(jax.core.Trace):
         if primitive is jit_p and jx.is_inlined(params):
             return self.replay(params["jaxpr"], args)
         if primitive in _SIMPLIFY:
-            simpler = _SIMPLIFY[primitive](jx.typeof(args[0]), *args, **params)
+            simpler = _SIMPLIFY[primitive](self.atom(args[0]), **params)
             if simpler is not None:
-                return self.stage_value(simpler)
+                return Tracer(self, simpler)
         return self.record(primitive, args, params)
 
     def record(self, primitive, args, params) -> Any:
@@ -119,6 +119,8 @@ class StagingTrace(jax.core.Trace):
             with jx.context_of(equation):
                 if equation.primitive is jit_p and jx.is_inlined(equation.params):
                     outs = self.replay(equation.params["jaxpr"], inputs)
+                elif equation.primitive in _SIMPLIFY:
+                    outs = [self.process_primitive(equation.primitive, inputs, equation.params)]
                 else:
                     avals = [var.aval for var in equation.outvars]
                     outs = self.write(
@@ -140,14 +142,22 @@ class StagingTrace(jax.core.Trace):
     def process_custom_vjp_call(self, primitive, fun, fwd, bwd, args, /, **params):
         return self._custom_call(primitive, (fun, fwd, bwd), args, params)
 
+    def process_shard_map(self, primitive, fun, args, /, **params):
+        # A recording trace writes it too: what is inside cannot run outside.
+        return StagingTrace._custom_call(self, primitive, (fun,), args, params)
+
     def _custom_call(self, primitive, subfuns, args, params):
         """JAX writes the equation, which must be one that JAX understands; it is replayed here."""
+        outs: Any = None
 
         def call(*inputs):
-            return primitive.bind(*inputs, subfuns=subfuns, **params)
+            nonlocal outs
+            outs = primitive.bind(*inputs, subfuns=subfuns, **params)
+            return list(outs)
 
         program = jax.make_jaxpr(call)(*[jx.shape_of(x) for x in args])
-        return self.replay(program, args)
+        written = self.replay(program, args)
+        return written if isinstance(outs, list | tuple) else outs.update(written)
 
     def finish(self, outputs: Sequence[Any], debug_info: Any) -> tuple[Jaxpr, list]:
         """The program written, in which constants are the first inputs; and their values.
@@ -158,7 +168,7 @@ class StagingTrace(jax.core.Trace):
         equations = self.select(atoms)
         read = {a for e in equations for a in e.invars if isinstance(a, Var)}
         read.update(a for a in atoms if isinstance(a, Var))
-        constants = [(var, value) for var, value in self.constants.values() if var in read]
+        constants = [(var, _canonical(x)) for var, x in self.constants.values() if var in read]
         variables = [var for var, _ in constants]
         program = jx.closed([*variables, *self.inputs], atoms, equations, debug_info)
         self.invalidate()
@@ -198,24 +208,37 @@ class RecordingTrace(StagingTrace):
         return jx.live(self.equations, outputs)
 
 
-def _same_type(aval, operand, *, new_dtype, weak_type, sharding):
-    """A conversion to the type that a value has is none; that of a literal is a literal."""
-    if sharding is not None:
+def _canonical(x: Any) -> Any:
+    """A NumPy value in the precision that JAX gives it."""
+    return x.astype(jx.typeof(x).dtype) if isinstance(x, np.ndarray | np.generic) else x
+
+
+def _conversion(atom, *, new_dtype, weak_type, sharding):
+    """A conversion to the type that a value has is none; that of a number is a number."""
+    if sharding not in (None, atom.aval.sharding):
         return None
-    if aval.dtype == new_dtype and aval.weak_type == weak_type:
-        return operand
-    return None
+    if atom.aval.dtype == new_dtype and atom.aval.weak_type == weak_type:
+        return atom
+    if not isinstance(atom, Literal) or not isinstance(new_dtype, np.dtype):
+        return None
+    number = np.asarray(atom.val)
+    number = (number if new_dtype.kind == "c" else number.real).astype(new_dtype)[()]
+    # A weak type is that of a Python number; not every type has one.
+    number = number.item() if weak_type else number
+    converted = Literal(number, jx.typeof(number))
+    is_right = converted.aval.dtype == new_dtype and converted.aval.weak_type == weak_type
+    return converted if is_right else None
 
 
-def _same_shape(aval, operand, *dynamic_shape, shape, broadcast_dimensions, sharding):
-    if sharding is None and aval.shape == shape and not dynamic_shape:
-        return operand
-    return None
+def _broadcast(atom, *, shape, broadcast_dimensions, sharding):
+    """A broadcast to the shape that a value has is none."""
+    same = atom.aval.shape == shape and sharding in (None, atom.aval.sharding)
+    return atom if same else None
 
 
 _SIMPLIFY: dict[Any, Callable] = {
-    convert_element_type_p: _same_type,
-    broadcast_in_dim_p: _same_shape,
+    convert_element_type_p: _conversion,
+    broadcast_in_dim_p: _broadcast,
 }
 
 
@@ -233,12 +256,4 @@ def stage(fun: Callable[..., Sequence[Any]], avals: Sequence[Any], debug_info: A
             jaxpr, constants = trace.finish(outputs, debug_info)
         finally:
             trace.invalidate()
-    split = len(constants)
-    return jx.closed(
-        jaxpr.invars[split:],
-        jaxpr.outvars,
-        jaxpr.eqns,
-        debug_info,
-        jaxpr.invars[:split],
-        constants,
-    )
+    return jx.with_constants(jaxpr, constants)

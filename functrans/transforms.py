@@ -13,46 +13,33 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec
 
 import jax
 from jax import tree
 from jax.extend.core import ClosedJaxpr, Jaxpr
-from jax.tree_util import register_pytree_node_class
+from jax.tree_util import register_dataclass
 
 from functrans import checks
 from functrans import jaxpr as jx
 from functrans.forward import forward
 from functrans.jaxpr import Linear, Zero
-from functrans.jit import Jitted, jit
-from functrans.linearize import LinearProgram
+from functrans.jit import Jitted, jit, transformed, transformed_at_once
 from functrans.linearize import linearize as linearize_flat
 from functrans.reverse import transpose
 from functrans.tracer import stage
 
-
-def of_jitted(transform: Callable) -> Callable:
-    """A transform of functions; the transform of a jitted function is jitted."""
-    signature = inspect.signature(transform)
-
-    @functools.wraps(transform)
-    def wrapper(fun, *args, **kwargs):
-        if not isinstance(fun, Jitted):
-            return transform(fun, *args, **kwargs)
-        settings = signature.bind(fun, *args, **kwargs).arguments
-        return fun.transformed(transform, **dict(list(settings.items())[1:]))
-
-    return wrapper
+P = ParamSpec("P")
+Argnums = int | Sequence[int]
 
 
 class Flat:
     """A function of pytrees as one of flat lists; it remembers the structures that it met."""
 
-    def __init__(self, fun: Callable, in_tree: Any, has_aux: bool):
-        self.fun = fun
-        self.in_tree = in_tree
-        self.has_aux = has_aux
-        self.__name__ = getattr(fun, "__name__", type(fun).__name__)
+    def __init__(self, fun: Callable, in_tree: Any, has_aux: bool = False):
+        self.fun, self.in_tree, self.has_aux = fun, in_tree, has_aux
+        self.__name__ = jx.name_of(fun)
         self.out_tree: Any = None
         self.aux_tree: Any = None
 
@@ -65,10 +52,15 @@ class Flat:
         checks.are_values(self.fun, outs)
         return outs, aux
 
+    def result(self, outs: Sequence, second: Any, aux: Sequence) -> tuple:
+        """`(output, second)`, or `(output, second, aux)`."""
+        rest = [tree.unflatten(self.aux_tree, aux)] if self.has_aux else []
+        return tree.unflatten(self.out_tree, outs), second, *rest
+
 
 def make_jaxpr(
     fun: Callable,
-    static_argnums: int | Sequence[int] = (),
+    static_argnums: Argnums = (),
     axis_env: Sequence[tuple[Any, int]] | None = None,
     return_shape: bool = False,
 ) -> Callable[..., Any]:
@@ -91,12 +83,11 @@ def make_jaxpr(
     { lambda ; a:f32[]. let b:f32[] = mul 2.0:f32[] a in (b,) }
     """
     checks.is_function("make_jaxpr", fun)
-    static = {static_argnums} if isinstance(static_argnums, int) else set(static_argnums)
+    static = (static_argnums,) if isinstance(static_argnums, int) else static_argnums
 
     @functools.wraps(fun)
     def jaxpr_of(*args: Any, **kwargs: Any) -> Any:
-        fixed = {i % len(args): args[i] for i in static}
-        checks.are_hashable(fixed)
+        fixed = checks.are_hashable({i % len(args): args[i] for i in static})
         dynamic = [x for i, x in enumerate(args) if i not in fixed]
 
         def of_dynamic(dynamic, kwargs):
@@ -105,22 +96,19 @@ def make_jaxpr(
             return fun(*full, **kwargs)
 
         leaves, in_tree = tree.flatten((dynamic, kwargs))
-        flat = Flat(of_dynamic, in_tree, has_aux=False)
+        flat = Flat(of_dynamic, in_tree)
         avals = [checks.type_of("make_jaxpr", x) for x in leaves]
-        found: list = []
+        programs: list[ClosedJaxpr] = []
 
         def run():
-            found.append(stage(lambda *xs: flat(*xs)[0], avals, jx.debug_info("make_jaxpr", fun)))
+            info = jx.debug_info("make_jaxpr", fun)
+            programs.append(stage(lambda *xs: flat(*xs)[0], avals, info))
 
-        if axis_env:
-            jax.make_jaxpr(run, axis_env=axis_env)()
-        else:
-            run()
-        program: ClosedJaxpr = found[0]
+        jax.make_jaxpr(run, axis_env=axis_env)() if axis_env else run()
         if not return_shape:
-            return program
-        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in program.out_avals]
-        return program, tree.unflatten(flat.out_tree, shapes)
+            return programs[0]
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in programs[0].out_avals]
+        return programs[0], tree.unflatten(flat.out_tree, shapes)
 
     return jaxpr_of
 
@@ -148,71 +136,52 @@ def jvp(fun: Callable, primals: Sequence, tangents: Sequence, has_aux: bool = Fa
     """
     checks.is_function("jvp", fun)
     primals, tangents = checks.sequences("jvp", primals, tangents)
-    if isinstance(fun, Jitted) and fun.has_plain_arguments:
-        return fun.transformed(_jvp_of, has_aux=has_aux)(primals, tangents)
-    leaves, in_tree = tree.flatten(primals)
-    tangent_leaves = checks.tangents("jvp", leaves, in_tree, tangents)
-    flat = Flat(fun, in_tree, has_aux)
-    outs, out_tangents, aux = forward(flat, leaves, tangent_leaves)
-    out = tree.unflatten(flat.out_tree, outs)
-    out_tangent = tree.unflatten(flat.out_tree, map(jx.instantiate, out_tangents))
-    return (out, out_tangent, tree.unflatten(flat.aux_tree, aux)) if has_aux else (out, out_tangent)
+    return transformed_at_once(fun, _jvp, has_aux=has_aux)(primals, tangents)
 
 
-def _jvp_of(fun: Callable, has_aux: bool) -> Callable:
+def _jvp(fun: Callable, has_aux: bool) -> Callable:
     def jvp_at(primals, tangents):
-        return jvp(fun, primals, tangents, has_aux=has_aux)
+        leaves, in_tree = tree.flatten(primals)
+        flat = Flat(fun, in_tree, has_aux)
+        outs, out_tangents, aux = forward(flat, leaves, checks.tangents(leaves, in_tree, tangents))
+        out_tangent = tree.unflatten(flat.out_tree, map(jx.instantiate, out_tangents))
+        return flat.result(outs, out_tangent, aux)
 
     return jvp_at
 
 
-class _Spec:
+@dataclass(frozen=True, eq=False)
+class Spec:
     """What is static in a linear function: its jaxpr, and the structures of input and output."""
 
-    def __init__(self, program: LinearProgram, moving: Sequence[bool], flat: Flat, leaves: Sequence,
-                 outs: Sequence, compiled: bool = False):
-        self.jaxpr: Jaxpr = program.jaxpr
-        self.zeros = program.zeros
-        self.moving = tuple(moving)
-        self.in_tree, self.out_tree = flat.in_tree, flat.out_tree
-        self.in_avals = [jx.typeof(x).to_tangent_aval() for x in leaves]
-        self.out_avals = [jx.typeof(x).to_tangent_aval() for x in outs]
+    jaxpr: Jaxpr
+    moving: Sequence[bool]  # for each input: whether the jaxpr takes it; the others are integers
+    zeros: Sequence  # for each output: the `Zero` that it is, or `None` if the jaxpr gives it
+    in_tree: Any
+    out_tree: Any
+    in_avals: Sequence
+    out_avals: Sequence
 
 
+@dataclass(frozen=True, repr=False)
 class LinearFunction:
     """A linear function that an evaluation has left behind; a pytree whose leaves are residuals."""
 
-    def __init__(self, spec: _Spec, residuals: Sequence, compiled: bool = False):
-        self.spec = spec
-        self.residuals = list(residuals)
-        self.compiled = compiled
-
-    def tree_flatten(self):
-        return self.residuals, (self.spec, self.compiled)
-
-    @classmethod
-    def tree_unflatten(cls, static, residuals):
-        spec, compiled = static
-        return cls(spec, residuals, compiled)
+    residuals: list
+    spec: Spec = field(metadata={"static": True})
+    compiled: bool = field(default=False, metadata={"static": True})
 
     @property
     def jaxpr(self) -> ClosedJaxpr:
         """The linear jaxpr, `tangents in -> tangents out`, with the residuals as constants."""
-        program, split = self.spec.jaxpr, len(self.residuals)
-        return jx.closed(
-            program.invars[split:],
-            program.outvars,
-            program.eqns,
-            program.debug_info,
-            program.invars[:split],
-            self.residuals,
-        )
+        return jx.with_constants(self.spec.jaxpr, self.residuals)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{type(self).__name__}({self.jaxpr})"
 
 
-@register_pytree_node_class
+@register_dataclass
+@dataclass(frozen=True, repr=False)
 class Pushforward(LinearFunction):
     """`x_dot -> J x_dot`, what `linearize` returns; call it with a tangent for each argument."""
 
@@ -220,42 +189,44 @@ class Pushforward(LinearFunction):
         spec = self.spec
         given = checks.linear_input("the pushforward", spec.in_tree, spec.in_avals, tangents)
         moving = [t for t, moves in zip(given, spec.moving, strict=True) if moves]
-        outs = jx.evaluate(jx.closed_again(spec.jaxpr), *self.residuals, *moving)
+        outs = jx.evaluate(self.jaxpr, *map(jx.instantiate, moving))
         return tree.unflatten(spec.out_tree, map(jx.instantiate, jx.fill(spec.zeros, outs)))
 
 
-@register_pytree_node_class
+@register_dataclass
+@dataclass(frozen=True, repr=False)
 class Pullback(LinearFunction):
     """`y_bar -> J^T y_bar`, what `vjp` returns; call it with a cotangent of the output."""
 
     def __call__(self, cotangent: Any) -> Any:
-        if self.compiled:
-            return _pull_compiled(self, cotangent)
-        return self.pull(cotangent)
-
-    def pull(self, cotangent: Any) -> Any:
-        spec = self.spec
-        given = checks.linear_input("the pullback", spec.out_tree, spec.out_avals, cotangent)
-        written = [y for y, zero in zip(given, spec.zeros, strict=True) if zero is None]
-        linear = [Linear(a) for a, m in zip(spec.in_avals, spec.moving, strict=True) if m]
-        x_bars = transpose(spec.jaxpr, [*self.residuals, *linear], written)[len(self.residuals) :]
-        rest = iter(x_bars)
-        filled = [
-            next(rest) if moves else Zero(aval)
-            for moves, aval in zip(spec.moving, spec.in_avals, strict=True)
-        ]
-        return tree.unflatten(spec.in_tree, map(jx.instantiate, filled))
+        return (_pull_compiled if self.compiled else _pull)(self, cotangent)
 
 
-def _linearize(fun: Callable, primals: Sequence, has_aux: bool, kind: type) -> tuple:
-    leaves, in_tree = tree.flatten(tuple(primals))
-    moving = [jx.is_differentiable(checks.type_of("linearize", x)) for x in leaves]
-    flat = Flat(fun, in_tree, has_aux)
-    outs, aux, program = linearize_flat(flat, leaves, moving)
-    spec = _Spec(program, moving, flat, leaves, outs)
-    out = tree.unflatten(flat.out_tree, outs)
-    linear = kind(spec, program.residuals)
-    return (out, linear, tree.unflatten(flat.aux_tree, aux)) if has_aux else (out, linear)
+def _pull(pullback: Pullback, cotangent: Any) -> Any:
+    spec = pullback.spec
+    given = checks.linear_input("the pullback", spec.out_tree, spec.out_avals, cotangent)
+    y_bars = [y for y, zero in zip(given, spec.zeros, strict=True) if zero is None]
+    inputs = [Linear(a) for a, m in zip(spec.in_avals, spec.moving, strict=True) if m]
+    x_bars = iter(transpose(spec.jaxpr, [*pullback.residuals, *inputs], y_bars))
+    pulled = [next(x_bars) if m else Zero(a) for a, m in zip(spec.in_avals, spec.moving, strict=True)]
+    return tree.unflatten(spec.in_tree, map(jx.instantiate, pulled))
+
+
+_pull_compiled = jit(_pull)
+
+
+def _linearize(fun: Callable, has_aux: bool, kind: type) -> Callable:
+    def linearize_at(*primals):
+        leaves, in_tree = tree.flatten(primals)
+        tangent_avals = [checks.type_of("linearize", x).to_tangent_aval() for x in leaves]
+        moving = [jx.is_differentiable(aval) for aval in tangent_avals]
+        flat = Flat(fun, in_tree, has_aux)
+        outs, aux, (jaxpr, residuals, zeros) = linearize_flat(flat, leaves, moving)
+        out_avals = [jx.typeof(x).to_tangent_aval() for x in outs]
+        spec = Spec(jaxpr, moving, zeros, in_tree, flat.out_tree, tangent_avals, out_avals)
+        return flat.result(outs, kind(residuals, spec), aux)
+
+    return linearize_at
 
 
 def linearize(fun: Callable, *primals: Any, has_aux: bool = False) -> Any:
@@ -276,13 +247,7 @@ def linearize(fun: Callable, *primals: Any, has_aux: bool = False) -> Any:
     2.0
     """
     checks.is_function("linearize", fun)
-    if isinstance(fun, Jitted) and fun.has_plain_arguments:
-        return fun.transformed(_linearize_of, has_aux=has_aux)(*primals)
-    return _linearize(fun, primals, has_aux, Pushforward)
-
-
-def _linearize_of(fun: Callable, has_aux: bool) -> Callable:
-    return lambda *primals: _linearize(fun, primals, has_aux, Pushforward)
+    return transformed_at_once(fun, _linearize, has_aux=has_aux, kind=Pushforward)(*primals)
 
 
 def vjp(fun: Callable, *primals: Any, has_aux: bool = False, reduce_axes: Sequence = ()) -> Any:
@@ -305,17 +270,9 @@ def vjp(fun: Callable, *primals: Any, has_aux: bool = False, reduce_axes: Sequen
     """
     checks.is_function("vjp", fun)
     checks.no_reduce_axes(reduce_axes)
-    if isinstance(fun, Jitted) and fun.has_plain_arguments:
-        out, pullback, *aux = fun.transformed(_vjp_of, has_aux=has_aux)(*primals)
-        return out, Pullback(pullback.spec, pullback.residuals, compiled=True), *aux
-    return _linearize(fun, primals, has_aux, Pullback)
-
-
-def _vjp_of(fun: Callable, has_aux: bool) -> Callable:
-    return lambda *primals: _linearize(fun, primals, has_aux, Pullback)
-
-
-_pull_compiled = jit(Pullback.pull)
+    at = transformed_at_once(fun, _linearize, has_aux=has_aux, kind=Pullback)
+    out, pullback, *aux = at(*primals)
+    return out, Pullback(pullback.residuals, pullback.spec, isinstance(at, Jitted)), *aux
 
 
 def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -> Callable:
@@ -340,15 +297,13 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
     checks.no_reduce_axes(reduce_axes)
     leaves, in_tree = tree.flatten(primals)
     avals = [checks.type_of("linear_transpose", x) for x in leaves]
-    flat = Flat(fun, in_tree, has_aux=False)
+    flat = Flat(fun, in_tree)
     program = stage(lambda *xs: flat(*xs)[0], avals, jx.debug_info("linear_transpose", fun))
     checks.have_tangents("linear_transpose", [*avals, *program.out_avals])
 
     def transposed(cotangent: Any) -> Any:
         given = checks.linear_input("the transpose", flat.out_tree, program.out_avals, cotangent)
-        jaxpr, consts = jx.opened(program)
-        linear = [Linear(aval) for aval in avals]
-        x_bars = transpose(jaxpr, [*consts, *linear], given)[len(consts) :]
+        x_bars = transpose(*jx.opened(program, map(Linear, avals)), given)
         return tree.unflatten(in_tree, map(jx.instantiate, x_bars))
 
     return transposed
@@ -356,15 +311,21 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
 
 def value_and_grad(
     fun: Callable,
-    argnums: int | Sequence[int] = 0,
+    argnums: Argnums = 0,
     has_aux: bool = False,
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Sequence = (),
-) -> Callable[..., tuple[Any, Any]]:
+) -> Callable[..., Any]:
     """A function that evaluates `fun`, which returns a scalar, together with its gradient.
 
-    The arguments are those of `grad`.
+    Args:
+      fun: a function of arrays or pytrees of arrays to a real scalar.
+      argnums: the position, or positions, of the arguments with respect to which to differentiate.
+      has_aux: whether `fun` returns a pair of its value and something not differentiated.
+      holomorphic: whether `fun` is a holomorphic function of complex numbers.
+      allow_int: whether integers may be differentiated with respect to; their gradient is `float0`.
+      reduce_axes: must be empty, as in JAX.
 
     Returns:
       A function of the same arguments that returns `(value, gradient)`, or
@@ -375,37 +336,55 @@ def value_and_grad(
     >>> float(value), float(gradient)
     (9.0, 6.0)
     """
-    return _value_and_grad(fun, argnums, has_aux, holomorphic, allow_int, reduce_axes)
-
-
-@of_jitted
-def _value_and_grad(fun, argnums, has_aux, holomorphic, allow_int, reduce_axes):
-    checks.is_function("value_and_grad", fun)
+    checks.is_function("grad", fun)
     checks.no_reduce_axes(reduce_axes)
+    settings = {"holomorphic": holomorphic, "allow_int": allow_int}
     argnums = checks.argnums(argnums)
+    return transformed(fun, _value_and_grad, argnums=argnums, has_aux=has_aux, **settings)
 
-    @functools.wraps(fun, assigned=("__name__", "__qualname__"), updated=())
-    def value_and_gradient(*args: Any, **kwargs: Any) -> Any:
+
+def _value_and_grad(fun: Callable, argnums: Any, has_aux: bool, **allowed: bool) -> Callable:
+    def value_and_grad_at(*args, **kwargs):
         partial, selected = select("grad", fun, args, kwargs, argnums)
-        for leaf in tree.leaves(selected):
-            checks.grad_input("grad", leaf, holomorphic, allow_int)
-        out, pullback, *aux = _linearize(partial, selected, has_aux, Pullback)
-        checks.grad_output(out, holomorphic)
+        checks.numbers("grad", "inputs", selected, complex_too=True, **allowed)
+        out, pullback, *aux = _linearize(partial, has_aux, Pullback)(*selected)
+        checks.scalar(out, allowed["holomorphic"])
         gradient = pullback(jx.one(jx.typeof(out)))
         gradient = gradient[0] if isinstance(argnums, int) else gradient
-        return ((out, *aux) if has_aux else out), gradient
+        return (out, *aux) if has_aux else out, gradient
 
-    return value_and_gradient
+    return jx.named_like(fun, value_and_grad_at)
 
 
-def grad(
-    fun: Callable,
-    argnums: int | Sequence[int] = 0,
-    has_aux: bool = False,
-    holomorphic: bool = False,
-    allow_int: bool = False,
-    reduce_axes: Sequence = (),
-) -> Callable:
+def without_value(value_and: Callable[P, Callable]) -> Callable[[Callable], Callable[P, Callable]]:
+    """Make a transform with results `(value, derivative)` into one that gives the derivative.
+
+    It decorates a function that has no more than the name and the docstring.
+    """
+    signature = inspect.signature(value_and)
+
+    def decorator(described: Callable) -> Callable[P, Callable]:
+        @functools.wraps(described)
+        def transform(*args: P.args, **kwargs: P.kwargs) -> Callable:
+            has_aux = signature.bind(*args, **kwargs).arguments.get("has_aux", False)
+            return transformed(value_and(*args, **kwargs), _second, has_aux=has_aux)
+
+        transform.__wrapped__ = value_and  # where its signature is
+        return transform
+
+    return decorator
+
+
+def _second(both: Callable, has_aux: bool) -> Callable:
+    def derivative(*args, **kwargs):
+        value, derivative = both(*args, **kwargs)
+        return (derivative, value[1]) if has_aux else derivative
+
+    return jx.named_like(both, derivative)
+
+
+@without_value(value_and_grad)
+def grad():
     """A function that evaluates the gradient of `fun`, which returns a scalar.
 
     Args:
@@ -428,19 +407,6 @@ def grad(
     >>> float(ft.grad(lambda x: x ** 3)(2.0))
     12.0
     """
-    return _grad(fun, argnums, has_aux, holomorphic, allow_int, reduce_axes)
-
-
-@of_jitted
-def _grad(fun, argnums, has_aux, holomorphic, allow_int, reduce_axes):
-    both = _value_and_grad(fun, argnums, has_aux, holomorphic, allow_int, reduce_axes)
-
-    @functools.wraps(fun, assigned=("__name__", "__qualname__", "__doc__"), updated=())
-    def gradient(*args: Any, **kwargs: Any) -> Any:
-        value, grads = both(*args, **kwargs)
-        return (grads, value[1]) if has_aux else grads
-
-    return gradient
 
 
 def select(
@@ -455,5 +421,4 @@ def select(
             full[i] = x
         return fun(*full, **kwargs)
 
-    partial.__name__ = getattr(fun, "__name__", type(fun).__name__)
-    return partial, tuple(args[i] for i in positions)
+    return jx.named_like(fun, partial), tuple(args[i] for i in positions)

@@ -22,7 +22,7 @@ from jax.interpreters import batching, mlir
 
 from functrans import jaxpr as jx
 from functrans.forward import forward
-from functrans.jaxpr import Zero
+from functrans.jaxpr import Linear, Zero
 from functrans.reverse import transpose, transpose_function
 from functrans.rules import NotLinear, Rule, call
 
@@ -39,8 +39,12 @@ class CustomJvpRule(Rule):
 
     def transpose(self, primitive, cotangents, inputs, params):
         # Only a linear function gets here, and it is its own derivative.
-        jaxpr, consts = jx.opened(params["call_jaxpr"])
-        return transpose(jaxpr, [*consts, *inputs], cotangents)[len(consts) :]
+        return _transpose_inside(params["call_jaxpr"], inputs, cotangents)
+
+
+def _transpose_inside(program, inputs, cotangents):
+    x_bars = iter(transpose(*jx.opened(program, inputs), cotangents))
+    return [next(x_bars) if type(x) is Linear else None for x in inputs]
 
 
 class CustomVjpRule(Rule):
@@ -70,8 +74,7 @@ class CustomVjpRule(Rule):
         return outs, transposed_p.bind(*residuals, *moving, rule=rule)
 
     def transpose(self, primitive, cotangents, inputs, params):
-        jaxpr, consts = jx.opened(params["call_jaxpr"])
-        return transpose(jaxpr, [*consts, *inputs], cotangents)[len(consts) :]
+        return _transpose_inside(params["call_jaxpr"], inputs, cotangents)
 
 
 class BackwardRule:

@@ -11,8 +11,11 @@ Read next: `custom.py`, calls whose derivative the user has written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+import jax
+from jax.extend.core import ClosedJaxpr, Literal, Var
 from jax.extend.core.primitives import jit_p
 
 from functrans import jaxpr as jx
@@ -20,6 +23,51 @@ from functrans.jaxpr import Linear, Zero
 from functrans.linearize import jvp_jaxpr, linearize_jaxpr
 from functrans.reverse import transpose_jaxpr
 from functrans.rules import Rule, call
+
+
+Place = tuple[str, int] | None
+
+
+def bind_jit(
+    program: ClosedJaxpr,
+    args: Sequence[Any],
+    name: str,
+    like: dict | None = None,
+    inputs: Sequence[Place] | None = None,
+    outputs: Sequence[Place] | None = None,
+) -> list:
+    """Evaluate a jaxpr as one `jit` equation.
+
+    Args:
+      like: the params of the equation from which this one derives, if it derives from one.
+      inputs, outputs: for each input and output its place in that equation, `("in", i)` or
+        `("out", i)`, whose sharding and layout it then has; `None` for a new one.
+    """
+    kept, positions, sources = _without_copies(program)
+    default = jx.jit_params(jax.sharding.get_abstract_mesh())
+    params = dict(like or default)
+    inputs = inputs or [None] * len(args)
+    outputs = outputs or [None] * len(sources)
+    outputs = [outputs[i] for i in positions]
+
+    def choose(what: str, places: Sequence[Place]) -> tuple:
+        nothing = default[f"in_{what}"][0]
+        return tuple(nothing if p is None else params[f"{p[0]}_{what}"][p[1]] for p in places)
+
+    params |= {
+        "name": name,
+        "jaxpr": kept,
+        "in_shardings": choose("shardings", inputs),
+        "in_layouts": choose("layouts", inputs),
+        "out_shardings": choose("shardings", outputs),
+        "out_layouts": choose("layouts", outputs),
+        "donated_invars": (False,) * len(args),
+        "inline": params["inline"],
+        "compiler_options_kvs": (),
+    }
+    outs = jit_p.bind(*args, **params) if outputs or kept.jaxpr.effects else []
+    given = {"in": args, "new": outs}
+    return [given[kind][i] for kind, i in sources]
 
 
 def _places(side: str, flags: Iterable[bool]) -> list:
@@ -35,7 +83,7 @@ class JitRule(Rule):
     def forward(self, primitive, primals, tangents, params):
         moving = [type(t) is not Zero for t in tangents]
         program, zeros = jvp_jaxpr(params["jaxpr"], tuple(moving))
-        outs = jx.bind_jit(
+        outs = bind_jit(
             program,
             [*primals, *(t for t in tangents if type(t) is not Zero)],
             params["name"],
@@ -52,7 +100,7 @@ class JitRule(Rule):
         moving = [type(t) is not Zero for t in tangents]
         first, second, zeros = linearize_jaxpr(params["jaxpr"], tuple(moving))
         count = len(first.out_avals) - len(zeros)
-        outs = jx.bind_jit(
+        outs = bind_jit(
             first,
             primals,
             params["name"],
@@ -61,7 +109,7 @@ class JitRule(Rule):
             outputs=[*_places("out", [True] * len(zeros)), *[None] * count],
         )
         outs, residuals = outs[: len(zeros)], outs[len(zeros) :]
-        tangents_out = jx.bind_jit(
+        tangents_out = bind_jit(
             second,
             [*residuals, *(t for t in tangents if type(t) is not Zero)],
             params["name"],
@@ -76,7 +124,7 @@ class JitRule(Rule):
         moving = [type(y_bar) is not Zero for y_bar in cotangents]
         program, zeros = transpose_jaxpr(params["jaxpr"], tuple(linear), tuple(moving))
         places = _places("in", linear)
-        pulled = jx.bind_jit(
+        pulled = bind_jit(
             program,
             [
                 *(x for x in inputs if type(x) is not Linear),
@@ -92,3 +140,31 @@ class JitRule(Rule):
 
 
 call(jit_p, JitRule())
+
+
+@jx.cached_by_program
+def _without_copies(program: ClosedJaxpr) -> tuple[ClosedJaxpr, list, list]:
+    """Drop the outputs that are inputs or other outputs.
+
+    Returns the smaller program, the positions of the outputs that it keeps, and for each output of
+    the whole program where its value is: `("in", i)` or `("new", i)`.
+    """
+    jaxpr = program.jaxpr
+    found = {var: ("in", i) for i, var in enumerate(jaxpr.invars)}
+    positions: list[int] = []
+    sources = []
+    for i, atom in enumerate(jaxpr.outvars):
+        if isinstance(atom, Literal) or atom not in found:
+            source = ("new", len(positions))
+            positions.append(i)
+            if isinstance(atom, Var):
+                found[atom] = source
+        else:
+            source = found[atom]
+        sources.append(source)
+    kept = [jaxpr.outvars[i] for i in positions]
+    equations = jx.live(jaxpr.eqns, kept)
+    smaller = jx.closed(
+        jaxpr.invars, kept, equations, jaxpr.debug_info, jaxpr.constvars, program.consts
+    )
+    return smaller, positions, sources

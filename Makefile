@@ -1,0 +1,69 @@
+# Everything that one does with this repository. `make help` lists it.
+#
+# Each Python has an environment of its own, .venv/3.11, .venv/3.13, ..., so that the JAX that
+# still supports 3.11 and the newest JAX live side by side.
+
+PYTHON  ?= python3
+WORKERS ?= auto
+ARGS    ?=
+
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV    := .venv/$(VERSION)
+BIN     := $(VENV)/bin
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint ruff-check ruff-format pyright format loc docs notebooks clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  PYTHON=python3.13   the interpreter to use (3.11 or later; now: $(PYTHON))'
+	@echo '  ARGS="..."          further arguments for demo, test and docs'
+	@echo '  WORKERS=auto        the number of processes that run the tests'
+
+demo: $(VENV)/.installed-demo  ## install if needed, train and cross-check a real model
+	$(BIN)/python -m functrans $(ARGS)
+
+test: $(VENV)/.installed-test  ## install if needed, run the tests
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: ruff-check ruff-format pyright  ## check style and types
+
+ruff-check: $(VENV)/.installed-dev
+	$(BIN)/python -m ruff check .
+
+ruff-format: $(VENV)/.installed-dev
+	$(BIN)/python -m ruff format --check .
+
+pyright: $(VENV)/.installed-dev
+	$(BIN)/python -m pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.installed-dev  ## sort the imports, format the code
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+loc:  ## count the engine's lines of code, and check them against the budget
+	@$(PYTHON) tools/loc.py
+
+docs: $(VENV)/.installed-docs  ## build the documentation
+	$(BIN)/python -m sphinx -W docs docs/_build $(ARGS)
+
+notebooks: $(VENV)/.installed-docs $(VENV)/.installed-demo  ## run the notebooks
+	$(BIN)/python -m jupyter execute --timeout=600 colab/*.ipynb
+
+clean:  ## delete the environments, the caches and what was built
+	rm -rf .venv .hypothesis .pytest_cache .ruff_cache build dist docs/_build
+	find functrans tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment. A failed `venv` leaves a folder without pip behind: it is removed, so that the
+# next `make` begins anew.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'functrans needs Python 3.11 or later; $(PYTHON) is $(or $(VERSION),not a Python that runs).'; \
+	  echo 'Name another one, for example: make $(MAKECMDGOALS) PYTHON=python3.13'; exit 1; } >&2
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# One stamp for each extra of pyproject.toml; a change there installs again.
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,38 @@
+"""The rules, one room per family of primitives: `primitive -> derivative`.
+
+A room is a file that declares the derivatives of primitives that belong together, and nothing
+else: it reads as a table of derivatives, and importing it fills `functrans.rules.RULES`.
+
+    elementwise   sin, mul, max, ...          z_dot = sum_i x_i_dot * dz/dx_i
+    shape         reshape, slice, pad, ...    the transpose puts each element back
+    reduction     sums, extrema, products     the transpose of a sum is a broadcast
+    contraction   dot_general, convolution    bilinear: x_bar = B(., w)^T y_bar
+    indexing      gather, scatter, ...        gather and scatter-add are transposes
+    windows       reduce_window, pooling      a sum over windows is a convolution with ones
+    sorting       sort, top_k                 the tangent is permuted as the primal is
+    random        keys and bits               zero
+
+Read next: `elementwise.py`, the table of the textbooks.
+"""
+
+from functrans.derivatives import (
+    contraction,
+    elementwise,
+    indexing,
+    random,
+    reduction,
+    shape,
+    sorting,
+    windows,
+)
+
+__all__ = [
+    "contraction",
+    "elementwise",
+    "indexing",
+    "random",
+    "reduction",
+    "shape",
+    "sorting",
+    "windows",
+]

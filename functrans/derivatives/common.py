@@ -1,0 +1,97 @@
+"""What the rooms share: arithmetic with numbers, and how to find a primitive.
+
+    mul : (number or array, number or array) -> array
+
+where a Python number takes the type of the array beside it, so that `mul(2, x)` has the type of
+`x`, be it bfloat16 or complex.  (`2 * x` would do as well, and costs three times as much to trace.)
+
+Read next: `elementwise.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import Primitive, primitives
+
+from functrans.rules import General, Linear, LinearRule, Zero, call, instantiate
+
+
+def _with_numbers(operation: Callable) -> Callable:
+    def lifted(x: Any, y: Any) -> Any:
+        return operation(*_alike(x, y))
+
+    return lifted
+
+
+def _alike(x: Any, y: Any) -> tuple[Any, Any]:
+    """A Python number takes the type of the array beside it."""
+    x_is_number, y_is_number = type(x) in (int, float), type(y) in (int, float)
+    if x_is_number and y_is_number:
+        return float(x), float(y)
+    if x_is_number:
+        return number(x, y), y
+    return (x, number(y, x)) if y_is_number else (x, y)
+
+
+def number(value: float, like: Any) -> Any:
+    """A scalar constant of the type of an array."""
+    return jax.typeof(like).dtype.type(value)
+
+
+add = _with_numbers(lax.add)
+sub = _with_numbers(lax.sub)
+mul = _with_numbers(lax.mul)
+div = _with_numbers(lax.div)
+eq = _with_numbers(lax.eq)
+gt = _with_numbers(lax.gt)
+
+
+def aval_of(x: Any) -> Any:
+    """The type of a value, or of what a `Linear` stands for."""
+    return x.aval if type(x) is Linear else jax.typeof(x)
+
+
+def is_complex(x: Any) -> bool:
+    return aval_of(x).dtype.kind == "c"
+
+
+def indicator(mask: Any, like: Any) -> Any:
+    """1 where the mask is true and 0 elsewhere, in the type of `like`."""
+    return lax.convert_element_type(mask, jax.typeof(like).dtype)
+
+
+def zeros_like(x: Any) -> Any:
+    """An array of zeros of the type of `x`, which may be `Linear`."""
+    return instantiate(Zero(aval_of(x)))
+
+
+def cast_like(x_bar: Any, x: Any) -> Any:
+    """The transpose of a conversion from the type of `x`: to a real type, the real part."""
+    if is_complex(x_bar) and not is_complex(x):
+        x_bar = lax.real(x_bar)
+    return lax.convert_element_type(x_bar, x.dtype)
+
+
+def find(*names: str) -> list[Primitive]:
+    """The primitives of these names that this version of JAX has."""
+    found = [getattr(primitives, f"{n}_p", None) or getattr(lax, f"{n}_p", None) for n in names]
+    return [primitive for primitive in found if primitive is not None]
+
+
+def emitted(function: Callable, shape: tuple = (), dtype: Any = "float32") -> list[Primitive]:
+    """The primitives that a function of one array binds, for those that have no public name."""
+    program = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(shape, dtype))
+    return [equation.primitive for equation in program.jaxpr.eqns]
+
+
+def partly_linear(
+    primitive: Primitive, jvp: Callable, transpose: Callable, argnums: Any = 0
+) -> None:
+    """Declare a jvp of its own for an operation, and its transpose in the linear arguments."""
+    rule = LinearRule(transpose, argnums)
+    rule.forward = General(jvp).forward  # type: ignore[method-assign]
+    call(primitive, rule)

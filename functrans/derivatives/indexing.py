@@ -1,0 +1,220 @@
+"""The derivatives of reading and writing at indices that are computed.
+
+    gather    y_j = x[i_j]                 x_bar = sum_j y_bar_j e[i_j], a scatter-add of zeros
+    scatter   y = x, then y[i_j] += u_j    x_bar = y_bar,  u_bar_j = y_bar[i_j], a gather
+
+The indices have no derivative; in them everything here is constant.
+
+Read next: `windows.py`.
+"""
+
+from typing import Any
+
+import numpy as np
+from jax import lax
+
+from functrans.derivatives.common import (
+    add,
+    div,
+    eq,
+    find,
+    indicator,
+    mul,
+    partly_linear,
+    zeros_like,
+)
+from functrans.rules import Linear, Zero, general, instantiate, linear
+
+# ---- at one place --------------------------------------------------------------------------------
+
+
+def dynamic_slice_transpose(y_bar, x, *starts):
+    return lax.dynamic_update_slice(zeros_like(x), y_bar, starts)
+
+
+def dynamic_update_slice_transpose(y_bar, x, u, *starts):
+    return (
+        lax.dynamic_update_slice(y_bar, zeros_like(u), starts) if type(x) is Linear else None,
+        lax.dynamic_slice(y_bar, starts, u.shape) if type(u) is Linear else None,
+    )
+
+
+linear(lax.dynamic_slice_p, dynamic_slice_transpose)
+linear(lax.dynamic_update_slice_p, dynamic_update_slice_transpose, argnums=(0, 1))
+
+# ---- gather --------------------------------------------------------------------------------------
+
+
+# Out of bounds the answer is a constant, `fill_value`, and its tangent is 0.
+def gather_jvp(primals, tangents, *, mode, fill_value, **params):
+    x, indices = primals
+    y = lax.gather_p.bind(x, indices, mode=mode, fill_value=fill_value, **params)
+    if type(tangents[0]) is Zero:
+        return y, Zero.like(y)
+    return y, lax.gather_p.bind(tangents[0], indices, mode=mode, fill_value=0, **params)
+
+
+def gather_transpose(
+    y_bar, x, indices, *, dimension_numbers, indices_are_sorted, unique_indices, mode
+):
+    return lax.scatter_add(
+        zeros_like(x),
+        indices,
+        y_bar,
+        lax.ScatterDimensionNumbers(
+            update_window_dims=dimension_numbers.offset_dims,
+            inserted_window_dims=dimension_numbers.collapsed_slice_dims,
+            scatter_dims_to_operand_dims=dimension_numbers.start_index_map,
+            operand_batching_dims=dimension_numbers.operand_batching_dims,
+            scatter_indices_batching_dims=dimension_numbers.start_indices_batching_dims,
+        ),
+        indices_are_sorted=indices_are_sorted,
+        unique_indices=unique_indices,
+        mode=mode,
+    )
+
+
+partly_linear(lax.gather_p, gather_jvp, gather_transpose)
+
+# ---- scatter -------------------------------------------------------------------------------------
+
+
+def read_back(x: Any, indices: Any, u: Any, params: dict) -> Any:
+    """Gather from `x` what a scatter of `u` with these params would write to; 0 out of bounds."""
+    numbers = params["dimension_numbers"]
+    single = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    window = iter(u.shape[d] for d in numbers.update_window_dims)
+    return lax.gather(
+        x,
+        indices,
+        lax.GatherDimensionNumbers(
+            offset_dims=numbers.update_window_dims,
+            collapsed_slice_dims=numbers.inserted_window_dims,
+            start_index_map=numbers.scatter_dims_to_operand_dims,
+            operand_batching_dims=numbers.operand_batching_dims,
+            start_indices_batching_dims=numbers.scatter_indices_batching_dims,
+        ),
+        slice_sizes=[1 if d in single else next(window) for d in range(x.ndim)],
+        indices_are_sorted=params["indices_are_sorted"],
+        unique_indices=params["unique_indices"],
+        mode=params["mode"],
+        fill_value=0,
+    )
+
+
+def write_sum(x: Any, indices: Any, u: Any, params: dict) -> Any:
+    """Scatter-add `u` to `x`, a `Zero` of which costs nothing."""
+    if type(u) is Zero:
+        return x
+    keys = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    return lax.scatter_add(instantiate(x), indices, u, **{key: params[key] for key in keys})
+
+
+def scatter_add_jvp(primals, tangents, **params):
+    x_dot, _, u_dot = tangents
+    y = lax.scatter_add_p.bind(*primals, **params)
+    return y, write_sum(x_dot, primals[1], u_dot, params)
+
+
+def scatter_add_transpose(y_bar, x, indices, u, **params):
+    return y_bar, read_back(y_bar, indices, u, params) if type(u) is Linear else None
+
+
+def scatter_sub_jvp(primals, tangents, **params):
+    x_dot, _, u_dot = tangents
+    y = lax.scatter_sub_p.bind(*primals, **params)
+    u_dot = u_dot if type(u_dot) is Zero else lax.neg(u_dot)
+    return y, write_sum(x_dot, primals[1], u_dot, params)
+
+
+def scatter_sub_transpose(y_bar, x, indices, u, **params):
+    x_bar, u_bar = scatter_add_transpose(y_bar, x, indices, u, **params)
+    return x_bar, None if u_bar is None else lax.neg(u_bar)
+
+
+partly_linear(lax.scatter_add_p, scatter_add_jvp, scatter_add_transpose, argnums=(0, 2))
+for scatter_sub_p in find("scatter_sub"):
+    partly_linear(scatter_sub_p, scatter_sub_jvp, scatter_sub_transpose, argnums=(0, 2))
+
+
+# What was overwritten has no cotangent. Of several updates to one place one wins, and the others
+# have none either: each update writes its number, and those that then read their own have won.
+def scatter_jvp(primals, tangents, **params):
+    require_plain(params)
+    x, indices, u = primals
+    moved = lax.scatter_p.bind(instantiate(tangents[0]), indices, instantiate(tangents[2]), **params)
+    return lax.scatter_p.bind(x, indices, u, **params), moved
+
+
+def scatter_transpose(y_bar, x, indices, u, **params):
+    require_plain(params)
+    x_bar = u_bar = None
+    if type(x) is Linear:
+        x_bar = lax.scatter_p.bind(y_bar, indices, zeros_like(u), **params)
+    if type(u) is Linear:
+        u_bar = read_back(y_bar, indices, u, params)
+        if not params["unique_indices"]:
+            u_bar = lax.select(wins(y_bar.shape, indices, u, params), u_bar, zeros_like(u))
+    return x_bar, u_bar
+
+
+def wins(shape, indices, u, params):
+    numbers = lax.reshape(lax.iota(np.int32, max(1, np.size(np.empty(u.shape)))), u.shape)
+    written = lax.scatter_p.bind(lax.full(shape, -1, np.int32), indices, numbers, **params)
+    return lax.eq(read_back(written, indices, u, params), numbers)
+
+
+def require_plain(params):
+    if params["update_jaxpr"] is not None:
+        raise NotImplementedError(
+            "the derivative of a scatter that applies a function to the elements, as "
+            "`x.at[i].apply(f)` does; write `x.at[i].set(f(x[i]))`."
+        )
+
+
+partly_linear(lax.scatter_p, scatter_jvp, scatter_transpose, argnums=(0, 2))
+
+
+# y = x times the product of the updates u_j to that place, hence dy/dx is that product and
+# dy/du_j = y / u_j, which for the only update to its place is x.
+def scatter_mul_jvp(primals, tangents, **params):
+    (x, indices, u), (x_dot, _, u_dot) = primals, tangents
+    y = lax.scatter_mul_p.bind(x, indices, u, **params)
+    if type(x_dot) is not Zero:
+        x_dot = lax.scatter_mul_p.bind(x_dot, indices, u, **params)
+    if type(u_dot) is not Zero:
+        only = params["unique_indices"]
+        partial = read_back(x if only else y, indices, u, params)
+        u_dot = mul(u_dot, partial if only else div(partial, u))
+    return y, write_sum(x_dot, indices, u_dot, params)
+
+
+def scatter_mul_transpose(y_bar, x, indices, u, **params):
+    return lax.scatter_mul_p.bind(y_bar, indices, u, **params)
+
+
+partly_linear(lax.scatter_mul_p, scatter_mul_jvp, scatter_mul_transpose)
+
+
+# The extremum of an element and of all updates to it; the tangent is shared evenly among those that
+# attain it.
+def extremum(primitive):
+    def jvp(primals, tangents, **params):
+        (x, indices, u), (x_dot, _, u_dot) = primals, tangents
+        y = primitive.bind(x, indices, u, **params)
+        x_attains = indicator(eq(x, y), y)
+        u_attains = indicator(eq(u, read_back(y, indices, u, params)), y)
+        count = write_sum(x_attains, indices, u_attains, params)
+        total = write_sum(
+            mul(instantiate(x_dot), x_attains),
+            indices,
+            mul(instantiate(u_dot), u_attains),
+            params,
+        )
+        return y, div(total, count)
+
+    return jvp
+
+
+general(lax.scatter_max_p, extremum(lax.scatter_max_p))
+general(lax.scatter_min_p, extremum(lax.scatter_min_p))

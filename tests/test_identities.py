@@ -1,0 +1,312 @@
+"""The identities that derivatives obey, whatever the function.
+
+    <y_bar, J v> = <J^T y_bar, v>        jacfwd = jacrev           jvp . grad = grad . jvp
+    grad . jit = jit . grad = grad       vmap . grad = stack       hvp f x v = hessian f x @ v
+
+JAX's derivatives are not asked here: both sides of each equation are functrans's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax, nn, tree
+
+import functrans as ft
+
+
+@pytest.fixture(autouse=True, scope="module")
+def float64() -> Iterator[None]:
+    """Float64, and little optimization: what XLA makes of the programs is not what is tested."""
+    with jax.enable_x64(True):
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
+def array(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).normal(size=shape)
+
+
+def mlp(params: dict, x):
+    hidden = jnp.tanh(x @ params["w"][0] + params["b"])
+    return {"out": hidden @ params["w"][1], "size": jnp.sum(hidden**2)}
+
+
+def conv(image, kernel):
+    out = lax.conv_general_dilated(
+        image, kernel, window_strides=(2, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return lax.reduce_window(nn.softplus(out), 0.0, lax.add, (1, 2, 2, 1), (1, 1, 1, 1), "VALID")
+
+
+def cross_entropy(logits, scale):
+    labels = jnp.array([2, 0, 3])
+    return -jnp.mean(jnp.take_along_axis(nn.log_softmax(scale * logits), labels[:, None], 1))
+
+
+def gather(x, y):
+    return x[jnp.array([3, 0, 3])] * y[1:4] + jnp.take(x, jnp.array([1, 1, 2]))
+
+
+def scatter(x, y):
+    return x.at[jnp.array([0, 2, 2])].add(jnp.sin(y)).at[1].set(y[0] * x[3]).at[3].multiply(y[2])
+
+
+def cumulative(x):
+    return jnp.cumsum(x[::-1] ** 2), jnp.cumprod(x), lax.cumlogsumexp(x), lax.cummax(x)
+
+
+def spectrum(x, y):
+    """Complex inside, real outside."""
+    z = jnp.exp(lax.complex(x, y))
+    return jnp.abs(z * z + 1j * z), jnp.angle(z[0] + 2.0), (z * jnp.conj(z[::-1])).imag
+
+
+def attention(q, k, v):
+    return jnp.einsum("hqk,khd->qhd", nn.softmax(jnp.einsum("qhd,khd->hqk", q, k)), v)
+
+
+def ordered(x):
+    values, where = lax.top_k(x, 3)
+    return jnp.sort(jnp.sin(x))[::2], values * x[where][::-1], jnp.max(x), jnp.median(x)
+
+
+def branches(x):
+    """Python control flow on the shape, `where` on the values."""
+    y = x
+    for i in range(x.ndim + 1):
+        y = jnp.where(y > 0.1 * i, jnp.sin(y) * y, y - 0.5 * y**3)
+    return jnp.clip(y, -0.7, 0.7), lax.select(x > 0, y, jnp.exp(x))
+
+
+def inner_jit(x, y):
+    cube = jax.jit(lambda a, b: (a**3 * b, a))
+    first, again = cube(x, jnp.sin(y))
+    return jax.jit(jnp.outer)(first, again), jax.vmap(jnp.dot)(first[:, None], y[:, None])
+
+
+def custom(x):
+    """Functions whose derivative JAX's own library gives by custom rules."""
+    return nn.relu(x), nn.silu(x), nn.gelu(x), nn.logsumexp(x), nn.softplus(x), jnp.linalg.norm(x)
+
+
+@jax.custom_vjp
+def scaled(x, factor):
+    return jnp.sin(x) * factor
+
+
+scaled.defvjp(
+    lambda x, factor: (jnp.sin(x) * factor, (x, factor)),
+    lambda saved, y_bar: (
+        jnp.cos(saved[0]) * saved[1] * y_bar,
+        jnp.sum(jnp.sin(saved[0]) * y_bar),
+    ),
+)
+
+
+def user_rule(x, factor):
+    return scaled(x, factor) * x, scaled(x[:2] * factor, 2.0)
+
+
+def shapes(x):
+    y = jnp.concatenate([x.T, jnp.pad(x, 1)[1:4, :3] * 2.0], axis=0)
+    return jnp.flip(jnp.transpose(y.reshape(3, 2, 3), (2, 0, 1))), jnp.tile(y[0], 2), jnp.roll(x, 1)
+
+
+def dynamic(x, i):
+    y = lax.dynamic_slice(x, (i, 0), (2, 3)) ** 2
+    return lax.dynamic_update_slice(x, y, (0, i)), jnp.prod(x, axis=1), jnp.var(y), jnp.min(x)
+
+
+PROGRAMS: dict[str, tuple[Callable, tuple]] = {
+    "mlp": (mlp, ({"w": [array(3, 4), array(4, 2)], "b": array(4)}, array(2, 3))),
+    "conv": (conv, (array(1, 5, 4, 2), array(2, 3, 2, 2))),
+    "cross_entropy": (cross_entropy, (array(3, 4), array())),
+    "gather": (gather, (array(4), array(5))),
+    "scatter": (scatter, (array(4), array(3))),
+    "cumulative": (cumulative, (array(5),)),
+    "spectrum": (spectrum, (array(3), array(3, seed=1))),
+    "attention": (attention, (array(2, 1, 3), array(3, 1, 3), array(3, 1, 2))),
+    "ordered": (ordered, (array(7),)),
+    "branches": (branches, (array(2, 3),)),
+    "inner_jit": (inner_jit, (array(3), array(3, seed=1))),
+    "custom": (custom, (array(4),)),
+    "user_rule": (user_rule, (array(3), array())),
+    "shapes": (shapes, (array(3, 3),)),
+    "dynamic": (lambda x: dynamic(x, 1), (array(4, 4),)),
+    "broadcast": (lambda x, y: jnp.hypot(x[:, None], y) / (1 + x[:, None] ** 2 + y), (array(2), 1.5)),
+}
+every_program = pytest.mark.parametrize("name", PROGRAMS)
+
+
+def direction(values, seed: int):
+    leaves, structure = tree.flatten(values)
+    return structure.unflatten(array(*np.shape(x), seed=seed + i) for i, x in enumerate(leaves))
+
+
+def inner(xs, ys):
+    pairs = zip(tree.leaves(xs), tree.leaves(ys), strict=True)
+    return sum(jnp.sum(x * y).real for x, y in pairs)
+
+
+def scalar(fun: Callable) -> Callable:
+    """One number that depends on every result of `fun`, and not linearly; of one argument."""
+    return lambda args: sum(jnp.sum(jnp.sin(y) + y**2) for y in tree.leaves(fun(*args)))
+
+
+def close(got, want) -> None:
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
+    chex.assert_trees_all_close(got, want, rtol=1e-9, atol=1e-9)
+    assert any(np.any(x) for x in tree.leaves(want)), "zeros agree with too much"
+
+
+@every_program
+def test_reverse_is_the_transpose_of_forward(name: str) -> None:
+    fun, args = PROGRAMS[name]
+    v = direction(args, seed=10)
+
+    @ft.jit
+    def both(args, v):
+        y, pushed = ft.jvp(fun, args, v)
+        y_bar = direction(y, seed=20)
+        return inner(y_bar, pushed), inner(ft.vjp(fun, *args)[1](y_bar), v)
+
+    close(*both(args, v))
+
+
+@pytest.mark.parametrize(
+    "fun", [lambda z: jnp.exp(1j * z) * z, jnp.conj, lambda z: z.real * z.imag, jnp.abs]
+)
+def test_the_inner_product_of_complex_numbers_has_no_conjugate(fun: Callable) -> None:
+    z, v = array(3) + 1j * array(3, seed=1), array(3, seed=2) + 1j * array(3, seed=3)
+    y, pushed = ft.jvp(fun, (z,), (v,))
+    y_bar = jnp.asarray(array(3, seed=4) * (1 - 2j)).astype(y.dtype)
+    if not jnp.iscomplexobj(y):
+        y_bar = jnp.asarray(array(3, seed=4))
+    close(inner(y_bar, pushed), inner(ft.vjp(fun, z)[1](y_bar)[0], v))
+
+
+@every_program
+def test_jacobians_by_column_and_by_row(name: str) -> None:
+    fun, args = PROGRAMS[name]
+    argnums = tuple(range(len(args)))
+    close(ft.jacfwd(ft.jit(fun), argnums)(*args), ft.jit(ft.jacrev(fun, argnums))(*args))
+
+
+@every_program
+def test_the_order_of_forward_and_reverse(name: str) -> None:
+    fun, args = PROGRAMS[name]
+    energy = scalar(fun)
+    v = direction(args, seed=10)
+
+    @ft.jit
+    def forward_over_reverse(args, v):
+        return ft.jvp(ft.grad(energy), (args,), (v,))[1]
+
+    @ft.jit
+    def reverse_over_forward(args, v):
+        return ft.grad(lambda args: ft.jvp(energy, (args,), (v,))[1])(args)
+
+    @ft.jit
+    def reverse_over_reverse(args, v):
+        return ft.grad(lambda args: inner(ft.grad(energy)(args), v))(args)
+
+    want = forward_over_reverse(args, v)
+    close(reverse_over_reverse(args, v), want)
+    # Forward mode through a custom_vjp runs its backward rule transposed, which has a derivative.
+    close(reverse_over_forward(args, v), want)
+
+
+@every_program
+def test_jit_commutes_with_grad(name: str) -> None:
+    fun, args = PROGRAMS[name]
+    energy = scalar(fun)
+    eager = ft.grad(energy)(args)
+    close(ft.grad(ft.jit(energy))(args), eager)
+    close(ft.jit(ft.grad(energy))(args), eager)
+    close(ft.jit(ft.grad(ft.jit(energy)))(args), eager)
+
+
+@every_program
+def test_nested_jit_changes_nothing(name: str) -> None:
+    """Each of these has more `jit` equations inside than the one before."""
+    fun, args = PROGRAMS[name]
+    once = ft.jit(lambda *args: fun(*args))
+    twice = jax.jit(ft.jit(once))
+    v = direction(args, seed=10)
+    want = ft.jvp(fun, args, v)
+    y_bar = direction(want[0], seed=20)
+    pulled = ft.vjp(fun, *args)[1](y_bar)
+    for nested in (once, twice):
+        close(ft.jvp(nested, args, v), want)
+        close(ft.vjp(nested, *args)[1](y_bar), pulled)
+        close(ft.grad(scalar(nested))(args), ft.grad(scalar(fun))(args))
+
+
+@every_program
+def test_vmap_commutes_with_grad(name: str) -> None:
+    fun, args = PROGRAMS[name]
+    gradient = ft.jit(ft.grad(scalar(fun)))
+    batch = tree.map(lambda x: np.stack([x, x + 0.3, 0.5 * x]), args)
+    stacked = tree.map(
+        lambda *xs: jnp.stack(xs), *(gradient(tree.map(lambda x, i=i: x[i], batch)) for i in range(3))
+    )
+    close(jax.jit(jax.vmap(ft.grad(scalar(fun))))(batch), stacked)
+    close(ft.jit(jax.vmap(gradient))(batch), stacked)
+    # and the gradient of what was vmapped
+    total = ft.grad(lambda batch: jnp.sum(jax.vmap(scalar(fun))(batch)))
+    close(ft.jit(total)(batch), stacked)
+
+
+@every_program
+def test_linearize_is_jvp(name: str) -> None:
+    fun, args = PROGRAMS[name]
+    y, pushforward = ft.linearize(ft.jit(fun), *args)
+    for seed in (10, 30):  # the pushforward is called more than once
+        v = direction(args, seed)
+        close((y, pushforward(*v)), ft.jvp(fun, args, v))
+
+
+@every_program
+def test_transposing_twice_is_the_identity(name: str) -> None:
+    fun, args = PROGRAMS[name]
+    y, pushforward = ft.linearize(fun, *args)
+    v = direction(args, seed=10)
+
+    @ft.jit
+    def twice(y, args, v):
+        once = ft.linear_transpose(pushforward, *args)
+        # The transpose of `once` takes what `once` returns, a tuple of arguments.
+        return ft.linear_transpose(once, y)(v)[0]
+
+    close(twice(y, args, v), pushforward(*v))
+
+
+@every_program
+def test_hvp_is_the_hessian_times_the_vector(name: str) -> None:
+    fun, args = PROGRAMS[name]
+    energy = scalar(fun)
+    v = direction(args, seed=10)
+    leaves, structure = tree.flatten(args)
+    sizes = [np.size(x) for x in leaves]
+
+    def matrix(args):
+        blocks = structure.flatten_up_to(ft.hessian(energy)(args))
+        rows = [
+            [b.reshape(m, n) for b, n in zip(tree.leaves(row), sizes, strict=True)]
+            for row, m in zip(blocks, sizes, strict=True)
+        ]
+        return jnp.block(rows)
+
+    hessian = ft.jit(matrix)(args)
+    flat = jnp.concatenate([jnp.ravel(x) for x in tree.leaves(v)])
+    got = jnp.concatenate([jnp.ravel(x) for x in tree.leaves(ft.hvp(ft.jit(energy), args, v))])
+    close(got, hessian @ flat)
+    close(hessian, hessian.T)

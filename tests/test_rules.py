@@ -1,0 +1,189 @@
+"""Every rule, in every way it is used: the table in `rule_cases.py`, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from rule_cases import CASES, Case
+
+import functrans as ft
+from functrans.rules import RULES, ZeroRule
+from functrans.testing import DIFFERENCES, JAX, cross_check
+
+DTYPES = {
+    ("real", 64): np.float64,
+    ("real", 32): np.float32,
+    ("complex", 64): np.complex128,
+    ("complex", 32): np.complex64,
+}
+
+
+def row_id(case: Case) -> str:
+    return f"{CASES.index(case)}-{'-'.join(case.primitives)}"
+
+
+ROWS = [pytest.param(case, "real", id=row_id(case)) for case in CASES] + [
+    pytest.param(case, "complex", id=row_id(case) + "-complex") for case in CASES if case.complex
+]
+BOTH = ("fwd", "rev")
+every_row = pytest.mark.parametrize(("case", "kind"), ROWS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Thousands of tiny programs are compiled here: what XLA's optimizer makes of them is not
+    what is tested, and takes most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
+@every_row
+@pytest.mark.parametrize("width", [64, 32])
+def test_jitted(case: Case, kind: str, width: int) -> None:
+    """First and second order, forward and reverse and each of each."""
+    # Finite differences are in float64 whatever the inputs are: once is enough.
+    differences = () if case.kinks or width == 32 else (DIFFERENCES,)
+    options: Any = {"rtol": case.rtol, "atol": case.atol, "order": case.order, "jitted": True}
+    with jax.enable_x64(width == 64):
+        args = case.inputs(DTYPES[kind, width])
+        if case.jax_modes == BOTH:
+            cross_check(case.fun, *args, against=(JAX, *differences), **options).check()
+            return
+        if case.jax_modes:
+            cross_check(case.fun, *args, against=(JAX,), modes=case.jax_modes, **options).check()
+        if not case.kinks:
+            cross_check(case.fun, *args, against=(DIFFERENCES,), **options).check()
+
+
+@every_row
+def test_eager_and_vmapped(case: Case, kind: str) -> None:
+    """Of a batch of two: one by one and eagerly, and both at once, as `jax.vmap` of JAX's.
+
+    Where JAX has no derivative, the two are compared with each other.
+    """
+    reference, modes = (jax, case.jax_modes) if case.jax_modes else (ft, BOTH)
+    ours, theirs = (derivatives(ad, case.fun, modes) for ad in (ft, reference))
+    batch = [case.inputs(DTYPES[kind, 32], seed) for seed in (0, 1)]
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *batch)
+    want = jax.jit(jax.vmap(theirs))(*stacked)
+    vmapped = jax.jit(jax.vmap(ours))(*stacked)
+    eager = jax.tree.map(lambda *xs: np.stack(xs), *(ours(*args) for args in batch))
+    rtol = case.rtol or 2e-4
+    for got in (vmapped, eager):
+        chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            # The size of an array's largest entry says how exact the others can be.
+            size = np.max(np.abs(b), initial=0.0, where=np.isfinite(b))
+            atol = case.atol or 1e-5 + rtol * size
+            chex.assert_trees_all_close(a, b, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize(("case", "kind"), [row for row in ROWS if row.values[0].jax_modes])
+def test_types(case: Case, kind: str) -> None:
+    """Shapes, dtypes and weak types of all results are JAX's: float0 for integers and keys, and
+    half precision stays half precision."""
+    dtypes = [DTYPES[kind, 32]]
+    if kind == "real" and case.half:
+        dtypes += [jnp.bfloat16, np.float16]
+    for dtype in dtypes:
+        args = case.inputs(dtype)
+        got, want = (
+            jax.eval_shape(derivatives(ad, case.fun, case.jax_modes, keep_float0=True), *args)
+            for ad in (ft, jax)
+        )
+        chex.assert_trees_all_equal_structs(got, want)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
+
+
+def derivatives(
+    ad: Any, fun: Callable, modes: tuple[str, ...] = BOTH, keep_float0: bool = False
+) -> Callable:
+    """`args -> (tangents of the results, cotangents of the inputs)`, with fixed directions."""
+
+    def evaluate(*args):
+        results, tangents = [], jax.tree.map(direction, args)
+        if "fwd" in modes:
+            results.append(ad.jvp(fun, args, tangents))
+            results.append(ad.linearize(fun, *args)[1](*tangents))
+        if "rev" in modes:
+            answer, pull = ad.vjp(fun, *args)
+            results.append(pull(jax.tree.map(direction, answer)))
+        return results if keep_float0 else jax.tree.map(without_float0, results)
+
+    return evaluate
+
+
+def direction(x: Any) -> np.ndarray:
+    if not has_tangent(x):
+        return np.zeros(jnp.shape(x), jax.dtypes.float0)
+    numbers = np.cos(np.arange(1.0, jnp.size(x) + 1)).reshape(jnp.shape(x))
+    return np.asarray(numbers * (1 - 0.5j) if jnp.iscomplexobj(x) else numbers).astype(x.dtype)
+
+
+def has_tangent(x: Any) -> bool:
+    return bool(jnp.issubdtype(jax.typeof(x).dtype, jnp.inexact))
+
+
+def without_float0(x: Any) -> Any:
+    return x if has_tangent(x) else None
+
+
+# The table itself.
+
+
+def primitives_of(jaxpr: Any) -> Iterator[str]:
+    """The names of the primitives in a jaxpr and in the jaxprs inside it."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for param in jax.tree.leaves(equation.params, is_leaf=is_jaxpr):
+            if is_jaxpr(param):
+                yield from primitives_of(getattr(param, "jaxpr", param))
+
+
+def is_jaxpr(x: Any) -> bool:
+    return isinstance(x, Jaxpr | ClosedJaxpr)
+
+
+def primitives_in(case: Case) -> set[str]:
+    return set(primitives_of(jax.make_jaxpr(case.fun)(*case.inputs(np.float32)).jaxpr))
+
+
+@pytest.fixture(scope="module")
+def used() -> dict[int, set[str]]:
+    """For each row, the primitives in its jaxpr."""
+    return {index: primitives_in(case) for index, case in enumerate(CASES)}
+
+
+def test_every_row_uses_the_primitives_that_it_names(used: dict[int, set[str]]) -> None:
+    absent = {row_id(CASES[i]): set(CASES[i].primitives) - names for i, names in used.items()}
+    assert not {row: names for row, names in absent.items() if names}
+
+
+def test_every_rule_has_a_row() -> None:
+    covered = {name for case in CASES for name in case.primitives}
+    assert not {primitive.name for primitive in RULES} - covered
+
+
+ZERO = {primitive.name for primitive, rule in RULES.items() if isinstance(rule, ZeroRule)}
+
+
+@pytest.mark.parametrize("name", sorted(ZERO))
+def test_zero_rules_give_zero(name: str, used: dict[int, set[str]]) -> None:
+    """In a function of such primitives alone, every tangent and cotangent is 0 or has no dtype."""
+    cases = [CASES[i] for i, names in used.items() if name in names and names <= ZERO]
+    assert cases, f"no row uses {name} without primitives that have derivatives"
+    for case in cases:
+        results = derivatives(ft, case.fun, keep_float0=True)(*case.inputs(np.float32))
+        for x in jax.tree.leaves(results):
+            assert not has_tangent(x) or not np.any(x)
+            assert has_tangent(x) or x.dtype == jax.dtypes.float0
