@@ -57,7 +57,7 @@ class ForwardTrace(jax.core.Trace):
 
     def equation(self, primitive: Any, primals: list, tangents: list, params: dict) -> tuple:
         """`(x, x_dot) -> ([y], [y_dot])`, the meaning of one equation."""
-        if all(type(t) is Zero for t in tangents):
+        if not jx.present(tangents):
             with set_current_trace(self.parent):
                 out = primitive.bind(*primals, **params)
             outs = list(out) if primitive.multiple_results else [out]
@@ -66,7 +66,9 @@ class ForwardTrace(jax.core.Trace):
         push = rule.forward if self.tape is None else rule.linearize
         with set_current_trace(self.parent if self.tape is None else self.tape):
             outs, tangents_out = push(primitive, primals, tangents, params)
-        return outs, list(map(_tangent_of, outs, tangents_out))
+        # An integer has no tangent, whatever the rule has made of it.
+        pairs = zip(outs, tangents_out, strict=True)
+        return outs, [t if jx.is_differentiable(jx.typeof(y)) else Zero.like(y) for y, t in pairs]
 
     # Driver one: a running Python function.
 
@@ -144,13 +146,6 @@ def forward(fun: Callable, primals: Sequence, tangents: Sequence) -> tuple[list,
     """
     with take_current_trace() as parent:
         return ForwardTrace(parent).run_function(fun, primals, tangents)
-
-
-def _tangent_of(out: Any, tangent: Any) -> Any:
-    """An integer has no tangent, whatever the rule has made of it."""
-    if type(tangent) is Zero or jx.is_differentiable(jx.typeof(out)):
-        return tangent
-    return Zero.like(out)
 
 
 def _unzip(pairs: Any) -> tuple[list, list]:

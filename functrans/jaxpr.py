@@ -25,7 +25,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend import core as jex
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
-from jax.extend.core.primitives import add_jaxvals_p, jit_p, mul_p
+from jax.extend.core.primitives import add_jaxvals_p, convert_element_type_p, jit_p, mul_p
 
 typeof = jax.typeof
 
@@ -77,7 +77,15 @@ def zeros(aval: Any) -> Any:
     """The array of zeros of a tangent type; for integers that is NumPy's `float0` array."""
     if aval.dtype == jax.dtypes.float0:
         return np.zeros(aval.shape, jax.dtypes.float0)
-    return lax.full(aval.shape, 0, aval.dtype)
+    array = lax.full(aval.shape, 0, aval.dtype)
+    return cast(array, aval) if aval.weak_type else array
+
+
+def cast(x: Any, aval: Any) -> Any:
+    """Convert to the dtype of a type, and to its weak type: that of a Python number."""
+    return convert_element_type_p.bind(
+        x, new_dtype=aval.dtype, weak_type=aval.weak_type, sharding=None
+    )
 
 
 def instantiate(x: Any) -> Any:
@@ -97,10 +105,31 @@ def from_symbolic(x: Any) -> Any:
     return x
 
 
-def fill(zeros: Sequence, values: Sequence) -> list:
-    """Put the values where `zeros` has `None`."""
+def moving(tangents: Iterable) -> tuple[bool, ...]:
+    """Which of the tangents are not known to be zero."""
+    return tuple(type(t) is not Zero for t in tangents)
+
+
+def present(tangents: Iterable) -> list:
+    """The tangents that are not known to be zero."""
+    return [t for t in tangents if type(t) is not Zero]
+
+
+def gaps(tangents: Iterable) -> list:
+    """The tangents without those that `present` gives: `None` stands in their places."""
+    return [t if type(t) is Zero else None for t in tangents]
+
+
+def gaps_for(avals: Sequence, moving: Sequence[bool]) -> list:
+    """The gaps for tangents of values of these types."""
+    pairs = zip(avals, moving, strict=True)
+    return [None if moves else Zero(aval.to_tangent_aval()) for aval, moves in pairs]
+
+
+def fill(gaps: Iterable, values: Iterable) -> list:
+    """Put the values in the gaps."""
     rest = iter(values)
-    return [next(rest) if zero is None else zero for zero in zeros]
+    return [next(rest) if gap is None else gap for gap in gaps]
 
 
 def backward_result(returned: Any) -> list:
@@ -197,7 +226,8 @@ def with_constants(jaxpr: Jaxpr, values: Sequence) -> ClosedJaxpr:
 
 def one(aval: Any) -> Any:
     """The number one of a type, as a literal: the seed of a gradient."""
-    return 1.0 if aval.weak_type and aval.dtype.kind == "f" else np.ones((), aval.dtype)
+    number = np.ones((), aval.dtype)
+    return number.item() if aval.weak_type and aval.dtype.kind in "fc" else number
 
 
 def debug_info(purpose: str, fun: Callable) -> jex.DebugInfo:
@@ -246,10 +276,14 @@ def _cached_abstract_eval(primitive: Primitive, avals: tuple, params: tuple) -> 
 
 
 @contextmanager
-def context_of(equation: JaxprEqn):
-    """Run the body as if on the user's line, and in the scope, where the equation was written."""
-    source = equation.source_info
-    stack = source_info_util.current_name_stack() + source.name_stack
+def context_of(equation: JaxprEqn, inlined: bool = False):
+    """Run the body as if on the user's line, and in the scope, where the equation was written.
+
+    The line of an equation that is inlined is that of the call: what it was written for may have
+    been another call of the same function.
+    """
+    source = source_info_util.current() if inlined else equation.source_info
+    stack = source_info_util.current_name_stack() + equation.source_info.name_stack
     user_context = source_info_util.user_context(source.traceback, name_stack=stack)
     with user_context, equation.ctx.manager:
         yield

@@ -13,6 +13,7 @@ Read next: `jit.py`, where all of this is compiled; or `transforms.py`, where it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Any
 
 from jax.extend.core import (
@@ -57,17 +58,12 @@ def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
     for atom, cotangent in zip(jaxpr.outvars, cotangents, strict=True):
         accumulate(atom, cotangent)
     for equation in reversed(linear):
-        pulled = [accumulated.pop(v, None) for v in equation.outvars]
-        if all(y_bar is None for y_bar in pulled):
+        y_bars = [accumulated.pop(v, Zero(v.aval)) for v in equation.outvars]
+        if not jx.present(y_bars):
             continue
-        y_bars = [
-            Zero(v.aval) if y_bar is None else y_bar
-            for v, y_bar in zip(equation.outvars, pulled, strict=True)
-        ]
+        rule, values = rule_of(equation.primitive), [read(atom) for atom in equation.invars]
         with jx.context_of(equation):
-            x_bars = rule_of(equation.primitive).transpose(
-                equation.primitive, y_bars, [read(a) for a in equation.invars], equation.params
-            )
+            x_bars = rule.transpose(equation.primitive, y_bars, values, equation.params)
         for atom, x_bar in zip(equation.invars, x_bars, strict=True):
             accumulate(atom, x_bar)
     return [accumulated.get(v, Zero(v.aval)) for v in jaxpr.invars if v not in known]
@@ -102,33 +98,27 @@ def _evaluate_known(jaxpr: Jaxpr, known: dict, read: Any) -> list:
 @jx.cached_by_program
 def transpose_jaxpr(
     program: ClosedJaxpr, linear: tuple[bool, ...], moving: tuple[bool, ...]
-) -> tuple:
-    """The jaxpr of `(known inputs, y_bar) -> x_bar`, where only what is not `Zero` has a place.
+) -> tuple[ClosedJaxpr, list]:
+    """The jaxpr of `(known inputs, y_bar) -> x_bar`, where only what moves has a place.
 
     Args:
       linear: which inputs are to be transposed.
       moving: which outputs have a cotangent that is not zero.
 
     Returns:
-      The jaxpr, and for each linear input the `Zero` that its cotangent is, or `None`.
+      The jaxpr, and the gaps of `x_bar`, which it fills.
     """
-    zeros: list = []
+    gaps: list = []
 
     def pullback(*args):
         rest = iter(args)
-        inputs = [
-            Linear(aval) if is_linear else next(rest)
-            for aval, is_linear in zip(program.in_avals, linear, strict=True)
-        ]
-        y_bars = [
-            next(rest) if moves else Zero(aval)
-            for aval, moves in zip(program.out_avals, moving, strict=True)
-        ]
+        pairs = zip(program.in_avals, linear, strict=True)
+        inputs = [Linear(aval) if is_linear else next(rest) for aval, is_linear in pairs]
+        y_bars = jx.fill(jx.gaps_for(program.out_avals, moving), rest)
         x_bars = transpose(*jx.opened(program, inputs), y_bars)
-        zeros.extend(x if type(x) is Zero else None for x in x_bars)
-        return [x for x in x_bars if type(x) is not Zero]
+        gaps.extend(jx.gaps(x_bars))
+        return jx.present(x_bars)
 
-    known_avals = [a for a, is_linear in zip(program.in_avals, linear, strict=True) if not is_linear]
-    cotangent_avals = [a for a, moves in zip(program.out_avals, moving, strict=True) if moves]
-    staged = stage(pullback, [*known_avals, *cotangent_avals], program.jaxpr.debug_info)
-    return staged, tuple(zeros)
+    known = [not is_linear for is_linear in linear]
+    avals = [*compress(program.in_avals, known), *compress(program.out_avals, moving)]
+    return stage(pullback, avals, program.jaxpr.debug_info), gaps

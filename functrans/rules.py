@@ -266,6 +266,7 @@ def call(primitive: Primitive, rule: Rule) -> None:
 
 
 instantiate = jx.instantiate
+cast = jx.cast
 
 
 def rule_of(primitive: Primitive) -> Rule:

@@ -116,7 +116,7 @@ class StagingTrace(jax.core.Trace):
 
         for equation in program.jaxpr.eqns:
             inputs = [read(atom) for atom in equation.invars]
-            with jx.context_of(equation):
+            with jx.context_of(equation, inlined=True):
                 if equation.primitive is jit_p and jx.is_inlined(equation.params):
                     outs = self.replay(equation.params["jaxpr"], inputs)
                 elif equation.primitive in _SIMPLIFY:

@@ -24,7 +24,7 @@ from jax.tree_util import register_dataclass
 from functrans import checks
 from functrans import jaxpr as jx
 from functrans.forward import forward
-from functrans.jaxpr import Linear, Zero
+from functrans.jaxpr import Linear
 from functrans.jit import Jitted, jit, transformed, transformed_at_once
 from functrans.linearize import linearize as linearize_flat
 from functrans.reverse import transpose
@@ -155,8 +155,8 @@ class Spec:
     """What is static in a linear function: its jaxpr, and the structures of input and output."""
 
     jaxpr: Jaxpr
-    moving: Sequence[bool]  # for each input: whether the jaxpr takes it; the others are integers
-    zeros: Sequence  # for each output: the `Zero` that it is, or `None` if the jaxpr gives it
+    in_gaps: Sequence  # for each input `None`, or, if it is an integer, the `Zero` that it is
+    out_gaps: Sequence
     in_tree: Any
     out_tree: Any
     in_avals: Sequence
@@ -188,9 +188,8 @@ class Pushforward(LinearFunction):
     def __call__(self, *tangents: Any) -> Any:
         spec = self.spec
         given = checks.linear_input("the pushforward", spec.in_tree, spec.in_avals, tangents)
-        moving = [t for t, moves in zip(given, spec.moving, strict=True) if moves]
-        outs = jx.evaluate(self.jaxpr, *map(jx.instantiate, moving))
-        return tree.unflatten(spec.out_tree, map(jx.instantiate, jx.fill(spec.zeros, outs)))
+        outs = jx.evaluate(self.jaxpr, *jx.present(given))
+        return tree.unflatten(spec.out_tree, map(jx.instantiate, jx.fill(spec.out_gaps, outs)))
 
 
 @register_dataclass
@@ -205,11 +204,10 @@ class Pullback(LinearFunction):
 def _pull(pullback: Pullback, cotangent: Any) -> Any:
     spec = pullback.spec
     given = checks.linear_input("the pullback", spec.out_tree, spec.out_avals, cotangent)
-    y_bars = [y for y, zero in zip(given, spec.zeros, strict=True) if zero is None]
-    inputs = [Linear(a) for a, m in zip(spec.in_avals, spec.moving, strict=True) if m]
-    x_bars = iter(transpose(spec.jaxpr, [*pullback.residuals, *inputs], y_bars))
-    pulled = [next(x_bars) if m else Zero(a) for a, m in zip(spec.in_avals, spec.moving, strict=True)]
-    return tree.unflatten(spec.in_tree, map(jx.instantiate, pulled))
+    y_bars = [y for y, gap in zip(given, spec.out_gaps, strict=True) if gap is None]
+    inputs = [Linear(a) for a, gap in zip(spec.in_avals, spec.in_gaps, strict=True) if gap is None]
+    x_bars = jx.fill(spec.in_gaps, transpose(spec.jaxpr, [*pullback.residuals, *inputs], y_bars))
+    return tree.unflatten(spec.in_tree, map(jx.instantiate, x_bars))
 
 
 _pull_compiled = jit(_pull)
@@ -218,12 +216,12 @@ _pull_compiled = jit(_pull)
 def _linearize(fun: Callable, has_aux: bool, kind: type) -> Callable:
     def linearize_at(*primals):
         leaves, in_tree = tree.flatten(primals)
-        tangent_avals = [checks.type_of("linearize", x).to_tangent_aval() for x in leaves]
-        moving = [jx.is_differentiable(aval) for aval in tangent_avals]
+        in_avals = [checks.type_of("linearize", x).to_tangent_aval() for x in leaves]
+        in_gaps = jx.gaps_for(in_avals, [*map(jx.is_differentiable, in_avals)])
         flat = Flat(fun, in_tree, has_aux)
-        outs, aux, (jaxpr, residuals, zeros) = linearize_flat(flat, leaves, moving)
+        outs, aux, (jaxpr, residuals, out_gaps) = linearize_flat(flat, leaves, in_gaps)
         out_avals = [jx.typeof(x).to_tangent_aval() for x in outs]
-        spec = Spec(jaxpr, moving, zeros, in_tree, flat.out_tree, tangent_avals, out_avals)
+        spec = Spec(jaxpr, in_gaps, out_gaps, in_tree, flat.out_tree, in_avals, out_avals)
         return flat.result(outs, kind(residuals, spec), aux)
 
     return linearize_at

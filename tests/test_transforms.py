@@ -211,7 +211,8 @@ def _real_parts(fun):
 
 def of_jacfwd(t, fun, args):
     argnums = positions(args, jnp.floating)
-    return t.jacfwd(_real_parts(fun), argnums)(*args), t.value_and_jacfwd(fun_of(fun), argnums)(*args)
+    real = _real_parts(fun)
+    return t.jacfwd(real, argnums)(*args), t.value_and_jacfwd(real, argnums)(*args)
 
 
 def fun_of(fun):

@@ -52,7 +52,7 @@ class CustomVjpRule(Rule):
 
     def _run(self, primals, tangents, params):
         _, fwd, bwd = params["subfuns"]
-        flags = [type(t) is not Zero for t in tangents]
+        flags = jx.moving(tangents)
         given = [x for pair in zip(primals, flags, strict=True) for x in pair]
         returned = list(fwd.call_wrapped(*given))
         _, residual_tree, forwarded = params["out_trees"]()
@@ -65,13 +65,11 @@ class CustomVjpRule(Rule):
 
     def forward(self, primitive, primals, tangents, params):
         outs, residuals, rule = self._run(primals, tangents, params)
-        moving = [t for t in tangents if type(t) is not Zero]
-        return outs, rule.push(residuals, moving)
+        return outs, rule.push(residuals, jx.present(tangents))
 
     def linearize(self, primitive, primals, tangents, params):
         outs, residuals, rule = self._run(primals, tangents, params)
-        moving = [t for t in tangents if type(t) is not Zero]
-        return outs, transposed_p.bind(*residuals, *moving, rule=rule)
+        return outs, transposed_p.bind(*residuals, *jx.present(tangents), rule=rule)
 
     def transpose(self, primitive, cotangents, inputs, params):
         return _transpose_inside(params["call_jaxpr"], inputs, cotangents)

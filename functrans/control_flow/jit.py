@@ -12,6 +12,7 @@ Read next: `custom.py`, calls whose derivative the user has written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, Literal, Var
 from jax.extend.core.primitives import jit_p
 
 from functrans import jaxpr as jx
-from functrans.jaxpr import Linear, Zero
+from functrans.jaxpr import Linear
 from functrans.linearize import jvp_jaxpr, linearize_jaxpr
 from functrans.reverse import transpose_jaxpr
 from functrans.rules import Rule, call
@@ -81,62 +82,60 @@ class JitRule(Rule):
     """
 
     def forward(self, primitive, primals, tangents, params):
-        moving = [type(t) is not Zero for t in tangents]
-        program, zeros = jvp_jaxpr(params["jaxpr"], tuple(moving))
+        moving = jx.moving(tangents)
+        program, gaps = jvp_jaxpr(params["jaxpr"], moving)
         outs = bind_jit(
             program,
-            [*primals, *(t for t in tangents if type(t) is not Zero)],
+            [*primals, *jx.present(tangents)],
             params["name"],
             like=params,
             inputs=[*_places("in", [True] * len(primals)), *_places("in", moving)],
-            outputs=[
-                *_places("out", [True] * len(zeros)),
-                *_places("out", [zero is None for zero in zeros]),
-            ],
+            outputs=[*_places("out", [True] * len(gaps)), *_places("out", _open(gaps))],
         )
-        return outs[: len(zeros)], jx.fill(zeros, outs[len(zeros) :])
+        return outs[: len(gaps)], jx.fill(gaps, outs[len(gaps) :])
 
     def linearize(self, primitive, primals, tangents, params):
-        moving = [type(t) is not Zero for t in tangents]
-        first, second, zeros = linearize_jaxpr(params["jaxpr"], tuple(moving))
-        count = len(first.out_avals) - len(zeros)
+        moving = jx.moving(tangents)
+        first, second, gaps = linearize_jaxpr(params["jaxpr"], moving)
+        new = [None] * (len(first.out_avals) - len(gaps))
         outs = bind_jit(
             first,
             primals,
             params["name"],
             like=params,
             inputs=_places("in", [True] * len(primals)),
-            outputs=[*_places("out", [True] * len(zeros)), *[None] * count],
+            outputs=[*_places("out", [True] * len(gaps)), *new],
         )
-        outs, residuals = outs[: len(zeros)], outs[len(zeros) :]
+        outs, residuals = outs[: len(gaps)], outs[len(gaps) :]
         tangents_out = bind_jit(
             second,
-            [*residuals, *(t for t in tangents if type(t) is not Zero)],
+            [*residuals, *jx.present(tangents)],
             params["name"],
             like=params,
-            inputs=[*[None] * count, *_places("in", moving)],
-            outputs=_places("out", [zero is None for zero in zeros]),
+            inputs=[*new, *_places("in", moving)],
+            outputs=_places("out", _open(gaps)),
         )
-        return outs, jx.fill(zeros, tangents_out)
+        return outs, jx.fill(gaps, tangents_out)
 
     def transpose(self, primitive, cotangents, inputs, params):
-        linear = [type(x) is Linear for x in inputs]
-        moving = [type(y_bar) is not Zero for y_bar in cotangents]
-        program, zeros = transpose_jaxpr(params["jaxpr"], tuple(linear), tuple(moving))
-        places = _places("in", linear)
+        linear = tuple(type(x) is Linear for x in inputs)
+        known = [not is_linear for is_linear in linear]
+        moving = jx.moving(cotangents)
+        program, gaps = transpose_jaxpr(params["jaxpr"], linear, moving)
         pulled = bind_jit(
             program,
-            [
-                *(x for x in inputs if type(x) is not Linear),
-                *(y_bar for y_bar in cotangents if type(y_bar) is not Zero),
-            ],
+            [*compress(inputs, known), *jx.present(cotangents)],
             params["name"],
             like=params,
-            inputs=[*_places("in", [not flag for flag in linear]), *_places("out", moving)],
-            outputs=[place for place, zero in zip(places, zeros, strict=True) if zero is None],
+            inputs=[*_places("in", known), *_places("out", moving)],
+            outputs=list(compress(_places("in", linear), _open(gaps))),
         )
-        pulled = iter(jx.fill(zeros, pulled))
-        return [next(pulled) if flag else None for flag in linear]
+        x_bars = iter(jx.fill(gaps, pulled))
+        return [next(x_bars) if is_linear else None for is_linear in linear]
+
+
+def _open(gaps: list) -> list[bool]:
+    return [gap is None for gap in gaps]
 
 
 call(jit_p, JitRule())

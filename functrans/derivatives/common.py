@@ -17,7 +17,7 @@ import jax
 from jax import lax
 from jax.extend.core import Primitive, primitives
 
-from functrans.rules import General, Linear, LinearRule, Zero, call, instantiate
+from functrans.rules import General, Linear, LinearRule, Zero, call, cast, instantiate
 
 
 def _with_numbers(operation: Callable) -> Callable:
@@ -73,7 +73,7 @@ def cast_like(x_bar: Any, x: Any) -> Any:
     """The transpose of a conversion from the type of `x`: to a real type, the real part."""
     if is_complex(x_bar) and not is_complex(x):
         x_bar = lax.real(x_bar)
-    return lax.convert_element_type(x_bar, x.dtype)
+    return cast(x_bar, aval_of(x))
 
 
 def find(*names: str) -> list[Primitive]:
