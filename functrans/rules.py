@@ -14,7 +14,7 @@ where the transpose is taken of a *linear* equation, and is defined by
 | `multilinear` | the transpose for each argument          | `multilinear(dot_general_p, left, right)`  |
 | `zero`        | nothing                                  | `zero(floor_p)`                            |
 | `general`     | a jvp, in terms of other primitives      | `general(sort_p, sort_jvp)`                |
-| `call`        | what to do with the jaxprs it carries    | `call(jit_p, JitRule())`                   |
+| `call`        | what to do with the jaxprs it carries    | `call(jit_p, JitRule())`               |
 
 A function given to a declaration receives the equation's inputs by position, and of the
 equation's params just those that it names as keyword-only arguments (or all, as `**params`).
@@ -48,6 +48,7 @@ from functrans import jaxpr as jx
 from functrans.jaxpr import Linear, Zero
 
 RULES: dict[Primitive, Rule] = {}
+STAGED: dict[Primitive, Callable] = {}
 
 LINEAR: Any = "linear"
 """As a partial derivative: the operation is linear in this argument (`x * y` in `x`)."""
@@ -110,7 +111,7 @@ class Elementwise(Rule):
 
 
 class LinearRule(Rule):
-    """`y = A x` in the arguments `argnums` together, so `y_dot = A x_dot` and `x_bar = A^T y_bar`."""
+    """`y = A x` in the arguments `argnums` together: `y_dot = A x_dot`, `x_bar = A^T y_bar`."""
 
     def __init__(self, transpose: Callable, argnums: int | Sequence[int] | None):
         self.single = isinstance(argnums, int)
@@ -128,41 +129,31 @@ class LinearRule(Rule):
         return outs, _results(primitive, primitive.bind(*moved, **params))
 
     def transpose(self, primitive, cotangents, inputs, params):
+        result: list = [None] * len(inputs)
         argnums = range(len(inputs)) if self.argnums is None else self.argnums
-        if any(type(x) is Linear and i not in argnums for i, x in enumerate(inputs)):
-            raise NotLinear.at(primitive)
         cotangent = cotangents if primitive.multiple_results else cotangents[0]
         pulled = self.pull(cotangent, *inputs, params=params)
-        if self.single:
-            pulled = [pulled]
-        result: list = [None] * len(inputs)
-        for i, x_bar in zip(argnums, pulled, strict=True):
+        for i, x_bar in zip(argnums, [pulled] if self.single else pulled, strict=True):
             result[i] = x_bar if type(inputs[i]) is Linear else None
+        if any(type(x) is Linear and i not in argnums for i, x in enumerate(inputs)):
+            raise NotLinear.at(primitive)
         return result
 
 
-class Multilinear(Rule):
+class Multilinear(Elementwise):
     """`z = B(x, y)`, linear in each argument: `z_dot = B(x_dot, y) + B(x, y_dot)`."""
 
     def __init__(self, transposes: Sequence[Callable | None]):
-        self.pulls = tuple(None if t is None else _reader(t) for t in transposes)
-
-    def forward(self, primitive, primals, tangents, params):
-        answer = primitive.bind(*primals, **params)
-        total: Any = Zero.like(answer)
-        for i, tangent in enumerate(tangents):
-            if type(tangent) is not Zero and self.pulls[i] is not None:
-                term = primitive.bind(*primals[:i], tangent, *primals[i + 1 :], **params)
-                total = jx.add(total, term)
-        return [answer], [total]
+        super().__init__([t and LINEAR for t in transposes])
+        self.pulls = [t and _reader(t) for t in transposes]
 
     def transpose(self, primitive, cotangents, inputs, params):
-        linear = [i for i, x in enumerate(inputs) if type(x) is Linear]
-        if len(linear) != 1 or self.pulls[linear[0]] is None:
+        linear = [type(x) is Linear for x in inputs]
+        pull = self.pulls[linear.index(True)]
+        if sum(linear) != 1 or pull is None:
             raise NotLinear.at(primitive)
-        result: list = [None] * len(inputs)
-        result[linear[0]] = self.pulls[linear[0]](cotangents[0], *inputs, params=params)
-        return result
+        x_bar = pull(cotangents[0], *inputs, params=params)
+        return [x_bar if is_linear else None for is_linear in linear]
 
 
 class ZeroRule(Rule):
@@ -187,17 +178,12 @@ class General(Rule):
 class NotLinear(TypeError):
     """An equation is not linear in an input with respect to which it was to be transposed."""
 
-    def __init__(self, message: str, primitive: Primitive):
-        super().__init__(message)
-        self.primitive = primitive
-
     @classmethod
     def at(cls, primitive: Primitive) -> NotLinear:
         return cls(
-            f"cannot transpose the equation '{primitive}' at {jx.user_line()}: it is not linear in "
-            "the input that is being transposed. Only a linear function has a transpose; the "
-            "derivative of any other is given by functrans.vjp or functrans.grad.",
-            primitive,
+            f"cannot transpose the equation '{primitive}' at {jx.user_line()}, which is not linear "
+            "in the input in question. The derivative of a function that is not linear is given by "
+            "functrans.vjp or functrans.grad."
         )
 
 
@@ -245,6 +231,17 @@ def multilinear(primitive: Primitive, *transposes: Callable | None) -> None:
     RULES[primitive] = Multilinear(transposes)
 
 
+def staged(primitive: Primitive, simpler: Callable) -> None:
+    """Declare how an operation is staged where no equation is needed.
+
+    Args:
+      primitive: the operation.
+      simpler: a function of the trace, the operation's inputs and its params that returns the
+        outputs, or `None` if the equation is to be written after all.
+    """
+    STAGED[primitive] = simpler
+
+
 def zero(*primitives: Primitive) -> None:
     """Declare operations whose derivative is zero wherever it exists."""
     for primitive in primitives:
@@ -275,11 +272,9 @@ def rule_of(primitive: Primitive) -> Rule:
         return RULES[primitive]
     except KeyError:
         raise NotImplementedError(
-            f"functrans has no derivative rule for the primitive '{primitive}', which was used at "
-            f"{jx.user_line()}. Declare one, for example "
-            f"functrans.rules.elementwise({primitive}_p, lambda answer, x: ...) if it acts on each "
-            "element by itself, or functrans.rules.linear, multilinear, zero or general; see "
-            "help(functrans.rules)."
+            f"functrans has no derivative rule for the primitive '{primitive}', used at "
+            f"{jx.user_line()}. Declare one: functrans.rules.elementwise({primitive}_p, lambda y, x:"
+            " ...) if it acts on each element by itself; see help(functrans.rules)."
         ) from None
 
 

@@ -30,9 +30,9 @@ from jax.extend.core import (
     new_jaxpr_eqn,
     set_current_trace,
 )
-from jax.extend.core.primitives import broadcast_in_dim_p, convert_element_type_p, jit_p
 
 from functrans import jaxpr as jx
+from functrans.rules import STAGED
 
 
 class Tracer(jax.core.Tracer):
@@ -86,24 +86,25 @@ class StagingTrace(jax.core.Trace):
         return self.constants[id(x)][0]
 
     def process_primitive(self, primitive, args, params, /):
-        if primitive is jit_p and jx.is_inlined(params):
-            return self.replay(params["jaxpr"], args)
-        if primitive in _SIMPLIFY:
-            simpler = _SIMPLIFY[primitive](self.atom(args[0]), **params)
-            if simpler is not None:
-                return Tracer(self, simpler)
-        return self.record(primitive, args, params)
+        outs = self.stage_equation(primitive, args, params)
+        return outs if primitive.multiple_results else outs[0]
 
-    def record(self, primitive, args, params) -> Any:
-        """Write `outputs = primitive[params] args`; return tracers for the outputs."""
+    def stage_equation(self, primitive, args, params, known=None) -> list[Any]:
+        """Write an equation, unless the primitive's room has a simpler way to stage it."""
+        simpler = STAGED[primitive](self, args, params) if primitive in STAGED else None
+        if simpler is not None:
+            return [self.stage_value(x) for x in simpler]
+        return self.write(primitive, args, params, known)
+
+    def write(self, primitive, args, params, known=None) -> list[Any]:
+        """Write `outputs = primitive[params] args`; return tracers for the outputs.
+
+        `known` are the outputs' types and the effects, if they need not be found out.
+        """
         atoms = [self.atom(x) for x in args]
-        avals, effects = jx.abstract_eval(primitive, tuple(a.aval for a in atoms), params)
-        tracers = self.write(primitive, atoms, avals, params, effects)
-        return tracers if primitive.multiple_results else tracers[0]
-
-    def write(self, primitive, atoms, avals, params, effects) -> list[Tracer]:
-        outputs = [Var(aval) for aval in avals]
-        source = source_info_util.current()
+        types = tuple(atom.aval for atom in atoms)
+        avals, effects = known or jx.abstract_eval(primitive, types, params)
+        outputs, source = [Var(aval) for aval in avals], source_info_util.current()
         self.equations.append(new_jaxpr_eqn(atoms, outputs, primitive, params, effects, source))
         return [Tracer(self, output) for output in outputs]
 
@@ -116,20 +117,9 @@ class StagingTrace(jax.core.Trace):
 
         for equation in program.jaxpr.eqns:
             inputs = [read(atom) for atom in equation.invars]
+            known = [var.aval for var in equation.outvars], equation.effects
             with jx.context_of(equation, inlined=True):
-                if equation.primitive is jit_p and jx.is_inlined(equation.params):
-                    outs = self.replay(equation.params["jaxpr"], inputs)
-                elif equation.primitive in _SIMPLIFY:
-                    outs = [self.process_primitive(equation.primitive, inputs, equation.params)]
-                else:
-                    avals = [var.aval for var in equation.outvars]
-                    outs = self.write(
-                        equation.primitive,
-                        [self.atom(x) for x in inputs],
-                        avals,
-                        equation.params,
-                        equation.effects,
-                    )
+                outs = self.stage_equation(equation.primitive, inputs, equation.params, known)
             values.update(zip(equation.outvars, outs, strict=True))
         return [read(atom) for atom in program.jaxpr.outvars]
 
@@ -189,7 +179,8 @@ class RecordingTrace(StagingTrace):
 
     def process_primitive(self, primitive, args, params, /):
         if any(map(self.owns, args)):
-            return self.record(primitive, args, params)
+            outs = self.write(primitive, args, params)
+            return outs if primitive.multiple_results else outs[0]
         with set_current_trace(self.parent):
             return primitive.bind(*args, **params)
 
@@ -211,35 +202,6 @@ class RecordingTrace(StagingTrace):
 def _canonical(x: Any) -> Any:
     """A NumPy value in the precision that JAX gives it."""
     return x.astype(jx.typeof(x).dtype) if isinstance(x, np.ndarray | np.generic) else x
-
-
-def _conversion(atom, *, new_dtype, weak_type, sharding):
-    """A conversion to the type that a value has is none; that of a number is a number."""
-    if sharding not in (None, atom.aval.sharding):
-        return None
-    if atom.aval.dtype == new_dtype and atom.aval.weak_type == weak_type:
-        return atom
-    if not isinstance(atom, Literal) or not isinstance(new_dtype, np.dtype):
-        return None
-    number = np.asarray(atom.val)
-    number = (number if new_dtype.kind == "c" else number.real).astype(new_dtype)[()]
-    # A weak type is that of a Python number; not every type has one.
-    number = number.item() if weak_type else number
-    converted = Literal(number, jx.typeof(number))
-    is_right = converted.aval.dtype == new_dtype and converted.aval.weak_type == weak_type
-    return converted if is_right else None
-
-
-def _broadcast(atom, *, shape, broadcast_dimensions, sharding):
-    """A broadcast to the shape that a value has is none."""
-    same = atom.aval.shape == shape and sharding in (None, atom.aval.sharding)
-    return atom if same else None
-
-
-_SIMPLIFY: dict[Any, Callable] = {
-    convert_element_type_p: _conversion,
-    broadcast_in_dim_p: _broadcast,
-}
 
 
 def stage(fun: Callable[..., Sequence[Any]], avals: Sequence[Any], debug_info: Any) -> ClosedJaxpr:

@@ -108,10 +108,9 @@ class BackwardRule:
             pushed = iter(transpose_function(pull, avals, tangents))
         except NotLinear as error:
             raise NotLinear(
-                f"the forward derivative of a custom_vjp function is the transpose of its backward "
-                f"rule, and this rule is not linear in the cotangent ({error.primitive}). Use "
-                "reverse mode (grad, vjp, jacrev), or give the function a jax.custom_jvp rule.",
-                error.primitive,
+                "the forward derivative of a custom_vjp function is the transpose of its backward "
+                "rule, and this rule is not linear in the cotangent. Use reverse mode (grad, vjp, "
+                f"jacrev), or give the function a jax.custom_jvp rule. In the rule: {error}"
             ) from error
         return [
             next(pushed) if is_float else Zero(aval)

@@ -23,7 +23,7 @@ from functrans import jaxpr as jx
 from functrans.jaxpr import Linear
 from functrans.linearize import jvp_jaxpr, linearize_jaxpr
 from functrans.reverse import transpose_jaxpr
-from functrans.rules import Rule, call
+from functrans.rules import Rule, call, staged
 
 
 Place = tuple[str, int] | None
@@ -138,7 +138,13 @@ def _open(gaps: list) -> list[bool]:
     return [gap is None for gap in gaps]
 
 
+def _inlined(trace, args, params):
+    """A small call that asks for it is replaced by its equations."""
+    return trace.replay(params["jaxpr"], args) if jx.is_inlined(params) else None
+
+
 call(jit_p, JitRule())
+staged(jit_p, _inlined)
 
 
 @jx.cached_by_program

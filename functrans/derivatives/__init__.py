@@ -11,6 +11,7 @@ else: it reads as a table of derivatives, and importing it fills `functrans.rule
     windows       reduce_window, pooling      a sum over windows is a convolution with ones
     sorting       sort, top_k                 the tangent is permuted as the primal is
     random        keys and bits               zero
+    staging       conversions, broadcasts     not a derivative: when no equation is needed
 
 Read next: `elementwise.py`, the table of the textbooks.
 """
@@ -23,6 +24,7 @@ from functrans.derivatives import (
     reduction,
     shape,
     sorting,
+    staging,
     windows,
 )
 
@@ -34,5 +36,6 @@ __all__ = [
     "reduction",
     "shape",
     "sorting",
+    "staging",
     "windows",
 ]

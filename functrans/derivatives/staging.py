@@ -1,0 +1,43 @@
+"""The operations that need no equation: conversions of numbers, and changes that change nothing.
+
+    stage : (trace, inputs, params) -> outputs, or None if the equation is to be written after all
+
+    x in the type that it has = x        1 in another type = 1        x in the shape it has = x
+
+Read next: `elementwise.py`, for what the equations that are written mean.
+"""
+
+import jax
+import numpy as np
+from jax import lax
+from jax.extend.core import Literal
+
+from functrans.rules import staged
+
+
+def conversion(trace, inputs, params):
+    """A conversion to the type that a value has is none; that of a number is a number."""
+    atom, dtype, weak = trace.atom(*inputs), params["new_dtype"], params["weak_type"]
+    if params["sharding"] not in (None, atom.aval.sharding):
+        return None
+    if atom.aval.dtype == dtype and atom.aval.weak_type == weak:
+        return inputs
+    if not isinstance(atom, Literal) or not isinstance(dtype, np.dtype):
+        return None
+    number = np.asarray(atom.val)
+    number = (number if dtype.kind == "c" else number.real).astype(dtype)[()]
+    # A weak type is that of a Python number; not every type has one.
+    number = number.item() if weak else number
+    aval = jax.typeof(number)
+    return [number] if aval.dtype == dtype and aval.weak_type == weak else None
+
+
+def broadcast(trace, inputs, params):
+    """A broadcast to the shape that a value has is none."""
+    aval = trace.atom(inputs[0]).aval
+    same = aval.shape == params["shape"] and params["sharding"] in (None, aval.sharding)
+    return list(inputs[:1]) if same else None
+
+
+staged(lax.convert_element_type_p, conversion)
+staged(lax.broadcast_in_dim_p, broadcast)
