@@ -32,23 +32,9 @@ from functrans.transforms import (
 
 __version__ = "0.1.0"
 
+# fmt: off
 __all__ = [
-    "jvp",
-    "vjp",
-    "linearize",
-    "linear_transpose",
-    "grad",
-    "value_and_grad",
-    "jacfwd",
-    "jacrev",
-    "jacobian",
-    "hessian",
-    "hvp",
-    "value_and_jacfwd",
-    "value_and_jacrev",
-    "jit",
-    "make_jaxpr",
-    "rules",
-    "control_flow",
-    "derivatives",
+    "jvp", "vjp", "linearize", "linear_transpose", "grad", "value_and_grad",
+    "jacfwd", "jacrev", "jacobian", "hessian", "hvp", "value_and_jacfwd", "value_and_jacrev",
+    "jit", "make_jaxpr", "rules", "control_flow", "derivatives",
 ]

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax, tree
 
-from functrans import checks
 from functrans import jaxpr as jx
+from functrans.explain import checks
 from functrans.jit import transformed, transformed_at_once
 from functrans.transforms import Argnums, grad, jvp, linearize, select, vjp, without_value
 

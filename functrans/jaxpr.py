@@ -18,14 +18,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 from jax.extend import core as jex
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
-from jax.extend.core.primitives import add_jaxvals_p, convert_element_type_p, jit_p, mul_p
+from jax.extend.core.primitives import add_jaxvals_p, convert_element_type_p
 
 typeof = jax.typeof
 
@@ -36,36 +34,26 @@ source_info_util.register_exclusion(os.path.dirname(__file__) + os.sep)
 # ---- values: what stands where there is no array -------------------------------------------------
 
 
-class Zero:
-    """A tangent or cotangent that is known to be zero: never multiplied, never added."""
-
-    __slots__ = ("aval",)
+class _Symbol:
+    """Has the type of an array, and no value."""
 
     def __init__(self, aval: Any):
-        self.aval = aval
+        self.aval, self.shape, self.dtype, self.ndim = aval, aval.shape, aval.dtype, aval.ndim
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.aval.str_short()})"
+
+
+class Zero(_Symbol):
+    """A tangent or cotangent that is known to be zero: never multiplied, never added."""
 
     @classmethod
     def like(cls, primal: Any) -> Zero:
         return cls(typeof(primal).to_tangent_aval())
 
-    def __repr__(self):
-        return f"Zero({self.aval.str_short()})"
 
-
-class Linear:
-    """In a transpose: an input in which the equation is linear; it has a type and no value."""
-
-    __slots__ = ("aval",)
-
-    def __init__(self, aval: Any):
-        self.aval = aval
-
-    shape = property(lambda self: self.aval.shape)
-    dtype = property(lambda self: self.aval.dtype)
-    ndim = property(lambda self: self.aval.ndim)
-
-    def __repr__(self):
-        return f"Linear({self.aval.str_short()})"
+class Linear(_Symbol):
+    """In a transpose: an input in which the equation is linear."""
 
 
 def is_differentiable(aval: Any) -> bool:
@@ -91,18 +79,6 @@ def cast(x: Any, aval: Any) -> Any:
 def instantiate(x: Any) -> Any:
     """An array in place of a `Zero`; anything else as it is."""
     return zeros(x.aval) if type(x) is Zero else x
-
-
-def to_symbolic(x: Any) -> Any:
-    """JAX's own symbol for zero, which custom rules with `symbolic_zeros=True` are given."""
-    return SymbolicZero(x.aval) if type(x) is Zero else x
-
-
-def from_symbolic(x: Any) -> Any:
-    """A `Zero` for each way in which a user's rule may say zero: a symbol, or a float0 array."""
-    if isinstance(x, SymbolicZero) or not is_value(x) or typeof(x).dtype == jax.dtypes.float0:
-        return Zero(x.aval if hasattr(x, "aval") else typeof(x))
-    return x
 
 
 def moving(tangents: Iterable) -> tuple[bool, ...]:
@@ -132,11 +108,6 @@ def fill(gaps: Iterable, values: Iterable) -> list:
     return [next(rest) if gap is None else gap for gap in gaps]
 
 
-def backward_result(returned: Any) -> list:
-    """The cotangents that a `custom_vjp` backward rule returns; since 0.11 logs come with them."""
-    return returned[0] if isinstance(returned, tuple) else returned
-
-
 def is_value(x: Any) -> bool:
     """Whether JAX takes `x` for an array or a scalar."""
     try:
@@ -153,17 +124,6 @@ def shape_of(x: Any) -> jax.ShapeDtypeStruct:
 
 
 # ---- the arithmetic of tangents ------------------------------------------------------------------
-
-
-@functools.cache
-def _params(primitive: Primitive) -> dict:
-    """The params of a product or a sum as this version of JAX writes them."""
-    function = {mul_p: lax.mul}[primitive]
-    return dict(jax.make_jaxpr(function)(1.0, 1.0).eqns[0].params)
-
-
-def mul(x: Any, y: Any) -> Any:
-    return mul_p.bind(x, y, **_params(mul_p))
 
 
 def add(x: Any, y: Any) -> Any:
@@ -327,20 +287,6 @@ def user_line() -> str:
         with source_info_util.user_context(None):
             line = source_info_util.summarize(source_info_util.current())
     return line or "an unknown line"
-
-
-def is_inlined(params: dict) -> bool:
-    """Whether a `jit` equation asks to be replaced by its equations when it is staged."""
-    default = jit_params(jax.sharding.get_abstract_mesh())
-    inline = getattr(params["inline"], "value", params["inline"]) in (True, "jax_early")
-    keys = ("in_shardings", "out_shardings", "in_layouts", "out_layouts")
-    return inline and all(one is default[key][0] for key in keys for one in params[key])
-
-
-@functools.lru_cache(maxsize=16)
-def jit_params(mesh: Any) -> dict:
-    del mesh  # the params name the mesh in whose context they were made
-    return dict(jax.make_jaxpr(jax.jit(jnp.negative))(1.0).eqns[0].params)
 
 
 # ---- caches that die with the program --------------------------------------------------------------

@@ -107,7 +107,7 @@ class Elementwise(Rule):
             return vector if partial == 1 else lax.neg(vector)
         if answer is None:
             raise NotLinear.at(primitive)
-        return jx.mul(vector, partial(answer, *inputs, params=params))
+        return lax.mul(vector, partial(answer, *inputs, params=params))
 
 
 class LinearRule(Rule):

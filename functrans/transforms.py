@@ -21,8 +21,8 @@ from jax import tree
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.tree_util import register_dataclass
 
-from functrans import checks
 from functrans import jaxpr as jx
+from functrans.explain import checks
 from functrans.forward import forward
 from functrans.jaxpr import Linear
 from functrans.jit import Jitted, jit, transformed, transformed_at_once

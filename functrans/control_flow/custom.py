@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.custom_derivatives import SymbolicZero
+from jax.dtypes import float0
 from jax.extend.core import Primitive
 from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 from jax.interpreters import batching, mlir
@@ -27,15 +29,27 @@ from functrans.reverse import transpose, transpose_function
 from functrans.rules import NotLinear, Rule, call
 
 
+def _to_symbolic(x: Any) -> Any:
+    """JAX's own symbol for zero, which rules with `symbolic_zeros=True` are given."""
+    return SymbolicZero(x.aval) if type(x) is Zero else x
+
+
+def _from_symbolic(x: Any) -> Any:
+    """A `Zero` for each way in which a user's rule may say zero: a symbol, or a float0 array."""
+    if isinstance(x, SymbolicZero) or not jx.is_value(x) or jx.typeof(x).dtype == float0:
+        return Zero(x.aval if hasattr(x, "aval") else jx.typeof(x))
+    return x
+
+
 class CustomJvpRule(Rule):
     """The user's rule is asked; it never sees the function's own equations."""
 
     def forward(self, primitive, primals, tangents, params):
         _, jvp = params["subfuns"]
-        given = jx.to_symbolic if params["symbolic_zeros"] else jx.instantiate
+        given = _to_symbolic if params["symbolic_zeros"] else jx.instantiate
         outs = jvp.call_wrapped(*primals, *map(given, tangents))
         split = len(outs) // 2
-        return list(outs[:split]), [jx.from_symbolic(t) for t in outs[split:]]
+        return list(outs[:split]), [_from_symbolic(t) for t in outs[split:]]
 
     def transpose(self, primitive, cotangents, inputs, params):
         # Only a linear function gets here, and it is its own derivative.
@@ -86,10 +100,11 @@ class BackwardRule:
 
     def pull(self, residuals: Sequence, cotangents: Sequence) -> list:
         """Run the user's rule."""
-        given = jx.to_symbolic if self.symbolic_zeros else jx.instantiate
+        given = _to_symbolic if self.symbolic_zeros else jx.instantiate
         returned = self.bwd.call_wrapped(*residuals, *map(given, cotangents))
-        x_bars = jx.backward_result(returned)
-        return [jx.from_symbolic(x) for x, moves in zip(x_bars, self.moving, strict=True) if moves]
+        # Since JAX 0.11 a backward rule returns logs beside the cotangents.
+        x_bars = returned[0] if isinstance(returned, tuple) else returned
+        return [_from_symbolic(x) for x, moves in zip(x_bars, self.moving, strict=True) if moves]
 
     def push(self, residuals: Sequence, tangents: Sequence) -> list:
         """Transpose the user's rule: cotangents in the place of inputs, tangents of outputs."""

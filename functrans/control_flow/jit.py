@@ -11,11 +11,13 @@ Read next: `custom.py`, calls whose derivative the user has written.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from itertools import compress
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal, Var
 from jax.extend.core.primitives import jit_p
 
@@ -45,7 +47,7 @@ def bind_jit(
         `("out", i)`, whose sharding and layout it then has; `None` for a new one.
     """
     kept, positions, sources = _without_copies(program)
-    default = jx.jit_params(jax.sharding.get_abstract_mesh())
+    default = _jit_params(jax.sharding.get_abstract_mesh())
     params = dict(like or default)
     inputs = inputs or [None] * len(args)
     outputs = outputs or [None] * len(sources)
@@ -138,9 +140,22 @@ def _open(gaps: list) -> list[bool]:
     return [gap is None for gap in gaps]
 
 
+def _is_inlined(params: dict) -> bool:
+    default = _jit_params(jax.sharding.get_abstract_mesh())
+    inline = getattr(params["inline"], "value", params["inline"]) in (True, "jax_early")
+    keys = ("in_shardings", "out_shardings", "in_layouts", "out_layouts")
+    return inline and all(one is default[key][0] for key in keys for one in params[key])
+
+
+@functools.lru_cache(maxsize=16)
+def _jit_params(mesh: Any) -> dict:
+    del mesh  # the params name the mesh in whose context they were made
+    return dict(jax.make_jaxpr(jax.jit(jnp.negative))(1.0).eqns[0].params)
+
+
 def _inlined(trace, args, params):
     """A small call that asks for it is replaced by its equations."""
-    return trace.replay(params["jaxpr"], args) if jx.is_inlined(params) else None
+    return trace.replay(params["jaxpr"], args) if _is_inlined(params) else None
 
 
 call(jit_p, JitRule())

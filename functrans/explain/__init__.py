@@ -1,0 +1,1 @@
+"""What functrans says to people: what was wrong with an argument, and what to do about it."""
