@@ -115,26 +115,17 @@ class ForwardTrace(jax.core.Trace):
 
     def run_jaxpr(self, program: ClosedJaxpr, primals: Sequence, tangents: Sequence) -> tuple:
         """Walk the equations of a jaxpr from the first to the last."""
-        values = jx.environment(program, primals)
-        moving = dict(zip(program.jaxpr.invars, tangents, strict=True))
+        pairs = {v: (x, Zero.like(x)) for v, x in jx.environment(program, primals).items()}
+        pairs.update(zip(program.jaxpr.invars, zip(primals, tangents, strict=True), strict=True))
 
         def read(atom: Any) -> tuple[Any, Any]:
-            if isinstance(atom, Literal):
-                return atom.val, Zero(atom.aval.to_tangent_aval())
-            tangent = moving.get(atom)
-            return values[atom], Zero(atom.aval.to_tangent_aval()) if tangent is None else tangent
+            return (atom.val, Zero.like(atom.val)) if isinstance(atom, Literal) else pairs[atom]
 
         for equation in program.jaxpr.eqns:
-            primals_in, tangents_in = _unzip(map(read, equation.invars))
-            params = equation.primitive.get_bind_params(equation.params)
+            primitive, inputs = equation.primitive, _unzip(map(read, equation.invars))
             with jx.context_of(equation):
-                outs, tangents_out = self.equation(
-                    equation.primitive, primals_in, tangents_in, params
-                )
-            values.update(zip(equation.outvars, outs, strict=True))
-            for var, tangent in zip(equation.outvars, tangents_out, strict=True):
-                if type(tangent) is not Zero:
-                    moving[var] = tangent
+                outs = self.equation(primitive, *inputs, primitive.get_bind_params(equation.params))
+            pairs.update(zip(equation.outvars, zip(*outs, strict=True), strict=True))
         return _unzip(map(read, program.jaxpr.outvars))
 
 

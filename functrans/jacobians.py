@@ -85,7 +85,14 @@ def _columns(pushforward: Callable, primals: tuple, out: Any, chunk_size: int | 
         return tree.leaves(pushforward(*tree.unflatten(in_tree, vector)))
 
     columns = over_basis(column, leaves, chunk_size)
+    columns = map(_typed_like, columns, tree.leaves(out))
     return [split_basis(jnp.moveaxis(c, 0, -1), leaves, c.ndim - 1) for c in columns]
+
+
+def _typed_like(derivatives: Any, value: Any) -> Any:
+    """Derivatives of a Python number, or with respect to one, have its weak type."""
+    aval = jx.typeof(value)
+    return jx.cast(derivatives, aval) if aval.weak_type else derivatives
 
 
 def _rows(pullback: Callable, primals: tuple, out: Any, chunk_size: int | None) -> list:
@@ -95,7 +102,7 @@ def _rows(pullback: Callable, primals: tuple, out: Any, chunk_size: int | None) 
     def row(covector):
         return tree.leaves(pullback(tree.unflatten(out_tree, covector)))
 
-    rows = over_basis(row, leaves, chunk_size)
+    rows = map(_typed_like, over_basis(row, leaves, chunk_size), tree.leaves(primals))
     by_input = [split_basis(r, leaves, 0) for r in rows]
     return [[blocks[i] for blocks in by_input] for i in range(len(leaves))]
 

@@ -16,14 +16,8 @@ from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import Any
 
-from jax.extend.core import (
-    ClosedJaxpr,
-    Jaxpr,
-    Literal,
-    Var,
-    set_current_trace,
-    take_current_trace,
-)
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jax.extend.core import set_current_trace, take_current_trace
 
 from functrans import jaxpr as jx
 from functrans.jaxpr import Linear, Zero
@@ -64,8 +58,8 @@ def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
         rule, values = rule_of(equation.primitive), [read(atom) for atom in equation.invars]
         with jx.context_of(equation):
             x_bars = rule.transpose(equation.primitive, y_bars, values, equation.params)
-        for atom, x_bar in zip(equation.invars, x_bars, strict=True):
-            accumulate(atom, x_bar)
+            for atom, x_bar in zip(equation.invars, x_bars, strict=True):
+                accumulate(atom, x_bar)
     return [accumulated.get(v, Zero(v.aval)) for v in jaxpr.invars if v not in known]
 
 

@@ -242,7 +242,7 @@ def _rows_against_differences(
     here = evaluate(*args)
     outputs = jax.tree.leaves(_inexact(here["value"]))
     precision = max((float(jnp.finfo(_dtype(y)).eps) for y in outputs), default=1e-16)
-    # The quotient is wrong by about h^2 and by (rounding error) / h: least in all for this step.
+    # A quotient is wrong by about h^2, and by (rounding error) / h: least in all for this step.
     step = precision ** (1 / 3) if step is None else step
     rtol = 2 * precision**0.4 if rtol is None else rtol
     rows = []
@@ -255,8 +255,8 @@ def _rows_against_differences(
             if outer == "vjp":
                 want = _pair(_cotangents(here[inner], (seed, level)), want)
                 got = _pair(got, u)
-            noise = 100 * precision / step * max(map(_largest, _leaves(here[inner])), default=0)
-            absolute = noise if atol is None else atol
+            size = max(map(_largest, _leaves(here[inner])), default=0.0)
+            absolute = 10 * step**2 + 100 * precision / step * size if atol is None else atol
             rows.append(_compare(name, DIFFERENCES, got, want, rtol, absolute))
     return rows
 
@@ -321,7 +321,8 @@ def _cotangents(tree: Tree, key: tuple) -> Tree:
 
 def _pair(left: Tree, right: Tree) -> float:
     """`Re <left, right>`."""
-    return sum(np.sum(a * b).real for a, b in zip(_leaves(left), _leaves(right), strict=True))
+    pairs = zip(_leaves(left), _leaves(right), strict=True)
+    return sum((float(np.sum(a * b).real) for a, b in pairs), 0.0)
 
 
 def _largest(x: np.ndarray) -> float:

@@ -22,14 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend import source_info_util
-from jax.extend.core import (
-    ClosedJaxpr,
-    Jaxpr,
-    Literal,
-    Var,
-    new_jaxpr_eqn,
-    set_current_trace,
-)
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, new_jaxpr_eqn, set_current_trace
 
 from functrans import jaxpr as jx
 from functrans.rules import STAGED
@@ -51,15 +44,16 @@ class Tracer(jax.core.Tracer):
     def _origin_msg(self):
         line = source_info_util.summarize(self._line_info)
         return (
-            f"\nThe value was traced, not computed: it was made at {line}. To branch on it use "
-            "jax.lax.cond, jax.lax.while_loop or jax.numpy.where; if it is to be an ordinary "
-            "Python value, make the argument it comes from static (static_argnums), or do not "
-            "jit: every other transform of functrans runs Python control flow on concrete values."
+            f"\nThe value was traced, not computed, at {line}. To branch on it use jax.lax.cond or "
+            "jax.numpy.where, make the argument it comes from static (static_argnums), or do not "
+            "jit: the other transforms of functrans run Python control flow on concrete values."
         )
 
 
 class StagingTrace(jax.core.Trace):
     """Writes an equation for each operation."""
+
+    is_linear = False
 
     def __init__(self):
         super().__init__()
@@ -134,44 +128,45 @@ class StagingTrace(jax.core.Trace):
 
     def process_shard_map(self, primitive, fun, args, /, **params):
         # A recording trace writes it too: what is inside cannot run outside.
-        return StagingTrace._custom_call(self, primitive, (fun,), args, params)
-
-    def _custom_call(self, primitive, subfuns, args, params):
-        """JAX writes the equation, which must be one that JAX understands; it is replayed here."""
-        outs: Any = None
+        structure: Any = None
 
         def call(*inputs):
-            nonlocal outs
-            outs = primitive.bind(*inputs, subfuns=subfuns, **params)
+            nonlocal structure
+            outs = primitive.bind(*inputs, subfuns=(fun,), **params)
+            structure = outs.map(jx.typeof)  # not the tracers, which must not outlive this
             return list(outs)
 
-        program = jax.make_jaxpr(call)(*[jx.shape_of(x) for x in args])
-        written = self.replay(program, args)
-        return written if isinstance(outs, list | tuple) else outs.update(written)
+        written = self.transcribe(call, args)
+        return structure.update(written)
+
+    def _custom_call(self, primitive, subfuns, args, params):
+
+        def call(*inputs):
+            return primitive.bind(*inputs, subfuns=subfuns, **params)
+
+        return self.transcribe(call, args)
+
+    def transcribe(self, call: Callable, args: Sequence[Any]) -> list[Any]:
+        """JAX writes the equation, which must be one that JAX understands; it is replayed here."""
+        return self.replay(jax.make_jaxpr(call)(*map(jx.shape_of, args)), args)
 
     def finish(self, outputs: Sequence[Any], debug_info: Any) -> tuple[Jaxpr, list]:
-        """The program written, in which constants are the first inputs; and their values.
-
-        Equations on which no output depends are left out where they were only recorded.
-        """
+        """The program written, in which constants are the first inputs; and their values."""
         atoms = [self.atom(x) for x in outputs]
-        equations = self.select(atoms)
+        # What was staged is what ran; a dead linear equation would only be transposed into zeros.
+        equations = jx.live(self.equations, atoms) if self.is_linear else self.equations
         read = {a for e in equations for a in e.invars if isinstance(a, Var)}
         read.update(a for a in atoms if isinstance(a, Var))
         constants = [(var, _canonical(x)) for var, x in self.constants.values() if var in read]
         variables = [var for var, _ in constants]
         program = jx.closed([*variables, *self.inputs], atoms, equations, debug_info)
-        self.invalidate()
         return program.jaxpr, [value for _, value in constants]
-
-    def select(self, outputs: Sequence[Any]) -> list:
-        """The equations that the finished program keeps: what was staged is what ran."""
-        del outputs
-        return self.equations
 
 
 class RecordingTrace(StagingTrace):
     """Writes the equations that touch its own tracers; all others run now, in the parent."""
+
+    is_linear = True
 
     def __init__(self, parent: Any):
         super().__init__()
@@ -193,10 +188,6 @@ class RecordingTrace(StagingTrace):
                 return subfuns[0].call_wrapped(*args)
         with set_current_trace(self.parent):
             return primitive.bind(*args, subfuns=subfuns, **params)
-
-    def select(self, outputs):
-        """A dead linear equation would only be transposed into zeros."""
-        return jx.live(self.equations, outputs)
 
 
 def _canonical(x: Any) -> Any:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, ParamSpec
 
 import jax
+import jax.numpy as jnp
 from jax import tree
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.tree_util import register_dataclass
@@ -83,32 +84,25 @@ def make_jaxpr(
     { lambda ; a:f32[]. let b:f32[] = mul 2.0:f32[] a in (b,) }
     """
     checks.is_function("make_jaxpr", fun)
-    static = (static_argnums,) if isinstance(static_argnums, int) else static_argnums
+    static = {static_argnums} if isinstance(static_argnums, int) else {*static_argnums}
 
     @functools.wraps(fun)
     def jaxpr_of(*args: Any, **kwargs: Any) -> Any:
-        fixed = checks.are_hashable({i % len(args): args[i] for i in static})
-        dynamic = [x for i, x in enumerate(args) if i not in fixed]
-
-        def of_dynamic(dynamic, kwargs):
-            rest = iter(dynamic)
-            full = [fixed[i] if i in fixed else next(rest) for i in range(len(args))]
-            return fun(*full, **kwargs)
-
+        fixed = checks.are_hashable({i % len(args): args[i % len(args)] for i in static})
+        free = [i for i in range(len(args)) if i not in fixed]
+        partial, dynamic = select("make_jaxpr", fun, args, {}, free)
         leaves, in_tree = tree.flatten((dynamic, kwargs))
-        flat = Flat(of_dynamic, in_tree)
+        flat = Flat(lambda xs, keywords: partial(*xs, **keywords), in_tree)
         avals = [checks.type_of("make_jaxpr", x) for x in leaves]
-        programs: list[ClosedJaxpr] = []
+        info, programs = jx.debug_info("make_jaxpr", fun), []
 
         def run():
-            info = jx.debug_info("make_jaxpr", fun)
             programs.append(stage(lambda *xs: flat(*xs)[0], avals, info))
 
         jax.make_jaxpr(run, axis_env=axis_env)() if axis_env else run()
-        if not return_shape:
-            return programs[0]
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in programs[0].out_avals]
-        return programs[0], tree.unflatten(flat.out_tree, shapes)
+        shape = tree.unflatten(flat.out_tree, shapes)
+        return (programs[0], shape) if return_shape else programs[0]
 
     return jaxpr_of
 
@@ -347,7 +341,9 @@ def _value_and_grad(fun: Callable, argnums: Any, has_aux: bool, **allowed: bool)
         checks.numbers("grad", "inputs", selected, complex_too=True, **allowed)
         out, pullback, *aux = _linearize(partial, has_aux, Pullback)(*selected)
         checks.scalar(out, allowed["holomorphic"])
-        gradient = pullback(jx.one(jx.typeof(out)))
+        seed = jx.one(jx.typeof(out))
+        # The seed is a constant, no array; it comes back as it is if the function is an identity.
+        gradient = tree.map(lambda g: jnp.asarray(g) if g is seed else g, pullback(seed))
         gradient = gradient[0] if isinstance(argnums, int) else gradient
         return (out, *aux) if has_aux else out, gradient
 
@@ -408,15 +404,13 @@ def grad():
 
 
 def select(
-    name: str, fun: Callable, args: tuple, kwargs: dict, argnums: int | tuple[int, ...]
+    name: str, fun: Callable, args: tuple, kwargs: dict, argnums: Any
 ) -> tuple[Callable, tuple]:
     """`fun` as a function of the arguments `argnums` alone; and these arguments."""
     positions = checks.positions(name, argnums, len(args))
 
-    def partial(*selected):
-        full = list(args)
-        for i, x in zip(positions, selected, strict=True):
-            full[i] = x
-        return fun(*full, **kwargs)
+    def partial(*selected, **more):
+        given = dict(zip(positions, selected, strict=True))
+        return fun(*(given.get(i, x) for i, x in enumerate(args)), **kwargs, **more)
 
     return jx.named_like(fun, partial), tuple(args[i] for i in positions)

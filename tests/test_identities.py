@@ -1,7 +1,7 @@
 """The identities that derivatives obey, whatever the function.
 
-    <y_bar, J v> = <J^T y_bar, v>        jacfwd = jacrev           jvp . grad = grad . jvp
-    grad . jit = jit . grad = grad       vmap . grad = stack       hvp f x v = hessian f x @ v
+    <y_bar, J v> = <J^T y_bar, v>        jacfwd = jacrev       jvp . grad = grad . jvp
+    grad . jit = jit . grad = grad       vmap . grad = stack   hvp f x v = hessian f x @ v
 
 JAX's derivatives are not asked here: both sides of each equation are functrans's own.
 """
@@ -64,7 +64,7 @@ def scatter(x, y):
 
 
 def cumulative(x):
-    return jnp.cumsum(x[::-1] ** 2), jnp.cumprod(x), lax.cumlogsumexp(x), lax.cummax(x)
+    return jnp.cumsum(x[::-1] ** 2), jnp.cumprod(x)
 
 
 def spectrum(x, y):
@@ -79,7 +79,7 @@ def attention(q, k, v):
 
 def ordered(x):
     values, where = lax.top_k(x, 3)
-    return jnp.sort(jnp.sin(x))[::2], values * x[where][::-1], jnp.max(x), jnp.median(x)
+    return jnp.sort(jnp.sin(x))[::2], values * x[where][::-1], jnp.max(x)
 
 
 def branches(x):
@@ -98,7 +98,7 @@ def inner_jit(x, y):
 
 def custom(x):
     """Functions whose derivative JAX's own library gives by custom rules."""
-    return nn.relu(x), nn.silu(x), nn.gelu(x), nn.logsumexp(x), nn.softplus(x), jnp.linalg.norm(x)
+    return nn.relu(x) + nn.silu(x), nn.logsumexp(x), jnp.linalg.norm(x)
 
 
 @jax.custom_vjp
@@ -135,10 +135,10 @@ PROGRAMS: dict[str, tuple[Callable, tuple]] = {
     "cross_entropy": (cross_entropy, (array(3, 4), array())),
     "gather": (gather, (array(4), array(5))),
     "scatter": (scatter, (array(4), array(3))),
-    "cumulative": (cumulative, (array(5),)),
+    "cumulative": (cumulative, (array(4),)),
     "spectrum": (spectrum, (array(3), array(3, seed=1))),
     "attention": (attention, (array(2, 1, 3), array(3, 1, 3), array(3, 1, 2))),
-    "ordered": (ordered, (array(7),)),
+    "ordered": (ordered, (array(5),)),
     "branches": (branches, (array(2, 3),)),
     "inner_jit": (inner_jit, (array(3), array(3, seed=1))),
     "custom": (custom, (array(4),)),
@@ -158,9 +158,12 @@ def direction(values, seed: int):
     return structure.unflatten(array(*np.shape(x), seed=seed + i) for i, x in enumerate(leaves))
 
 
+def pairs(xs, ys):
+    return zip(tree.leaves(xs), tree.leaves(ys), strict=True)
+
+
 def inner(xs, ys):
-    pairs = zip(tree.leaves(xs), tree.leaves(ys), strict=True)
-    return sum(jnp.sum(x * y).real for x, y in pairs)
+    return sum(jnp.sum(x * y).real for x, y in pairs(xs, ys))
 
 
 def scalar(fun: Callable) -> Callable:
@@ -208,18 +211,26 @@ def test_jacobians_by_column_and_by_row(name: str) -> None:
 
 
 @every_program
-def test_the_order_of_forward_and_reverse(name: str) -> None:
+def test_second_derivatives_by_every_way(name: str) -> None:
+    """Forward over reverse (`hvp`), the Hessian times the vector, and the two other orders."""
     fun, args = PROGRAMS[name]
     energy = scalar(fun)
 
     @ft.jit
-    def second_derivatives(args, v):
-        forward_over_reverse = ft.jvp(ft.grad(energy), (args,), (v,))[1]
-        reverse_over_forward = ft.grad(lambda args: ft.jvp(energy, (args,), (v,))[1])(args)
-        reverse_over_reverse = ft.grad(lambda args: inner(ft.grad(energy)(args), v))(args)
-        return forward_over_reverse, reverse_over_forward, reverse_over_reverse
+    def products(args, v):
+        rows = tree.structure(args).flatten_up_to(ft.hessian(energy)(args))
+        # A block has the axes of the row's argument first, and those that `v` contracts last.
+        by_hessian = [
+            sum(jnp.tensordot(h, x, np.ndim(x)) for h, x in pairs(row, v)) for row in rows
+        ]
+        return [
+            ft.hvp(energy, args, v),
+            tree.unflatten(tree.structure(args), by_hessian),
+            ft.grad(lambda args: ft.jvp(energy, (args,), (v,))[1])(args),
+            ft.grad(lambda args: inner(ft.grad(energy)(args), v))(args),
+        ]
 
-    want, *others = second_derivatives(args, direction(args, seed=10))
+    want, *others = products(args, direction(args, seed=10))
     for got in others:
         close(got, want)
 
@@ -239,8 +250,7 @@ def test_nested_jit_changes_nothing(name: str) -> None:
 
     def derivatives(fun, args, v):
         y, pushed = ft.jvp(fun, args, v)
-        pulled = ft.vjp(fun, *args)[1](direction(y, seed=20))
-        return y, pushed, pulled, ft.hvp(scalar(fun), args, v)
+        return y, pushed, ft.vjp(fun, *args)[1](direction(y, seed=20))
 
     def nested(*args):
         return jax.jit(ft.jit(ft.jit(fun)))(*args)
@@ -290,23 +300,3 @@ def test_transposing_twice_is_the_identity(name: str) -> None:
         return ft.linear_transpose(transposed, y)(v)[0], pushforward(*v)
 
     close(*both(args, direction(args, seed=10)))
-
-
-@every_program
-def test_hvp_is_the_hessian_times_the_vector(name: str) -> None:
-    fun, args = PROGRAMS[name]
-    energy = scalar(fun)
-
-    @ft.jit
-    def both(args, v):
-        hessian = ft.hessian(energy)(args)
-        # An entry of the outer structure is a row of blocks, with the axes of its own argument
-        # first and those of the argument that `v` is contracted with last.
-        rows = tree.structure(args).flatten_up_to(hessian)
-        products = [
-            sum(jnp.tensordot(h, x, np.ndim(x)) for h, x in zip(tree.leaves(row), v, strict=True))
-            for row in rows
-        ]
-        return products, tree.leaves(ft.hvp(energy, args, tree.unflatten(tree.structure(args), v)))
-
-    close(*both(args, tree.leaves(direction(args, seed=10))))

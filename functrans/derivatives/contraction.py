@@ -153,7 +153,7 @@ def move_group(x: Any, source: int, target: int, groups: int) -> Any:
     return lax.reshape(x, merged)
 
 
-# In the channels (c in, o out) the convolution is a matrix product, y[n,o] = sum_c x[n,c] w[o,c], so
+# In the channels (c in, o out) a convolution is a matrix product, y[n,o] = sum_c x[n,c] w[o,c], so
 # x_bar[n,c] = sum_o y_bar[n,o] w[o,c]: w with its channels exchanged. With groups of features each
 # group has its own product, and the group is a part of o in w, but of c in the exchanged one. With
 # groups j of the batch, x_bar[(j,n),c] = sum_(o in j) y_bar[n,o] w[o,c] has groups of features,

@@ -9,6 +9,7 @@ holomorphic (abs, sign, conj, real, imag) are linear or have a jvp over the real
 Read next: `shape.py`.
 """
 
+from functools import reduce
 from math import log as log_of
 from math import pi
 from math import sqrt as sqrt_of
@@ -70,6 +71,26 @@ def pow_by_exponent(z, x, y):
 
 
 elementwise(lax.pow_p, pow_by_base, pow_by_exponent)
+
+
+# y = sum_i c_i x^(n-i), the highest power first.
+def polynomial_jvp(primals, tangents):
+    (x, *coefficients), (x_dot, *c_dots) = primals, tangents
+    n = len(coefficients) - 1
+    y = polynomial_p.bind(x, *coefficients)
+    terms = [
+        mul(c_dot, lax.integer_pow(x, n - i))
+        for i, c_dot in enumerate(c_dots)
+        if type(c_dot) is not Zero
+    ]
+    if type(x_dot) is not Zero and n:
+        slopes = [mul(n - i, c) for i, c in enumerate(coefficients[:-1])]
+        terms.append(mul(x_dot, polynomial_p.bind(x, *slopes)))
+    return y, reduce(add, terms) if terms else Zero.like(y)
+
+
+for polynomial_p in find("polynomial"):
+    general(polynomial_p, polynomial_jvp)
 
 # ---- exponentials and logarithms -----------------------------------------------------------------
 
@@ -168,12 +189,13 @@ linear(lax.conj_p, lambda y_bar, x: lax.conj(y_bar) if is_complex(x) else lax.re
 linear(lax.complex_p, lambda z_bar, x, y: (lax.real(z_bar), neg(lax.imag(z_bar))), argnums=(0, 1))
 
 
-# |z|^2 = z conj(z)  =>  d|z| = Re(conj(z) dz) / |z| = Re(conj(sign z) dz).
+# |z|^2 = z conj(z)  =>  d|z| = Re(conj(z) dz) / |z| = Re(conj(sign z) dz). On the real line the
+# derivative at 0 is taken from the right, as JAX does.
 def abs_jvp(primals, tangents):
     (x,), x_dot = primals, instantiate(tangents[0])
     if is_complex(x):
         return lax.abs(x), lax.real(mul(lax.conj(lax.sign(x)), x_dot))
-    return lax.abs(x), mul(x_dot, lax.sign(x))
+    return lax.abs(x), select_n(lax.lt(x, zeros_like(x)), x_dot, neg(x_dot))
 
 
 # s = z / |z|  =>  ds = (dz - s d|z|) / |z|: the part of dz that is orthogonal to s, and 0 at z = 0.
@@ -183,8 +205,8 @@ def sign_jvp(primals, tangents):
     if type(x_dot) is Zero or not is_complex(x):
         return s, Zero.like(s)
     size = lax.abs(x)
-    at_zero = eq(size, 0)
-    rotation = div(lax.imag(mul(lax.conj(s), x_dot)), select_n(at_zero, size, lax.full_like(size, 1)))
+    size = select_n(eq(size, 0), size, lax.full_like(size, 1))
+    rotation = div(lax.imag(mul(lax.conj(s), x_dot)), size)
     return s, mul(s, lax.complex(zeros_like(rotation), rotation))
 
 

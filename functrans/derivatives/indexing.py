@@ -14,7 +14,6 @@ import numpy as np
 from jax import lax
 
 from functrans.derivatives.common import (
-    add,
     div,
     eq,
     find,
@@ -142,7 +141,9 @@ for scatter_sub_p in find("scatter_sub"):
 def scatter_jvp(primals, tangents, **params):
     require_plain(params)
     x, indices, u = primals
-    moved = lax.scatter_p.bind(instantiate(tangents[0]), indices, instantiate(tangents[2]), **params)
+    moved = lax.scatter_p.bind(
+        instantiate(tangents[0]), indices, instantiate(tangents[2]), **params
+    )
     return lax.scatter_p.bind(x, indices, u, **params), moved
 
 

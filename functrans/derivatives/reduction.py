@@ -137,10 +137,14 @@ def extremum_partials(y, y_before, x):
     return kept, sub(1, kept)
 
 
-# exp(y_k) = exp(y_(k-1)) + exp(x_k), and where that is 0 so are both partial derivatives.
+# exp(y_k) = exp(y_(k-1)) + exp(x_k), so each partial derivative is its share of the sum.
 def cumlogsumexp_partials(y, y_before, x):
-    shift = lax.select_n(eq(y, -np.inf), y, lax.full_like(y, 0))
-    return lax.exp(sub(y_before, shift)), lax.exp(sub(x, shift))
+    return share(y_before, y), share(x, y)
+
+
+def share(part, whole):
+    """`exp(part - whole)`, and 1 where the two are equal, be they infinite."""
+    return lax.select_n(eq(part, whole), lax.exp(sub(part, whole)), lax.full_like(whole, 1))
 
 
 general(lax.cumprod_p, cumulative(lax.cumprod_p, 1.0, cumprod_partials))

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from functrans.derivatives.common import emitted, find, mul, zeros_like
 from functrans.rules import Linear, Rule, Zero, call, instantiate, linear, zero
@@ -111,9 +112,7 @@ linear(lax.unstack_p, unstack_transpose)
 def slice_transpose(y_bar, x, *, start_indices, strides):
     strides = strides or (1,) * x.ndim
     padding = []
-    for start, stride, size, read in zip(
-        start_indices, strides, x.shape, y_bar.shape, strict=True
-    ):
+    for start, stride, size, read in zip(start_indices, strides, x.shape, y_bar.shape, strict=True):
         end = start + (read - 1) * stride + 1 if read else start
         padding.append((start, size - end, stride - 1))
     return lax.pad(y_bar, zero_of(x), padding)
@@ -186,11 +185,17 @@ call(lax.device_put_p, EachToEach(device_put_params, device_put_back))
 call(lax.optimization_barrier_p, EachToEach(lambda params, live: params, lambda params: params))
 
 
-def sharding_constraint_transpose(y_bar, x, **params):
-    return lax.sharding_constraint_p.bind(y_bar, **params)
+def constrain(primitive: Any) -> None:
+    """A constraint on the value is put on its tangent, and on its cotangent."""
+    linear(primitive, lambda y_bar, x, **params: primitive.bind(y_bar, **params))
 
 
-linear(lax.sharding_constraint_p, sharding_constraint_transpose)
+def _with_layout(x):
+    return with_layout_constraint(x, Layout(()))
+
+
+for constraint_p in (lax.sharding_constraint_p, *emitted(_with_layout)):
+    constrain(constraint_p)
 
 
 def _reshard(x):

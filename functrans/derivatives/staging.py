@@ -39,5 +39,13 @@ def broadcast(trace, inputs, params):
     return list(inputs[:1]) if same else None
 
 
+def move(trace, inputs, params):
+    """A NumPy array that goes to no device in particular is a constant."""
+    del trace
+    moves = any(device is not None for device in params["devices"])
+    return None if moves or any(isinstance(x, jax.Array) for x in inputs) else inputs
+
+
 staged(lax.convert_element_type_p, conversion)
 staged(lax.broadcast_in_dim_p, broadcast)
+staged(lax.device_put_p, move)

@@ -1,0 +1,173 @@
+"""What a profile shows: compiled programs name the user's lines and scopes, as JAX's do.
+
+The metadata of an operation in the compiled program must give the line that wrote it, and the
+`jax.named_scope`s around that line, under `jit` and in a gradient, and must blame no other file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend import source_info_util
+
+import functrans as ft
+
+X = np.linspace(0.5, 1.5, 4, dtype=np.float32)
+
+
+@jax.jit
+def inner_function(x):
+    with jax.named_scope("inner scope"):
+        return jnp.tanh(x)  # line of tanh
+
+
+@jax.custom_jvp
+def own_rule(x):
+    return jnp.log(x)  # line of log
+
+
+@own_rule.defjvp
+def own_rule_jvp(primals, tangents):
+    return own_rule(primals[0]), jax.lax.rsqrt(primals[0]) * tangents[0]  # line of rsqrt
+
+
+def user_function(x):
+    x = jnp.sin(x)  # line of sine
+    with jax.named_scope("first scope"):
+        x = x * jnp.exp(x)  # line of exponential
+        with jax.named_scope("second scope"):
+            x = jnp.arctan2(x, 2.0)  # line of atan2
+    x = own_rule(inner_function(x))
+    return jnp.sum(jnp.cbrt(x))  # line of cbrt
+
+
+def lines() -> dict[str, int]:
+    """The line of each operation, as the comments above say."""
+    written = Path(__file__).read_text().splitlines()
+    found = [(re.search(r"  # line of (\w+)$", line), i + 1) for i, line in enumerate(written)]
+    return {match[1]: i for match, i in found if match}
+
+
+LINES = lines()
+SCOPES = {
+    "exponential": "/first scope/exp",
+    "atan2": "/first scope/second scope/atan2",
+    "tanh": "/jit(inner_function)/inner scope/tanh",
+}
+
+
+class Operation(NamedTuple):
+    """An operation of a compiled program: its kind, its scopes, and the line that wrote it."""
+
+    kind: str
+    name: str
+    line: int | None
+
+
+def compiled(fun: Callable) -> str:
+    return fun.lower(X).compile().as_text()
+
+
+def operations(text: str) -> list[Operation]:
+    """Read the metadata, which give the number of a stack frame; tables say what that is."""
+    locations = table(text, "FileLocations", r"\{.*? line=(\d+)")
+    frames = table(text, "StackFrames", r"\{file_location_id=(\d+)")
+    pattern = r' ([\w-]+)\([^\n]*metadata=\{op_name="([^"]*)"(?: stack_frame_id=(\d+))?'
+    return [
+        Operation(kind, name, int(locations[frames[frame]]) if frame else None)
+        for kind, name, frame in re.findall(pattern, text)
+    ]
+
+
+def table(text: str, title: str, row: str) -> dict[str, str]:
+    section = re.search(rf"^{title}\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
+    assert section, f"the compiled program has no {title}"
+    return dict(re.findall(rf"^(\d+) {row}", section[1], re.MULTILINE))
+
+
+def user_gradient(x):
+    return ft.grad(user_function)(x)
+
+
+def push(jvp: Callable, fun: Callable) -> Callable:
+    return lambda x: jvp(fun, (x,), (x,))
+
+
+# What functrans compiles, and what JAX compiles for the same.
+COMPILED = {
+    "jit": (ft.jit(user_function), jax.jit(user_function)),
+    "jit of jvp": (ft.jit(push(ft.jvp, user_function)), jax.jit(push(jax.jvp, user_function))),
+    "jit of grad": (ft.jit(ft.grad(user_function)), jax.jit(jax.grad(user_function))),
+    "grad of jit": (ft.grad(ft.jit(user_function)), jax.jit(jax.grad(jax.jit(user_function)))),
+    "jax's jit of grad": (jax.jit(user_gradient), jax.jit(jax.grad(user_function))),
+}
+every_way = pytest.mark.parametrize("way", COMPILED)
+
+
+def lines_by_kind(text: str) -> dict[str, set]:
+    """The lines of the operations of which each has its own line."""
+    found = operations(text)
+    return {kind: {op.line for op in found if op.kind == kind} for kind in LINES}
+
+
+@every_way
+def test_an_operation_has_the_line_that_wrote_it(way):
+    ours, theirs = (lines_by_kind(compiled(fun)) for fun in COMPILED[way])
+    assert ours == theirs
+    plain = {"sine", "exponential", "atan2", "tanh", "cbrt"}
+    assert {kind: ours[kind] for kind in plain} == {kind: {LINES[kind]} for kind in plain}
+
+
+@every_way
+def test_derivatives_have_the_lines_that_they_are_of(way):
+    """The line of an operation that a rule wrote is that of the operation that is differentiated."""
+    arithmetic = ("multiply", "add", "divide", "cosine")
+    ours, theirs = (
+        {op.line for op in operations(compiled(fun)) if op.kind in arithmetic}
+        for fun in COMPILED[way]
+    )
+    assert ours == theirs
+    assert ours <= set(LINES.values()) | {LINES["cbrt"] - 1}
+
+
+@every_way
+def test_scopes(way):
+    named = {op.kind: op.name for op in operations(compiled(COMPILED[way][0]))}
+    for kind, scope in SCOPES.items():
+        assert named[kind].endswith(scope)
+
+
+def test_the_parts_of_a_gradient_have_the_scopes_of_the_function():
+    names = [op.name for op in operations(compiled(ft.grad(ft.jit(user_function))))]
+    for scope in ("/first scope/mul", "/second scope/div", "/inner scope/mul", "scope/add_any"):
+        assert any(name.endswith(scope) for name in names), scope
+
+
+@every_way
+def test_no_file_but_the_user_s_is_blamed(way):
+    for fun in COMPILED[way]:
+        files = table(compiled(fun), "FileNames", '"(.*)"')
+        assert set(files.values()) == {__file__}
+
+
+def test_an_inlined_function_is_blamed_where_it_is_called():
+    """`jnp.sinc` is traced once for both calls, and yet each has its own line."""
+
+    def calls(x):
+        y = jnp.sinc(x)
+        return jnp.sinc(x + y)
+
+    first = calls.__code__.co_firstlineno + 1
+    for make_jaxpr in (ft.make_jaxpr, jax.make_jaxpr):
+        equations = make_jaxpr(calls)(X).eqns
+        places = [source_info_util.summarize(equation.source_info) for equation in equations]
+        assert f"{__file__}:{first}:" in places[0]
+        assert f"{__file__}:{first + 1}:" in places[-1]
+    assert {int(re.search(r":(\d+):", place)[1]) for place in places} == {first, first + 1}
