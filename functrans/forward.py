@@ -23,6 +23,7 @@ from jax.extend.core import ClosedJaxpr, Literal, set_current_trace, take_curren
 from functrans import jaxpr as jx
 from functrans.jaxpr import Zero
 from functrans.rules import rule_of
+from functrans.tracer import Trace
 
 
 class ForwardTracer(jax.core.Tracer):
@@ -43,7 +44,7 @@ class ForwardTracer(jax.core.Tracer):
         return f"ForwardTracer<{self.aval.str_short()}>"
 
 
-class ForwardTrace(jax.core.Trace):
+class ForwardTrace(Trace):
     """Gives each operation its pair; `parent` does the arithmetic.
 
     Where the tangents are recorded (`linearize.py`), `tape` is the trace that records them; it
@@ -87,12 +88,6 @@ class ForwardTrace(jax.core.Trace):
         primals, tangents = _unzip(map(self.split, args))
         outs = list(map(self.join, *self.equation(primitive, primals, tangents, params)))
         return outs if primitive.multiple_results else outs[0]
-
-    def process_custom_jvp_call(self, primitive, fun, jvp, args, /, **params):
-        return self.process_primitive(primitive, args, {"subfuns": (fun, jvp), **params})
-
-    def process_custom_vjp_call(self, primitive, fun, fwd, bwd, args, /, **params):
-        return self.process_primitive(primitive, args, {"subfuns": (fun, fwd, bwd), **params})
 
     def stage_value(self, x, /):
         primal, tangent = self.split(x)

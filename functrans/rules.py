@@ -48,7 +48,10 @@ from functrans import jaxpr as jx
 from functrans.jaxpr import Linear, Zero
 
 RULES: dict[Primitive, Rule] = {}
-STAGED: dict[Primitive, Callable] = {}
+STAGED: dict[Any, Callable] = {}
+
+CALL: Any = "call"
+"""In `STAGED`: every call of Python functions, which come in `params["subfuns"]`."""
 
 LINEAR: Any = "linear"
 """As a partial derivative: the operation is linear in this argument (`x * y` in `x`)."""
@@ -231,12 +234,12 @@ def multilinear(primitive: Primitive, *transposes: Callable | None) -> None:
     RULES[primitive] = Multilinear(transposes)
 
 
-def staged(primitive: Primitive, simpler: Callable) -> None:
+def staged(primitive: Any, simpler: Callable) -> None:
     """Declare how an operation is staged where no equation is needed.
 
     Args:
       primitive: the operation.
-      simpler: a function of the trace, the operation's inputs and its params that returns the
+      simpler: a function of the trace, the operation, its inputs and its params that returns the
         outputs, or `None` if the equation is to be written after all.
     """
     STAGED[primitive] = simpler

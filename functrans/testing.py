@@ -155,7 +155,9 @@ def _check_options(order: int, modes: Sequence[str], against: Sequence[str]) -> 
         raise ValueError(f"order must be at least 1, not {order}")
     for name, given, known in (("modes", modes, MODES), ("against", against, (JAX, DIFFERENCES))):
         if isinstance(given, str) or not given or not set(given) <= set(known):
-            raise ValueError(f"{name} must be a sequence with some of {tuple(known)}, not {given!r}")
+            raise ValueError(
+                f"{name} must be a sequence with some of {tuple(known)}, not {given!r}"
+            )
 
 
 # The derivatives. `ad` is functrans or JAX: the two have the same signatures, which is the point.
@@ -237,13 +239,13 @@ def _rows_against_differences(
     seed: int,
     rtol: float | None,
     atol: float | None,
-    step: float | None,
+    eps: float | None,
 ) -> list[Row]:
     here = evaluate(*args)
     outputs = jax.tree.leaves(_inexact(here["value"]))
     precision = max((float(jnp.finfo(_dtype(y)).eps) for y in outputs), default=1e-16)
     # A quotient is wrong by about h^2, and by (rounding error) / h: least in all for this step.
-    step = precision ** (1 / 3) if step is None else step
+    step = precision ** (1 / 3) if eps is None else eps
     rtol = 2 * precision**0.4 if rtol is None else rtol
     rows = []
     for level in range(1, tower[-1].level + 1):

@@ -25,7 +25,7 @@ from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, new_jaxpr_eqn, set_current_trace
 
 from functrans import jaxpr as jx
-from functrans.rules import STAGED
+from functrans.rules import CALL, STAGED
 
 
 class Tracer(jax.core.Tracer):
@@ -50,7 +50,20 @@ class Tracer(jax.core.Tracer):
         )
 
 
-class StagingTrace(jax.core.Trace):
+class Trace(jax.core.Trace):
+    """To a call of functions, which JAX hands over apart, do as to any other operation."""
+
+    def process_custom_jvp_call(self, primitive, fun, jvp, args, /, **params):
+        return self.process_primitive(primitive, args, {"subfuns": (fun, jvp), **params})
+
+    def process_custom_vjp_call(self, primitive, fun, fwd, bwd, args, /, **params):
+        return self.process_primitive(primitive, args, {"subfuns": (fun, fwd, bwd), **params})
+
+    def process_shard_map(self, primitive, fun, args, /, **params):
+        return self.process_primitive(primitive, args, {"subfuns": (fun,), **params})
+
+
+class StagingTrace(Trace):
     """Writes an equation for each operation."""
 
     is_linear = False
@@ -85,7 +98,8 @@ class StagingTrace(jax.core.Trace):
 
     def stage_equation(self, primitive, args, params, known=None) -> list[Any]:
         """Write an equation, unless the primitive's room has a simpler way to stage it."""
-        simpler = STAGED[primitive](self, args, params) if primitive in STAGED else None
+        room = STAGED.get(CALL if "subfuns" in params else primitive)
+        simpler = room and room(self, primitive, args, params)
         if simpler is not None:
             return [self.stage_value(x) for x in simpler]
         return self.write(primitive, args, params, known)
@@ -120,36 +134,6 @@ class StagingTrace(jax.core.Trace):
     def stage_value(self, x: Any, /) -> Tracer:
         return x if self.owns(x) else Tracer(self, self.atom(x))
 
-    def process_custom_jvp_call(self, primitive, fun, jvp, args, /, **params):
-        return self._custom_call(primitive, (fun, jvp), args, params)
-
-    def process_custom_vjp_call(self, primitive, fun, fwd, bwd, args, /, **params):
-        return self._custom_call(primitive, (fun, fwd, bwd), args, params)
-
-    def process_shard_map(self, primitive, fun, args, /, **params):
-        # A recording trace writes it too: what is inside cannot run outside.
-        structure: Any = None
-
-        def call(*inputs):
-            nonlocal structure
-            outs = primitive.bind(*inputs, subfuns=(fun,), **params)
-            structure = outs.map(jx.typeof)  # not the tracers, which must not outlive this
-            return list(outs)
-
-        written = self.transcribe(call, args)
-        return structure.update(written)
-
-    def _custom_call(self, primitive, subfuns, args, params):
-
-        def call(*inputs):
-            return primitive.bind(*inputs, subfuns=subfuns, **params)
-
-        return self.transcribe(call, args)
-
-    def transcribe(self, call: Callable, args: Sequence[Any]) -> list[Any]:
-        """JAX writes the equation, which must be one that JAX understands; it is replayed here."""
-        return self.replay(jax.make_jaxpr(call)(*map(jx.shape_of, args)), args)
-
     def finish(self, outputs: Sequence[Any], debug_info: Any) -> tuple[Jaxpr, list]:
         """The program written, in which constants are the first inputs; and their values."""
         atoms = [self.atom(x) for x in outputs]
@@ -174,20 +158,12 @@ class RecordingTrace(StagingTrace):
 
     def process_primitive(self, primitive, args, params, /):
         if any(map(self.owns, args)):
-            outs = self.write(primitive, args, params)
-            return outs if primitive.multiple_results else outs[0]
+            return super().process_primitive(primitive, args, params)
         with set_current_trace(self.parent):
             return primitive.bind(*args, **params)
 
     def stage_value(self, x, /):
         return x if self.owns(x) else self.parent.stage_value(x)
-
-    def _custom_call(self, primitive, subfuns, args, params):
-        if any(map(self.owns, args)):
-            with set_current_trace(self):
-                return subfuns[0].call_wrapped(*args)
-        with set_current_trace(self.parent):
-            return primitive.bind(*args, subfuns=subfuns, **params)
 
 
 def _canonical(x: Any) -> Any:

@@ -229,7 +229,12 @@ def conversions(x, n):
 
 @program(X, 2.0)
 def conversions_of_scalars(x, s):
-    return jnp.float32(s) * x, jnp.asarray(1, np.float32), jnp.array(s), lax.convert_element_type(1, x.dtype)
+    return (
+        jnp.float32(s) * x,
+        jnp.asarray(1, np.float32),
+        jnp.array(s),
+        lax.convert_element_type(1, x.dtype),
+    )
 
 
 @program(X)
@@ -248,7 +253,14 @@ def a_reduced_precision(x):
 @program(X, A)
 def broadcasts(x, a):
     same = jnp.broadcast_to(x, x.shape)
-    return same, a + x, jnp.broadcast_to(x, (3, 4)), lax.broadcast(x, ()), x[None, :], x[:, None] * 1
+    return (
+        same,
+        a + x,
+        jnp.broadcast_to(x, (3, 4)),
+        lax.broadcast(x, ()),
+        x[None, :],
+        x[:, None] * 1,
+    )
 
 
 @program(A)
@@ -281,7 +293,12 @@ def boolean_indices(a):
 
 @program(X, Y)
 def updates(x, y):
-    return x.at[0].set(1.0), x.at[1:3].add(y[:2]), x.at[jnp.array([0, 2])].multiply(2), x.at[0].get()
+    return (
+        x.at[0].set(1.0),
+        x.at[1:3].add(y[:2]),
+        x.at[jnp.array([0, 2])].multiply(2),
+        x.at[0].get(),
+    )
 
 
 @program(X)

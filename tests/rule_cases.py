@@ -79,7 +79,7 @@ def case(
     CASES.append(Case(names, fun, makers, complex, order, kinks, jax_modes, half, rtol, atol))
 
 
-def F(*shape: int, low: float = -2.0, high: float = 2.0) -> Maker:  # noqa: N802
+def F(*shape: int, low: float = -2.0, high: float = 2.0) -> Maker:
     """Uniform in `[low, high)`, and so is the imaginary part of a complex number."""
 
     def make(rng, dtype):
@@ -247,7 +247,13 @@ case("atan2", lax.atan2_p.bind, apart(), apart(3))
 
 case("complex", lax.complex, F(3, 2), F(3, 2), half=False)
 case("complex", lambda x, y: lax.abs(lax.complex(x, y)), apart(3, 2), apart(3, 2), half=False)
-case("complex real imag", lambda x, y: [lax.real(z := lax.sin(lax.complex(x, y))), lax.imag(z)], F(3), F(3), half=False)
+case(
+    "complex real imag",
+    lambda x, y: [lax.real(z := lax.sin(lax.complex(x, y))), lax.imag(z)],
+    F(3),
+    F(3),
+    half=False,
+)
 case("conj", lambda x, y: lax.conj(lax.complex(x, y) ** 2), F(3), F(3), half=False)
 case("conj", lax.conj, F(3), half=False)
 
@@ -280,18 +286,40 @@ case("add mul sub neg", lambda n: n * n - (-n), integers(-9, 9, 4))
 case("select_n", lax.select_n, booleans(3, 2), F(3, 2), F(3, 2), complex=True)
 case("select_n", lax.select_n, integers(0, 3, 5), F(5), F(5), F(5), complex=True)
 case("select_n", lax.select_n, lambda rng, dtype: jnp.asarray(True), F(3), F(3), complex=True)
-case("select_n", lambda x, y: lax.select(x > y, x * y, x + y), distinct(4), distinct(4, low=-1.9, high=1.7))
+case(
+    "select_n",
+    lambda x, y: lax.select(x > y, x * y, x + y),
+    distinct(4),
+    distinct(4, low=-1.9, high=1.7),
+)
 case("select_n", lambda p, x: lax.select(p, x, x), booleans(3), F(3))
 case("clamp", lax.clamp, F(4, low=-1.0, high=-0.5), values(-2.0, -0.1, 0.2, 3.0), F(4, low=0.5))
 # For scalar bounds beside an array, JAX's rule fails: "select cases must have the same shapes".
-case("clamp", lax.clamp, F(low=-1.0, high=-0.5), values(-2.0, -0.1, 0.2, 3.0), F(low=0.5), jax_modes=())
-case("clamp", lambda x: lax.clamp(-jnp.ones((), x.dtype), x, jnp.ones((), x.dtype)), values(-2.0, -0.1, 0.2, 3.0))
+case(
+    "clamp",
+    lax.clamp,
+    F(low=-1.0, high=-0.5),
+    values(-2.0, -0.1, 0.2, 3.0),
+    F(low=0.5),
+    jax_modes=(),
+)
+case(
+    "clamp",
+    lambda x: lax.clamp(-jnp.ones((), x.dtype), x, jnp.ones((), x.dtype)),
+    values(-2.0, -0.1, 0.2, 3.0),
+)
 case("clamp", lax.clamp, values(0.0, 0.0), values(0.0, 1.0), values(1.0, 1.0), kinks=True)
 case("convert_element_type", lambda x: lax.convert_element_type(x, jnp.float32), F(3), kinks=True)
 case("convert_element_type", lambda x: lax.convert_element_type(x, jnp.bfloat16), F(3), kinks=True)
 case("convert_element_type", lambda x: lax.convert_element_type(x * x, jnp.int32), apart(3))
 case("convert_element_type", lambda x: x.astype(jnp.complex64) ** 2, F(3), kinks=True)
-case("convert_element_type", lambda n, x: lax.convert_element_type(n, x.dtype) * x, integers(0, 9, 3), F(3), complex=True)
+case(
+    "convert_element_type",
+    lambda n, x: lax.convert_element_type(n, x.dtype) * x,
+    integers(0, 9, 3),
+    F(3),
+    complex=True,
+)
 case("bitcast_convert_type", lambda x: lax.bitcast_convert_type(x, jnp.uint8), F(3))
 case("reduce_precision", lambda x: lax.reduce_precision(x, 5, 7), F(3), kinks=True)
 case("copy", jnp.copy, F(3), complex=True)
@@ -363,9 +391,17 @@ case("reduce_max", lambda x: lax.reduce_max(x, (1,)), values([1.0, 2, 2], [3, 3,
 case("reduce_min", lambda x: lax.reduce_min(x, (1,)), values([1.0, 1, 2], [3, 3, 3]), kinks=True)
 case("reduce_and reduce_or", lambda p: (jnp.all(p, 0), jnp.any(p, 1)), booleans(2, 3))
 case("reduce_xor", lambda p: lax.reduce_xor(p, (0,)), booleans(4))
-case("argmax argmin", lambda x: (lax.argmax(x, 1, jnp.int32), lax.argmin(x, 0, jnp.int32)), distinct(2, 3))
+case(
+    "argmax argmin",
+    lambda x: (lax.argmax(x, 1, jnp.int32), lax.argmin(x, 0, jnp.int32)),
+    distinct(2, 3),
+)
 case("argmax", lambda x: x[lax.argmax(x, 0, jnp.int32)], distinct(3))
-case("reduce", lambda x: lax.reduce(x, np.zeros((), x.dtype), lambda a, b: a + b + a * b, (0,)), F(3, 2))
+case(
+    "reduce",
+    lambda x: lax.reduce(x, np.zeros((), x.dtype), lambda a, b: a + b + a * b, (0,)),
+    F(3, 2),
+)
 
 CUMULATIVE = {
     "cumsum": (lax.cumsum, F(3, 4), True),
@@ -406,7 +442,12 @@ for options in WINDOWS + DILATIONS:
 for options in WINDOWS:
     case("reduce_window_max", window(-np.inf, lax.max, **options), distinct(4, 5))
     case("reduce_window_min", window(np.inf, lax.min, **options), distinct(4, 5))
-    case("reduce_window_max", window(-np.inf, lax.max, **options), values(*[[1.0] * 5] * 4), kinks=True)
+    case(
+        "reduce_window_max",
+        window(-np.inf, lax.max, **options),
+        values(*[[1.0] * 5] * 4),
+        kinks=True,
+    )
 
 # What the extrema of windows become: select by the second array, from or into the first.
 SELECT = {"window_dimensions": (2, 2), "window_strides": (1, 2), "padding": ((0, 1), (1, 0))}
@@ -439,26 +480,66 @@ case("dot_general", dot(((0, 3), (3, 1)), ((1,), (0,))), F(2, 3, 4, 5), F(3, 5, 
 case("dot_general", dot(((3, 0), (1, 3)), ((2, 1), (0, 2))), F(2, 3, 4, 5), F(4, 5, 3, 2))
 case("dot_general", dot(((1, 0), (0, 1)), NONE), F(2, 3, 4), F(3, 2))
 case("dot_general", lambda x: x @ x, F(3, 3), complex=True)
-case("dot_general", dot(NONE, ((1,), (0,)), preferred_element_type=jnp.float32), F(2, 3), F(3, 2), kinks=True)
+case(
+    "dot_general",
+    dot(NONE, ((1,), (0,)), preferred_element_type=jnp.float32),
+    F(2, 3),
+    F(3, 2),
+    kinks=True,
+)
 case("dot_general", dot(NONE, ((1,), (0,))), F(2, 0), F(0, 3))
 
 
-def conv(dimensions: Any = None, strides: Any = (1, 1), padding: Any = "VALID", **options: Any) -> Callable:
+def conv(
+    dimensions: Any = None, strides: Any = (1, 1), padding: Any = "VALID", **options: Any
+) -> Callable:
     """`lax.conv_general_dilated` with these options."""
     options["dimension_numbers"] = dimensions
     return lambda x, y: lax.conv_general_dilated(x, y, strides, padding, **options)
 
 
 case("conv_general_dilated", conv(), F(2, 3, 4, 4), F(2, 3, 2, 2), complex=True)
-case("conv_general_dilated", conv(("NHWC", "HWIO", "NHWC"), (2, 1), "SAME"), F(2, 5, 4, 2), F(3, 2, 2, 3))
-case("conv_general_dilated", conv(("NHWC", "OIHW", "NCHW"), (3, 2), ((1, 2), (2, 0))), F(1, 5, 4, 2), F(2, 2, 2, 3))
-case("conv_general_dilated", conv(padding=((0, 0), (0, 0)), lhs_dilation=(2, 1), rhs_dilation=(1, 2)), F(1, 2, 3, 5), F(2, 2, 2, 2))
-case("conv_general_dilated", conv(None, (2, 3), ((2, 1), (1, 3)), lhs_dilation=(2, 3), rhs_dilation=(2, 1)), F(1, 2, 3, 3), F(2, 2, 2, 3))
+case(
+    "conv_general_dilated",
+    conv(("NHWC", "HWIO", "NHWC"), (2, 1), "SAME"),
+    F(2, 5, 4, 2),
+    F(3, 2, 2, 3),
+)
+case(
+    "conv_general_dilated",
+    conv(("NHWC", "OIHW", "NCHW"), (3, 2), ((1, 2), (2, 0))),
+    F(1, 5, 4, 2),
+    F(2, 2, 2, 3),
+)
+case(
+    "conv_general_dilated",
+    conv(padding=((0, 0), (0, 0)), lhs_dilation=(2, 1), rhs_dilation=(1, 2)),
+    F(1, 2, 3, 5),
+    F(2, 2, 2, 2),
+)
+case(
+    "conv_general_dilated",
+    conv(None, (2, 3), ((2, 1), (1, 3)), lhs_dilation=(2, 3), rhs_dilation=(2, 1)),
+    F(1, 2, 3, 3),
+    F(2, 2, 2, 3),
+)
 case("conv_general_dilated", conv(None, (1, 2), ((-1, 2), (0, -1))), F(1, 1, 5, 5), F(1, 1, 2, 2))
-case("conv_general_dilated", conv(feature_group_count=2), F(1, 4, 3, 3), F(4, 2, 2, 2), complex=True)
-case("conv_general_dilated", conv(None, (2, 1), "SAME", feature_group_count=3), F(2, 3, 4, 3), F(6, 1, 2, 2))
+case(
+    "conv_general_dilated", conv(feature_group_count=2), F(1, 4, 3, 3), F(4, 2, 2, 2), complex=True
+)
+case(
+    "conv_general_dilated",
+    conv(None, (2, 1), "SAME", feature_group_count=3),
+    F(2, 3, 4, 3),
+    F(6, 1, 2, 2),
+)
 case("conv_general_dilated", conv(batch_group_count=2), F(4, 2, 3, 3), F(4, 2, 2, 2), complex=True)
-case("conv_general_dilated", conv(("HWNC", "HWIO", "HWNC"), (2, 2), ((1, 1), (0, 1)), batch_group_count=3), F(4, 3, 3, 2), F(2, 2, 2, 3))
+case(
+    "conv_general_dilated",
+    conv(("HWNC", "HWIO", "HWNC"), (2, 2), ((1, 1), (0, 1)), batch_group_count=3),
+    F(4, 3, 3, 2),
+    F(2, 2, 2, 3),
+)
 case("conv_general_dilated", conv(None, (2,), "SAME", rhs_dilation=(2,)), F(2, 2, 6), F(3, 2, 2))
 case("conv_general_dilated", conv(None, (), ()), F(2, 3), F(4, 3))
 
@@ -478,14 +559,30 @@ def rows(x: jax.Array, i: jax.Array, mode: str) -> jax.Array:
 
 for mode in MODES:
     case("gather", partial(rows, mode=mode), F(3, 2), INDICES, complex=True)
-    case("gather", lambda x, i, mode=mode: x.at[i, :, i[0]].get(mode=mode), F(3, 2, 3), indices(0, 2, 2))
+    case(
+        "gather",
+        lambda x, i, mode=mode: x.at[i, :, i[0]].get(mode=mode),
+        F(3, 2, 3),
+        indices(0, 2, 2),
+    )
 for mode in ("clip", "fill"):
     # What is filled in is NaN, which has no differences.
     filled = mode == "fill"
     case("gather", partial(rows, mode=mode), F(3, 2), indices(-1, 5, 1), kinks=filled)
-    case("gather", lambda x, i, mode=mode: x.at[i].get(mode=mode), F(3, 2), indices(-4, 7, 1), kinks=filled)
+    case(
+        "gather",
+        lambda x, i, mode=mode: x.at[i].get(mode=mode),
+        F(3, 2),
+        indices(-4, 7, 1),
+        kinks=filled,
+    )
 case("gather", lambda x, i: x.at[i].get(mode="fill", fill_value=7.0), F(3), indices(5, 1))
-case("gather", lambda x, i: x.at[i].get(unique_indices=True, indices_are_sorted=True), F(4), indices(0, 2))
+case(
+    "gather",
+    lambda x, i: x.at[i].get(unique_indices=True, indices_are_sorted=True),
+    F(4),
+    indices(0, 2),
+)
 case("gather", lambda x, i: jnp.take_along_axis(x, i, axis=1), F(3, 4), integers(0, 4, 3, 2))
 case("gather", lambda x, i: jax.vmap(lambda a, j: a[j])(x, i), F(3, 4), integers(0, 4, 3, 2))
 case("gather", lambda x: x[jnp.array([2, 0, 2]), :, None, 1:], F(3, 2, 3), complex=True)
@@ -497,8 +594,12 @@ def update(method: str, mode: str | None = None, **options: Any) -> Callable:
 
 
 SCATTERS = {
-    "scatter": "set", "scatter-add": "add", "scatter-sub": "subtract", "scatter-mul": "multiply",
-    "scatter-min": "min", "scatter-max": "max",
+    "scatter": "set",
+    "scatter-add": "add",
+    "scatter-sub": "subtract",
+    "scatter-mul": "multiply",
+    "scatter-min": "min",
+    "scatter-max": "max",
 }
 for name, method in SCATTERS.items():
     is_complex = method not in ("min", "max")
@@ -506,11 +607,24 @@ for name, method in SCATTERS.items():
         # JAX has no derivative of a product for indices that may repeat.
         options = {"unique_indices": True} if method == "multiply" else {}
         twist = update(method, mode, **options)
-        case(name, twist, distinct(4, 2), indices(3, 0), distinct(2, 2, low=-1.9, high=1.7), complex=is_complex)
+        case(
+            name,
+            twist,
+            distinct(4, 2),
+            indices(3, 0),
+            distinct(2, 2, low=-1.9, high=1.7),
+            complex=is_complex,
+        )
     for mode in ("clip", "drop"):
         outside = indices(-7, 1) if method == "multiply" else indices(-7, 9, 1)
         shape = (2, 2) if method == "multiply" else (3, 2)
-        case(name, update(method, mode, **options), distinct(4, 2), outside, distinct(*shape, low=-1.9, high=1.7))
+        case(
+            name,
+            update(method, mode, **options),
+            distinct(4, 2),
+            outside,
+            distinct(*shape, low=-1.9, high=1.7),
+        )
 for method in ("add", "subtract"):
     name = "scatter-sub" if method == "subtract" else "scatter-add"
     case(name, update(method), F(3, 2), indices(0, 2, 0), F(3, 2), complex=True)
@@ -518,25 +632,85 @@ for method in ("add", "subtract"):
 case("scatter", update("set"), F(3, 2), indices(0, 2, 0), F(3, 2), complex=True)
 case("scatter", lambda x, y: x.at[1:3, ::2].set(y), F(4, 3), F(2, 2), complex=True)
 case("scatter", lambda x, y: x.at[..., 0].set(y), F(2, 3), F())
-case("scatter-min", update("min"), values(1.0, 2.0, 3.0), indices(0, 1, 0), values(1.0, 0.5, 1.0), kinks=True)
-case("scatter-max", update("max"), values(1.0, 2.0, 3.0), indices(0, 1, 0), values(1.0, 2.5, 1.0), kinks=True)
+case(
+    "scatter-min",
+    update("min"),
+    values(1.0, 2.0, 3.0),
+    indices(0, 1, 0),
+    values(1.0, 0.5, 1.0),
+    kinks=True,
+)
+case(
+    "scatter-max",
+    update("max"),
+    values(1.0, 2.0, 3.0),
+    indices(0, 1, 0),
+    values(1.0, 2.5, 1.0),
+    kinks=True,
+)
 case("scatter-max", update("max"), distinct(3), indices(0, 1, 0), distinct(3, low=-1.9, high=1.7))
-case("scatter-add", lambda x, i, y: jax.vmap(lambda a, j, b: a.at[j].add(b))(x, i, y), F(2, 4), integers(0, 4, 2, 3), F(2, 3))
-case("scatter-add", lambda x, i: jax.ops.segment_sum(x, i, 4), F(5, 2), integers(0, 4, 5), complex=True)
+case(
+    "scatter-add",
+    lambda x, i, y: jax.vmap(lambda a, j, b: a.at[j].add(b))(x, i, y),
+    F(2, 4),
+    integers(0, 4, 2, 3),
+    F(2, 3),
+)
+case(
+    "scatter-add",
+    lambda x, i: jax.ops.segment_sum(x, i, 4),
+    F(5, 2),
+    integers(0, 4, 5),
+    complex=True,
+)
 
-case("dynamic_slice", lambda x, i, j: lax.dynamic_slice(x, (i, j), (2, 2)), F(4, 3), integers(1, 2), integers(0, 2), complex=True)
+case(
+    "dynamic_slice",
+    lambda x, i, j: lax.dynamic_slice(x, (i, j), (2, 2)),
+    F(4, 3),
+    integers(1, 2),
+    integers(0, 2),
+    complex=True,
+)
 case("dynamic_slice", lambda x, i: lax.dynamic_slice(x, (i,), (2,)), F(4), integers(7, 9))
-case("dynamic_slice", lambda x, i: lax.dynamic_slice_in_dim(x, i, 2, axis=1) * x[:, 1:3], F(2, 4), integers(-1, 0))
-case("dynamic_update_slice", lambda x, y, i, j: lax.dynamic_update_slice(x, y, (i, j)), F(4, 3), F(2, 2), integers(1, 2), integers(0, 2), complex=True)
-case("dynamic_update_slice", lambda x, y, i: lax.dynamic_update_slice(x, y, (i,)), F(4), F(2), integers(7, 9))
+case(
+    "dynamic_slice",
+    lambda x, i: lax.dynamic_slice_in_dim(x, i, 2, axis=1) * x[:, 1:3],
+    F(2, 4),
+    integers(-1, 0),
+)
+case(
+    "dynamic_update_slice",
+    lambda x, y, i, j: lax.dynamic_update_slice(x, y, (i, j)),
+    F(4, 3),
+    F(2, 2),
+    integers(1, 2),
+    integers(0, 2),
+    complex=True,
+)
+case(
+    "dynamic_update_slice",
+    lambda x, y, i: lax.dynamic_update_slice(x, y, (i,)),
+    F(4),
+    F(2),
+    integers(7, 9),
+)
 
 # Sorting.
 
 case("sort", lambda x: lax.sort(x, dimension=0), distinct(4, 2))
 case("sort", lambda x: lax.sort(x, dimension=1, is_stable=False), distinct(2, 4))
 case("sort", lambda x, y: lax.sort((x, y), num_keys=1), distinct(2, 4), F(2, 4))
-case("sort", lambda x, y, n: lax.sort((n, x, y), dimension=0, num_keys=2), distinct(4), F(4), indices(1, 0, 1, 0))
-case("sort", lambda x, y: lax.sort((x, y), num_keys=1), values(1.0, 0.0, 1.0, 0.0), F(4), kinks=True)
+case(
+    "sort",
+    lambda x, y, n: lax.sort((n, x, y), dimension=0, num_keys=2),
+    distinct(4),
+    F(4),
+    indices(1, 0, 1, 0),
+)
+case(
+    "sort", lambda x, y: lax.sort((x, y), num_keys=1), values(1.0, 0.0, 1.0, 0.0), F(4), kinks=True
+)
 case("sort", lambda x: lax.sort(x), distinct(4), complex=True)
 case("top_k", lambda x: lax.top_k(x, 2), distinct(2, 5))
 case("top_k", lambda x: lax.top_k(x * x, 3)[0], distinct(4, low=0.5))

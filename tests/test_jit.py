@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import take_current_trace
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import functrans as ft
 from functrans.jit import _compiled
@@ -227,13 +227,8 @@ TRANSFORMS: dict[str, Callable] = {
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_wrapping_again_compiles_nothing_again(name: str) -> None:
-    model = Model(2.0)
-    kinds = {
-        "function": lambda: cube,
-        "method": lambda: model.loss,
-        "partial": lambda partial=functools.partial(cube): partial,
-    }
-    for mention in kinds.values():
+    model, partial = Model(2.0), functools.partial(cube)
+    for mention in (lambda: cube, lambda: model.loss, lambda: partial):
         TRANSFORMS[name](mention())
         with compilations() as compiled:
             for _ in range(3):
@@ -353,7 +348,7 @@ def test_a_function_that_is_dropped_is_forgotten() -> None:
 
 
 def test_a_jitted_function_keeps_its_function() -> None:
-    gradient = ft.grad(ft.jit(lambda x: cube(x)))  # noqa: PLW0108 - nothing else refers to it
+    gradient = ft.grad(ft.jit(lambda x: cube(x)))
     gc.collect()
     chex.assert_trees_all_close(gradient(X), 3 * X**2)
     gc.collect()
@@ -433,7 +428,7 @@ def test_eight_devices() -> None:
 def on_eight_devices() -> None:
     """`grad` of a function jitted with shardings gives what JAX gives, placed where JAX puts it."""
     assert len(jax.devices()) == 8
-    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    mesh = jax.make_mesh((4, 2), ("data", "model"), (AxisType.Auto, AxisType.Auto))
     rows = NamedSharding(mesh, PartitionSpec("data", None))
     columns = NamedSharding(mesh, PartitionSpec(None, "model"))
     scalar = NamedSharding(mesh, PartitionSpec())

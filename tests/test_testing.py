@@ -63,7 +63,7 @@ def test_the_differences_are_good_to_nine_digits() -> None:
 def test_the_report_is_a_table() -> None:
     lines = str(cross_check(jnp.cos, 1.0, order=1, against=(JAX,))).splitlines()
     assert lines[0] == "functrans on cos, order 1"
-    assert lines[1].split() == ["transform", "against", *"max abs diff max rel diff".split()]
+    assert " ".join(lines[1].split()) == "transform against max abs diff max rel diff"
     assert [line.split()[0] for line in lines[2:]] == ["primal", *FIRST]
     assert all(line.endswith(" ok") for line in lines[2:])
 

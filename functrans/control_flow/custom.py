@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from jax.custom_derivatives import SymbolicZero
 from jax.dtypes import float0
-from jax.extend.core import Primitive
+from jax.extend.core import Primitive, set_current_trace
 from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 from jax.interpreters import batching, mlir
 
@@ -26,7 +26,7 @@ from functrans import jaxpr as jx
 from functrans.forward import forward
 from functrans.jaxpr import Linear, Zero
 from functrans.reverse import transpose, transpose_function
-from functrans.rules import NotLinear, Rule, call
+from functrans.rules import CALL, NotLinear, Rule, call, staged
 
 
 def _to_symbolic(x: Any) -> Any:
@@ -166,6 +166,28 @@ transposed_p.def_abstract_eval(lambda *inputs, rule: rule.out_avals)
 batching.primitive_batchers[transposed_p] = _push_batched
 mlir.register_lowering(transposed_p, mlir.lower_fun(_push, multiple_results=True))
 
+def _staged(trace, primitive, args, params):
+    """JAX writes the equation, which is to be one that JAX understands, and it is replayed.
+
+    On a tape, what is called is linear, and the equations of the function itself are written.
+    """
+    if trace.is_linear and primitive in (custom_jvp_call_p, custom_vjp_call_p):
+        with set_current_trace(trace):
+            return params["subfuns"][0].call_wrapped(*args)
+    structure: Any = None
+
+    def call(*inputs):
+        nonlocal structure
+        outs = primitive.bind(*inputs, **params)
+        # Not the tracers, which must not outlive this.
+        structure = None if isinstance(outs, list | tuple) else outs.map(jx.typeof)
+        return list(outs)
+
+    outs = trace.replay(jax.make_jaxpr(call)(*map(jx.shape_of, args)), args)
+    return outs if structure is None else structure.update(outs)
+
+
+staged(CALL, _staged)
 call(custom_jvp_call_p, CustomJvpRule())
 call(custom_vjp_call_p, CustomVjpRule())
 call(transposed_p, TransposedRule())

@@ -46,6 +46,9 @@ def bind_jit(
       inputs, outputs: for each input and output its place in that equation, `("in", i)` or
         `("out", i)`, whose sharding and layout it then has; `None` for a new one.
     """
+    equations = program.jaxpr.eqns
+    if len(equations) == 1 and equations[0].primitive is jit_p:  # it is one call already
+        return jx.evaluate(program, *args)
     kept, positions, sources = _without_copies(program)
     default = _jit_params(jax.sharding.get_abstract_mesh())
     params = dict(like or default)
@@ -153,9 +156,10 @@ def _jit_params(mesh: Any) -> dict:
     return dict(jax.make_jaxpr(jax.jit(jnp.negative))(1.0).eqns[0].params)
 
 
-def _inlined(trace, args, params):
+def _inlined(trace, primitive, args, params):
     """A small call that asks for it is replaced by its equations."""
-    return trace.replay(params["jaxpr"], args) if _is_inlined(params) else None
+    inlined = _is_inlined(params) and not trace.is_linear
+    return trace.replay(params["jaxpr"], args) if inlined else None
 
 
 call(jit_p, JitRule())

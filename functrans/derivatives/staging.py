@@ -1,6 +1,6 @@
 """The operations that need no equation: conversions of numbers, and changes that change nothing.
 
-    stage : (trace, inputs, params) -> outputs, or None if the equation is to be written after all
+    stage : (trace, primitive, inputs, params) -> outputs, or None: the equation is to be written
 
     x in the type that it has = x        1 in another type = 1        x in the shape it has = x
 
@@ -15,7 +15,7 @@ from jax.extend.core import Literal
 from functrans.rules import staged
 
 
-def conversion(trace, inputs, params):
+def conversion(trace, primitive, inputs, params):
     """A conversion to the type that a value has is none; that of a number is a number."""
     atom, dtype, weak = trace.atom(*inputs), params["new_dtype"], params["weak_type"]
     if params["sharding"] not in (None, atom.aval.sharding):
@@ -32,7 +32,7 @@ def conversion(trace, inputs, params):
     return [number] if aval.dtype == dtype and aval.weak_type == weak else None
 
 
-def broadcast(trace, inputs, params):
+def broadcast(trace, primitive, inputs, params):
     """A broadcast to the shape that a value has is none."""
     aval = trace.atom(inputs[0]).aval
     same = aval.shape == params["shape"] and params["sharding"] in (None, aval.sharding)
