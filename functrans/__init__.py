@@ -9,26 +9,13 @@ To learn how it works read `tracer.py`, `forward.py`, `derivatives/elementwise.p
 `linearize.py`, `reverse.py` and `jit.py`, in this order.
 """
 
+# In teaching order.
 from functrans import control_flow, derivatives, rules
-from functrans.jacobians import (
-    hessian,
-    hvp,
-    jacfwd,
-    jacobian,
-    jacrev,
-    value_and_jacfwd,
-    value_and_jacrev,
-)
+from functrans.transforms import jvp, vjp, linearize, linear_transpose, grad, value_and_grad
+from functrans.jacobians import jacfwd, jacrev, jacobian, hessian, hvp
+from functrans.jacobians import value_and_jacfwd, value_and_jacrev
 from functrans.jit import jit
-from functrans.transforms import (
-    grad,
-    jvp,
-    linear_transpose,
-    linearize,
-    make_jaxpr,
-    value_and_grad,
-    vjp,
-)
+from functrans.transforms import make_jaxpr
 
 __version__ = "0.1.0"
 

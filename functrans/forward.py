@@ -33,15 +33,11 @@ class ForwardTracer(jax.core.Tracer):
 
     def __init__(self, trace: ForwardTrace, primal: Any, tangent: Any):
         super().__init__(trace, jx.typeof(primal))
-        self.primal = primal
-        self.tangent = tangent
+        self.primal, self.tangent = primal, tangent
 
     def to_concrete_value(self):
         primal = self.primal
         return primal.to_concrete_value() if isinstance(primal, jax.core.Tracer) else primal
-
-    def _short_repr(self):
-        return f"ForwardTracer<{self.aval.str_short()}>"
 
 
 class ForwardTrace(Trace):
@@ -53,15 +49,13 @@ class ForwardTrace(Trace):
 
     def __init__(self, parent: Any, tape: Any = None):
         super().__init__()
-        self.parent = parent
-        self.tape = tape
+        self.parent, self.tape = parent, tape
 
     def equation(self, primitive: Any, primals: list, tangents: list, params: dict) -> tuple:
         """`(x, x_dot) -> ([y], [y_dot])`, the meaning of one equation."""
         if not jx.present(tangents):
             with set_current_trace(self.parent):
-                out = primitive.bind(*primals, **params)
-            outs = list(out) if primitive.multiple_results else [out]
+                outs = jx.results(primitive, primitive.bind(*primals, **params))
             return outs, [Zero.like(out) for out in outs]
         rule = rule_of(primitive)
         push = rule.forward if self.tape is None else rule.linearize

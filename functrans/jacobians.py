@@ -22,7 +22,16 @@ from jax import lax, tree
 from functrans import jaxpr as jx
 from functrans.explain import checks
 from functrans.jit import transformed, transformed_at_once
-from functrans.transforms import Argnums, grad, jvp, linearize, select, vjp, without_value
+from functrans.transforms import (
+    Argnums,
+    grad,
+    jvp,
+    linearize,
+    select,
+    typed_like,
+    vjp,
+    without_value,
+)
 
 
 def basis_vector(leaves: Sequence, i: Any) -> list:
@@ -134,13 +143,12 @@ def value_and_jacfwd(
     >>> float(value), float(jacobian)
     (9.0, 6.0)
     """
-    checks.is_function("jacfwd", fun)
     settings = {"argnums": checks.argnums(argnums), "has_aux": has_aux, "chunk_size": chunk_size}
     return transformed(fun, _with_jacobian, name="jacfwd", holomorphic=holomorphic, **settings)
 
 
-@without_value(value_and_jacfwd)
-def jacfwd():
+@typed_like(value_and_jacfwd)
+def jacfwd(*args: Any, **kwargs: Any) -> Callable:
     """The Jacobian, column by column in forward mode: for functions with few inputs.
 
     Args:
@@ -163,6 +171,7 @@ def jacfwd():
     >>> ft.jacfwd(lambda x: x * x)(jnp.array([1.0, 2.0])).tolist()
     [[2.0, 0.0], [0.0, 4.0]]
     """
+    return without_value(value_and_jacfwd, args, kwargs)
 
 
 def value_and_jacrev(
@@ -183,14 +192,13 @@ def value_and_jacrev(
     >>> float(value), float(jacobian)
     (9.0, 6.0)
     """
-    checks.is_function("jacrev", fun)
     settings = {"argnums": checks.argnums(argnums), "has_aux": has_aux, "chunk_size": chunk_size}
-    allowed = {"holomorphic": holomorphic, "allow_int": allow_int}
-    return transformed(fun, _with_jacobian, name="jacrev", **settings, **allowed)
+    settings |= {"holomorphic": holomorphic, "allow_int": allow_int}
+    return transformed(fun, _with_jacobian, name="jacrev", **settings)
 
 
-@without_value(value_and_jacrev)
-def jacrev():
+@typed_like(value_and_jacrev)
+def jacrev(*args: Any, **kwargs: Any) -> Callable:
     """The Jacobian, row by row in reverse mode: for functions with few outputs.
 
     The arguments and the result are those of `jacfwd`; `allow_int` is that of `grad`.
@@ -199,27 +207,21 @@ def jacrev():
     >>> ft.jacrev(lambda x: x * x)(jnp.array([1.0, 2.0])).tolist()
     [[2.0, 0.0], [0.0, 4.0]]
     """
+    return without_value(value_and_jacrev, args, kwargs)
 
 
 jacobian = jacrev
 
 
-def hessian(
-    fun: Callable,
-    argnums: Argnums = 0,
-    has_aux: bool = False,
-    holomorphic: bool = False,
-    *,
-    chunk_size: int | None = None,
-) -> Callable:
+@typed_like(value_and_jacfwd)
+def hessian(fun: Callable, *args: Any, **kwargs: Any) -> Callable:
     """The matrix of second derivatives, forward over reverse; the arguments are those of `jacfwd`.
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> ft.hessian(lambda x: x[0] * x[1] ** 2)(jnp.array([1.0, 2.0])).tolist()
     [[0.0, 4.0], [4.0, 2.0]]
     """
-    first = jacrev(fun, argnums, has_aux, holomorphic, chunk_size=chunk_size)
-    return jacfwd(first, argnums, has_aux, holomorphic, chunk_size=chunk_size)
+    return jacfwd(jacrev(fun, *args, **kwargs), *args, **kwargs)
 
 
 def hvp(fun: Callable, x: Any, v: Any) -> Any:

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive, Var
 from jax.extend.core.primitives import add_jaxvals_p, convert_element_type_p
 
 typeof = jax.typeof
@@ -209,30 +209,22 @@ def named_like(fun: Callable, transformed: Callable) -> Callable:
 
 def abstract_eval(primitive: Primitive, avals: tuple, params: dict) -> tuple[list, Any]:
     """The types of an equation's results, and its effects."""
-    if primitive in _CARRIERS:
+    # Of params that hold programs nothing is remembered, lest dead programs be kept alive.
+    if any(map(callable, params.values())) or next(iter(jex.jaxprs_in_params(params)), None):
         out, effects = primitive.abstract_eval(*avals, **params)
     else:
-        try:
-            out, effects = _cached_abstract_eval(primitive, avals, tuple(params.items()))
-        except _CarriesJaxpr:
-            _CARRIERS.add(primitive)
-            return abstract_eval(primitive, avals, params)
-    return (list(out) if primitive.multiple_results else [out]), effects
-
-
-class _CarriesJaxpr(Exception):
-    pass
-
-
-# Primitives whose params hold jaxprs are not cached, lest the cache keep dead programs alive.
-_CARRIERS: set[Primitive] = set()
+        out, effects = _abstract_eval(primitive, avals, tuple(params.items()))
+    return results(primitive, out), effects
 
 
 @functools.lru_cache(maxsize=8192)
-def _cached_abstract_eval(primitive: Primitive, avals: tuple, params: tuple) -> Any:
-    if any(callable(value) or jex.jaxprs_in_params({"": value}) for _, value in params):
-        raise _CarriesJaxpr
+def _abstract_eval(primitive: Primitive, avals: tuple, params: tuple) -> Any:
     return primitive.abstract_eval(*avals, **dict(params))
+
+
+def results(primitive: Primitive, out: Any) -> list:
+    """What a primitive gives, as a list also if it is one thing."""
+    return list(out) if primitive.multiple_results else [out]
 
 
 @contextmanager
@@ -254,8 +246,7 @@ def bind(equation: JaxprEqn, inputs: Sequence[Any]) -> list:
     primitive = equation.primitive
     params = primitive.get_bind_params(equation.params)
     with context_of(equation):
-        out = primitive.bind(*inputs, **params)
-    return list(out) if primitive.multiple_results else [out]
+        return results(primitive, primitive.bind(*inputs, **params))
 
 
 def evaluate(program: Any, *inputs: Any) -> list:
@@ -282,14 +273,13 @@ def live(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> list[JaxprEqn
 
 def user_line() -> str:
     """File and line of the user's code that runs now, or that wrote the equation being read."""
-    line = source_info_util.summarize(source_info_util.current())
-    if not line:  # the equation is a library's
-        with source_info_util.user_context(None):
-            line = source_info_util.summarize(source_info_util.current())
-    return line or "an unknown line"
+    here = source_info_util.current()
+    with source_info_util.user_context(None):  # for an equation that a library wrote
+        caller = source_info_util.current()
+    return source_info_util.summarize(here) or source_info_util.summarize(caller) or "unknown"
 
 
-# ---- caches that die with the program --------------------------------------------------------------
+# ---- caches that die with the program ------------------------------------------------------------
 
 
 def cached_by_program(function: Callable) -> Callable:

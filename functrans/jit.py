@@ -26,6 +26,7 @@ import jax
 
 from functrans import jaxpr as jx
 from functrans.control_flow.jit import bind_jit
+from functrans.explain import checks
 from functrans.tracer import stage
 
 # id of a function -> {how it was wrapped -> the compiled function}, as long as the function lives
@@ -35,6 +36,10 @@ _compiled: dict[int, dict] = {}
 # compiler. Those that speak of the results do not fit, and nothing is donated to a derivative.
 _OF_ARGUMENTS = ("static_argnums", "static_argnames", "in_shardings", "keep_unused")
 _INHERITED = (*_OF_ARGUMENTS, "compiler_options", "device", "backend")
+
+
+def _method(name: str) -> Callable:
+    return lambda self, *args, **kwargs: getattr(self._call, name)(*args, **kwargs)
 
 
 class Jitted:
@@ -47,9 +52,8 @@ class Jitted:
     def __init__(self, root: Callable, key: tuple, make: Callable[[], Any], options: dict):
         # First, as it copies the attributes of `root`, which may be a wrapper of another `Jitted`.
         functools.update_wrapper(self, root)
-        self._root = root  # what the compiled function hangs on lives as long as it can be called
-        self._key = key
-        self._options = options
+        # What the compiled function hangs on is to live as long as it can be called.
+        self._root, self._key, self._options = root, key, options
         self._call = _remember(root, key, make)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -61,18 +65,20 @@ class Jitted:
     def __repr__(self) -> str:
         return f"<functrans.jit of {self.__wrapped__!r}>"
 
-    trace = property(lambda self: self._call.trace)
-    lower = property(lambda self: self._call.lower)
-    eval_shape = property(lambda self: self._call.eval_shape)
-    clear_cache = property(lambda self: self._call.clear_cache)
+    # Methods, so that `self`, and with it the function, lives through `jit(fun).lower(x)`.
+    trace, lower = _method("trace"), _method("lower")
+    eval_shape, clear_cache = _method("eval_shape"), _method("clear_cache")
 
 
 def transformed(fun: Callable, transform: Callable, **settings: Any) -> Callable:
     """`transform(fun, **settings)`, compiled if `fun` is; it takes the arguments of `fun`."""
+    checks.is_function(fun)
     if not isinstance(fun, Jitted):
         return transform(fun, **settings)
     options = {k: v for k, v in fun._options.items() if k in _INHERITED}
     key, call = (*fun._key, transform, _hashable(settings)), fun._call
+    if options.get("compiler_options"):  # those of a whole program, no part of which has its own
+        call = call.__wrapped__
     return Jitted(fun._root, key, lambda: _compile(transform(call, **settings), options), options)
 
 
@@ -107,10 +113,11 @@ def jit(fun: Callable | None = None, /, **options: Any) -> Any:
     """
     if fun is None:
         return functools.partial(jit, **options)
-    if not callable(fun):
-        raise TypeError(f"jit expects a function, but got {fun!r} of type {type(fun).__name__}")
-    late = _late(fun)
-    return Jitted(fun, ("jit", _hashable(options)), lambda: _compile(late, options), options)
+    checks.is_function(fun)
+    jitted = isinstance(fun, Jitted)
+    root, key, call = (fun._root, fun._key, fun._call) if jitted else (fun, (), _late(fun))
+    key = (*key, "jit", _hashable(options))
+    return Jitted(root, key, lambda: _compile(call, options), options)
 
 
 def _remember(root: Callable, key: tuple, make: Callable[[], Any]) -> Any:
@@ -177,7 +184,6 @@ def _compile(fun: Callable, options: dict) -> Any:
     return jax.jit(staged, **options)
 
 
-def _hashable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return tuple(sorted((k, _hashable(v)) for k, v in value.items()))
-    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
+def _hashable(options: dict) -> tuple:
+    leaves, structure = jax.tree.flatten(options)
+    return (*leaves, structure)

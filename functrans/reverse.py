@@ -16,8 +16,7 @@ from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
-from jax.extend.core import set_current_trace, take_current_trace
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, set_current_trace, take_current_trace
 
 from functrans import jaxpr as jx
 from functrans.jaxpr import Linear, Zero

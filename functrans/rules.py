@@ -1,20 +1,20 @@
-"""What a derivative rule is: `(primals, tangents) -> (primals_out, tangents_out)`, and its transpose.
+"""What a derivative rule is: `(x, x_dot) -> (y, y_dot)` for one primitive, and its transpose.
 
-A primitive has one rule, and its declaration states only what mathematics must say.  With `y = f(x)`,
+A primitive has one rule, and its declaration states only what mathematics must say:
 
-    forward:    y_dot = J_f(x) x_dot            reverse:    x_bar = J_f(x)^T y_bar
+    y = f(x)        forward:    y_dot = J_f(x) x_dot        reverse:    x_bar = J_f(x)^T y_bar
 
 where the transpose is taken of a *linear* equation, and is defined by
 `Re<y_bar, J x_dot> = Re<J^T y_bar, x_dot>` (no conjugate, also when the numbers are complex).
 
-| kind          | states                                   | example                                    |
-|---------------|------------------------------------------|--------------------------------------------|
-| `elementwise` | the partial derivative for each argument | `elementwise(sin_p, lambda y, x: cos(x))`  |
-| `linear`      | how to transpose                         | `linear(neg_p, lambda y_bar, x: -y_bar)`   |
-| `multilinear` | the transpose for each argument          | `multilinear(dot_general_p, left, right)`  |
-| `zero`        | nothing                                  | `zero(floor_p)`                            |
-| `general`     | a jvp, in terms of other primitives      | `general(sort_p, sort_jvp)`                |
-| `call`        | what to do with the jaxprs it carries    | `call(jit_p, JitRule())`               |
+| kind          | states                          | example                                   |
+|---------------|---------------------------------|-------------------------------------------|
+| `elementwise` | the partial derivatives         | `elementwise(sin_p, lambda y, x: cos(x))` |
+| `linear`      | how to transpose                | `linear(neg_p, lambda y_bar, x: -y_bar)`  |
+| `multilinear` | the transpose for each argument | `multilinear(dot_general_p, left, right)` |
+| `zero`        | nothing                         | `zero(floor_p)`                           |
+| `general`     | a jvp, by other primitives      | `general(sort_p, sort_jvp)`               |
+| `call`        | what to do with its jaxprs      | `call(jit_p, JitRule())`                  |
 
 A function given to a declaration receives the equation's inputs by position, and of the
 equation's params just those that it names as keyword-only arguments (or all, as `**params`).
@@ -47,6 +47,7 @@ from jax.extend.core import Primitive
 from functrans import jaxpr as jx
 from functrans.jaxpr import Linear, Zero
 
+Pair = tuple[list, list]
 RULES: dict[Primitive, Rule] = {}
 STAGED: dict[Any, Callable] = {}
 
@@ -60,21 +61,15 @@ LINEAR: Any = "linear"
 class Rule:
     """The derivative of one primitive; each kind fills in `forward` and, if linear, `transpose`."""
 
-    def forward(
-        self, primitive: Primitive, primals: list, tangents: list, params: dict
-    ) -> tuple[list, list]:
+    def forward(self, primitive: Primitive, primals: list, tangents: list, params: dict) -> Pair:
         """Evaluate the equation and push its tangents forward; any of them may be a `Zero`."""
         raise NotImplementedError
 
-    def linearize(
-        self, primitive: Primitive, primals: list, tangents: list, params: dict
-    ) -> tuple[list, list]:
+    def linearize(self, primitive: Primitive, primals: list, tangents: list, params: dict) -> Pair:
         """As `forward`, where the tangents are being recorded instead of computed."""
         return self.forward(primitive, primals, tangents, params)
 
-    def transpose(
-        self, primitive: Primitive, cotangents: list, inputs: list, params: dict
-    ) -> list:
+    def transpose(self, primitive: Primitive, cotangents: list, inputs: list, params: dict) -> list:
         """Pull the cotangents back to each input that is `Linear`; `None` or `Zero` where none."""
         raise NotLinear.at(primitive)
 
@@ -122,14 +117,12 @@ class LinearRule(Rule):
         self.pull = _reader(transpose)
 
     def forward(self, primitive, primals, tangents, params):
-        outs = _results(primitive, primitive.bind(*primals, **params))
+        outs = jx.results(primitive, primitive.bind(*primals, **params))
         argnums = range(len(primals)) if self.argnums is None else self.argnums
-        if all(type(tangents[i]) is Zero for i in argnums):
-            return outs, [Zero.like(out) for out in outs]
         moved = list(primals)
         for i in argnums:
             moved[i] = jx.instantiate(tangents[i])
-        return outs, _results(primitive, primitive.bind(*moved, **params))
+        return outs, jx.results(primitive, primitive.bind(*moved, **params))
 
     def transpose(self, primitive, cotangents, inputs, params):
         result: list = [None] * len(inputs)
@@ -163,7 +156,7 @@ class ZeroRule(Rule):
     """`y` is piecewise constant in `x` (or not a real number at all), so `y_dot = 0`."""
 
     def forward(self, primitive, primals, tangents, params):
-        outs = _results(primitive, primitive.bind(*primals, **params))
+        outs = jx.results(primitive, primitive.bind(*primals, **params))
         return outs, [Zero.like(out) for out in outs]
 
 
@@ -175,7 +168,7 @@ class General(Rule):
 
     def forward(self, primitive, primals, tangents, params):
         outs, tangents_out = self.jvp(primals, tangents, params=params)
-        return _results(primitive, outs), _results(primitive, tangents_out)
+        return jx.results(primitive, outs), jx.results(primitive, tangents_out)
 
 
 class NotLinear(TypeError):
@@ -184,9 +177,8 @@ class NotLinear(TypeError):
     @classmethod
     def at(cls, primitive: Primitive) -> NotLinear:
         return cls(
-            f"cannot transpose the equation '{primitive}' at {jx.user_line()}, which is not linear "
-            "in the input in question. The derivative of a function that is not linear is given by "
-            "functrans.vjp or functrans.grad."
+            f"cannot transpose '{primitive}' at {jx.user_line()}: it is not linear in its input. For "
+            "the derivative of a function that is not linear use functrans.vjp or functrans.grad"
         )
 
 
@@ -276,13 +268,9 @@ def rule_of(primitive: Primitive) -> Rule:
     except KeyError:
         raise NotImplementedError(
             f"functrans has no derivative rule for the primitive '{primitive}', used at "
-            f"{jx.user_line()}. Declare one: functrans.rules.elementwise({primitive}_p, lambda y, x:"
-            " ...) if it acts on each element by itself; see help(functrans.rules)."
+            f"{jx.user_line()}. Declare one: functrans.rules.elementwise({primitive}_p, lambda y, x: ..."
+            ") if it acts on each element by itself, or another kind: help(functrans.rules)"
         ) from None
-
-
-def _results(primitive: Primitive, out: Any) -> list:
-    return list(out) if primitive.multiple_results else [out]
 
 
 def _reader(function: Callable) -> Callable:

@@ -38,9 +38,6 @@ class Tracer(jax.core.Tracer):
         self.atom = atom
         self._line_info = source_info_util.current()
 
-    def _short_repr(self):
-        return f"Tracer<{self.aval.str_short()}>"
-
     def _origin_msg(self):
         line = source_info_util.summarize(self._line_info)
         return (
@@ -100,9 +97,7 @@ class StagingTrace(Trace):
         """Write an equation, unless the primitive's room has a simpler way to stage it."""
         room = STAGED.get(CALL if "subfuns" in params else primitive)
         simpler = room and room(self, primitive, args, params)
-        if simpler is not None:
-            return [self.stage_value(x) for x in simpler]
-        return self.write(primitive, args, params, known)
+        return self.write(primitive, args, params, known) if simpler is None else simpler
 
     def write(self, primitive, args, params, known=None) -> list[Any]:
         """Write `outputs = primitive[params] args`; return tracers for the outputs.

@@ -14,7 +14,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from functrans.reverse import transpose
 from functrans.tracer import stage
 
 P = ParamSpec("P")
+T = TypeVar("T")
 Argnums = int | Sequence[int]
 
 
@@ -83,7 +84,7 @@ def make_jaxpr(
     >>> ft.make_jaxpr(lambda x: 2.0 * x)(3.0)
     { lambda ; a:f32[]. let b:f32[] = mul 2.0:f32[] a in (b,) }
     """
-    checks.is_function("make_jaxpr", fun)
+    checks.is_function(fun)
     static = {static_argnums} if isinstance(static_argnums, int) else {*static_argnums}
 
     @functools.wraps(fun)
@@ -101,8 +102,7 @@ def make_jaxpr(
 
         jax.make_jaxpr(run, axis_env=axis_env)() if axis_env else run()
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in programs[0].out_avals]
-        shape = tree.unflatten(flat.out_tree, shapes)
-        return (programs[0], shape) if return_shape else programs[0]
+        return (programs[0], tree.unflatten(flat.out_tree, shapes)) if return_shape else programs[0]
 
     return jaxpr_of
 
@@ -128,7 +128,6 @@ def jvp(fun: Callable, primals: Sequence, tangents: Sequence, has_aux: bool = Fa
     >>> float(y), float(y_dot)
     (9.0, 6.0)
     """
-    checks.is_function("jvp", fun)
     primals, tangents = checks.sequences("jvp", primals, tangents)
     return transformed_at_once(fun, _jvp, has_aux=has_aux)(primals, tangents)
 
@@ -238,7 +237,6 @@ def linearize(fun: Callable, *primals: Any, has_aux: bool = False) -> Any:
     >>> float(pushforward(2.0))
     2.0
     """
-    checks.is_function("linearize", fun)
     return transformed_at_once(fun, _linearize, has_aux=has_aux, kind=Pushforward)(*primals)
 
 
@@ -260,7 +258,6 @@ def vjp(fun: Callable, *primals: Any, has_aux: bool = False, reduce_axes: Sequen
     >>> tuple(map(float, pullback(1.0)))
     (3.0, 2.0)
     """
-    checks.is_function("vjp", fun)
     checks.no_reduce_axes(reduce_axes)
     at = transformed_at_once(fun, _linearize, has_aux=has_aux, kind=Pullback)
     out, pullback, *aux = at(*primals)
@@ -285,7 +282,7 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
     >>> float(ft.linear_transpose(lambda x: 3.0 * x, 1.0)(2.0)[0])
     6.0
     """
-    checks.is_function("linear_transpose", fun)
+    checks.is_function(fun)
     checks.no_reduce_axes(reduce_axes)
     leaves, in_tree = tree.flatten(primals)
     avals = [checks.type_of("linear_transpose", x) for x in leaves]
@@ -328,7 +325,6 @@ def value_and_grad(
     >>> float(value), float(gradient)
     (9.0, 6.0)
     """
-    checks.is_function("grad", fun)
     checks.no_reduce_axes(reduce_axes)
     settings = {"holomorphic": holomorphic, "allow_int": allow_int}
     argnums = checks.argnums(argnums)
@@ -350,23 +346,20 @@ def _value_and_grad(fun: Callable, argnums: Any, has_aux: bool, **allowed: bool)
     return jx.named_like(fun, value_and_grad_at)
 
 
-def without_value(value_and: Callable[P, Callable]) -> Callable[[Callable], Callable[P, Callable]]:
-    """Make a transform with results `(value, derivative)` into one that gives the derivative.
+def typed_like(model: Callable[P, T]) -> Callable[[Callable], Callable[P, T]]:
+    """Declare that a function takes the arguments of another."""
 
-    It decorates a function that has no more than the name and the docstring.
-    """
-    signature = inspect.signature(value_and)
-
-    def decorator(described: Callable) -> Callable[P, Callable]:
-        @functools.wraps(described)
-        def transform(*args: P.args, **kwargs: P.kwargs) -> Callable:
-            has_aux = signature.bind(*args, **kwargs).arguments.get("has_aux", False)
-            return transformed(value_and(*args, **kwargs), _second, has_aux=has_aux)
-
-        transform.__wrapped__ = value_and  # where its signature is
-        return transform
+    def decorator(function: Callable) -> Callable[P, T]:
+        function.__signature__ = inspect.signature(model)
+        return function
 
     return decorator
+
+
+def without_value(value_and: Callable, args: tuple, kwargs: dict) -> Callable:
+    """`value_and(*args, **kwargs)`, a function to `(value, derivative)`, without the value."""
+    has_aux = inspect.signature(value_and).bind(*args, **kwargs).arguments.get("has_aux", False)
+    return transformed(value_and(*args, **kwargs), _second, has_aux=has_aux)
 
 
 def _second(both: Callable, has_aux: bool) -> Callable:
@@ -377,8 +370,8 @@ def _second(both: Callable, has_aux: bool) -> Callable:
     return jx.named_like(both, derivative)
 
 
-@without_value(value_and_grad)
-def grad():
+@typed_like(value_and_grad)
+def grad(*args: Any, **kwargs: Any) -> Callable:
     """A function that evaluates the gradient of `fun`, which returns a scalar.
 
     Args:
@@ -401,11 +394,10 @@ def grad():
     >>> float(ft.grad(lambda x: x ** 3)(2.0))
     12.0
     """
+    return without_value(value_and_grad, args, kwargs)
 
 
-def select(
-    name: str, fun: Callable, args: tuple, kwargs: dict, argnums: Any
-) -> tuple[Callable, tuple]:
+def select(name: str, fun: Callable, args: tuple, kwargs: dict, argnums: Any) -> tuple:
     """`fun` as a function of the arguments `argnums` alone; and these arguments."""
     positions = checks.positions(name, argnums, len(args))
 

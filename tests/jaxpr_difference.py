@@ -16,7 +16,7 @@ def difference(got: Any, want: Any) -> str:
 
 
 def same_bits(x: Any, y: Any) -> bool:
-    """Whether two arrays (or keys) are one and the same tracer, or have one type and the same bits."""
+    """Whether two arrays or keys have one type and the same bits; two tracers must be one."""
     if isinstance(x, jax.core.Tracer) or isinstance(y, jax.core.Tracer):
         return x is y
     if _type(x) != _type(y):
@@ -98,7 +98,7 @@ def _is_function(x: Any) -> bool:
 
 
 def params(path: str, got: Any, want: Any) -> Iterator[str]:
-    """The differences of two values of params; of functions it only counts that they are functions."""
+    """The differences of two values of params; that of two functions cannot be seen."""
     if isinstance(want, ClosedJaxpr) and isinstance(got, ClosedJaxpr):
         yield from _closed(path, got, want)
     elif isinstance(want, Jaxpr) and isinstance(got, Jaxpr):

@@ -132,7 +132,7 @@ def test_an_operation_has_the_line_that_wrote_it(way):
 
 @every_way
 def test_derivatives_have_the_lines_that_they_are_of(way):
-    """The line of an operation that a rule wrote is that of the operation that is differentiated."""
+    """What a rule writes has the line of the operation that is differentiated."""
     arithmetic = ("multiply", "add", "divide", "cosine")
     ours, theirs = (
         {op.line for op in operations(compiled(fun)) if op.kind in arithmetic}

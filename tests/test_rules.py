@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
-from rule_cases import CASES, Case
+from rule_cases import BOTH, CASES, Case
 
 import functrans as ft
 from functrans.rules import RULES, ZeroRule
@@ -32,7 +32,6 @@ def row_id(case: Case) -> str:
 ROWS = [pytest.param(case, "real", id=row_id(case)) for case in CASES] + [
     pytest.param(case, "complex", id=row_id(case) + "-complex") for case in CASES if case.complex
 ]
-BOTH = ("fwd", "rev")
 every_row = pytest.mark.parametrize(("case", "kind"), ROWS)
 
 

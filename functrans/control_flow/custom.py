@@ -166,6 +166,7 @@ transposed_p.def_abstract_eval(lambda *inputs, rule: rule.out_avals)
 batching.primitive_batchers[transposed_p] = _push_batched
 mlir.register_lowering(transposed_p, mlir.lower_fun(_push, multiple_results=True))
 
+
 def _staged(trace, primitive, args, params):
     """JAX writes the equation, which is to be one that JAX understands, and it is replayed.
 

@@ -27,7 +27,6 @@ from functrans.linearize import jvp_jaxpr, linearize_jaxpr
 from functrans.reverse import transpose_jaxpr
 from functrans.rules import Rule, call, staged
 
-
 Place = tuple[str, int] | None
 
 

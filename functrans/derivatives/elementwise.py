@@ -73,18 +73,17 @@ def pow_by_exponent(z, x, y):
 elementwise(lax.pow_p, pow_by_base, pow_by_exponent)
 
 
-# y = sum_i c_i x^(n-i), the highest power first.
+# y = sum_i c_i x^i
 def polynomial_jvp(primals, tangents):
     (x, *coefficients), (x_dot, *c_dots) = primals, tangents
-    n = len(coefficients) - 1
     y = polynomial_p.bind(x, *coefficients)
     terms = [
-        mul(c_dot, lax.integer_pow(x, n - i))
+        mul(c_dot, lax.integer_pow(x, i))
         for i, c_dot in enumerate(c_dots)
         if type(c_dot) is not Zero
     ]
-    if type(x_dot) is not Zero and n:
-        slopes = [mul(n - i, c) for i, c in enumerate(coefficients[:-1])]
+    slopes = [mul(i, c) for i, c in enumerate(coefficients)][1:]
+    if type(x_dot) is not Zero and slopes:
         terms.append(mul(x_dot, polynomial_p.bind(x, *slopes)))
     return y, reduce(add, terms) if terms else Zero.like(y)
 

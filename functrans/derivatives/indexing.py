@@ -8,6 +8,7 @@ The indices have no derivative; in them everything here is constant.
 Read next: `windows.py`.
 """
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -160,7 +161,7 @@ def scatter_transpose(y_bar, x, indices, u, **params):
 
 
 def wins(shape, indices, u, params):
-    numbers = lax.reshape(lax.iota(np.int32, max(1, np.size(np.empty(u.shape)))), u.shape)
+    numbers = lax.reshape(lax.iota(np.int32, prod(u.shape)), u.shape)
     written = lax.scatter_p.bind(lax.full(shape, -1, np.int32), indices, numbers, **params)
     return lax.eq(read_back(written, indices, u, params), numbers)
 

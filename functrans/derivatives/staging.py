@@ -21,7 +21,7 @@ def conversion(trace, primitive, inputs, params):
     if params["sharding"] not in (None, atom.aval.sharding):
         return None
     if atom.aval.dtype == dtype and atom.aval.weak_type == weak:
-        return inputs
+        return [trace.stage_value(*inputs)]
     if not isinstance(atom, Literal) or not isinstance(dtype, np.dtype):
         return None
     number = np.asarray(atom.val)
@@ -29,21 +29,22 @@ def conversion(trace, primitive, inputs, params):
     # A weak type is that of a Python number; not every type has one.
     number = number.item() if weak else number
     aval = jax.typeof(number)
-    return [number] if aval.dtype == dtype and aval.weak_type == weak else None
+    return [trace.stage_value(number)] if aval.dtype == dtype and aval.weak_type == weak else None
 
 
 def broadcast(trace, primitive, inputs, params):
     """A broadcast to the shape that a value has is none."""
     aval = trace.atom(inputs[0]).aval
     same = aval.shape == params["shape"] and params["sharding"] in (None, aval.sharding)
-    return list(inputs[:1]) if same else None
+    return [trace.stage_value(inputs[0])] if same else None
 
 
-def move(trace, inputs, params):
+def move(trace, primitive, inputs, params):
     """A NumPy array that goes to no device in particular is a constant."""
-    del trace
     moves = any(device is not None for device in params["devices"])
-    return None if moves or any(isinstance(x, jax.Array) for x in inputs) else inputs
+    if moves or any(isinstance(x, jax.Array) for x in inputs):
+        return None
+    return [trace.stage_value(x) for x in inputs]
 
 
 staged(lax.convert_element_type_p, conversion)

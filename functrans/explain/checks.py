@@ -21,9 +21,9 @@ from functrans import jaxpr as jx
 from functrans.jaxpr import Zero
 
 
-def is_function(name: str, fun: Any) -> None:
+def is_function(fun: Any) -> None:
     if not callable(fun):
-        raise TypeError(f"{name} expects a function, but got {fun!r} of type {type(fun).__name__}")
+        raise TypeError(f"expected a function, but got {fun!r} of type {type(fun).__name__}")
 
 
 def type_of(name: str, x: Any) -> Any:
@@ -162,7 +162,7 @@ def numbers(
             raise TypeError(
                 f"{name} with holomorphic=True needs complex {what}, but got {aval.str_short()}"
             )
-        fits = is_complex and (complex_too or holomorphic) or issubdtype(aval.dtype, np.floating)
+        fits = (is_complex and (complex_too or holomorphic)) or issubdtype(aval.dtype, np.floating)
         if not fits and not (allow_int and not jx.is_differentiable(aval)):
             raise TypeError(
                 f"{name} needs {what} of a real floating-point dtype, but got {aval.str_short()}. "
