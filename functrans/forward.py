@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
+import jax.core
 from jax.extend.core import ClosedJaxpr, Literal, set_current_trace, take_current_trace
 
 from functrans import jaxpr as jx

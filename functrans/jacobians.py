@@ -22,16 +22,7 @@ from jax import lax, tree
 from functrans import jaxpr as jx
 from functrans.explain import checks
 from functrans.jit import transformed, transformed_at_once
-from functrans.transforms import (
-    Argnums,
-    grad,
-    jvp,
-    linearize,
-    select,
-    typed_like,
-    vjp,
-    without_value,
-)
+from functrans.transforms import Argnums, drop_value, grad, jvp, linearize, select, typed_like, vjp
 
 
 def basis_vector(leaves: Sequence, i: Any) -> list:
@@ -171,7 +162,7 @@ def jacfwd(*args: Any, **kwargs: Any) -> Callable:
     >>> ft.jacfwd(lambda x: x * x)(jnp.array([1.0, 2.0])).tolist()
     [[2.0, 0.0], [0.0, 4.0]]
     """
-    return without_value(value_and_jacfwd, args, kwargs)
+    return drop_value(value_and_jacfwd, args, kwargs)
 
 
 def value_and_jacrev(
@@ -207,7 +198,7 @@ def jacrev(*args: Any, **kwargs: Any) -> Callable:
     >>> ft.jacrev(lambda x: x * x)(jnp.array([1.0, 2.0])).tolist()
     [[2.0, 0.0], [0.0, 4.0]]
     """
-    return without_value(value_and_jacrev, args, kwargs)
+    return drop_value(value_and_jacrev, args, kwargs)
 
 
 jacobian = jacrev

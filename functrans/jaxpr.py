@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import jax
+import jax.core
 import numpy as np
 from jax import lax
 from jax.extend import core as jex

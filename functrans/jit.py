@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import jax
+import jax.core
 
 from functrans import jaxpr as jx
 from functrans.control_flow.jit import bind_jit
@@ -63,7 +63,7 @@ class Jitted:
         return self if instance is None else functools.partial(self, instance)
 
     def __repr__(self) -> str:
-        return f"<functrans.jit of {self.__wrapped__!r}>"
+        return f"<functrans.jit of {self._root!r}>"
 
     # Methods, so that `self`, and with it the function, lives through `jit(fun).lower(x)`.
     trace, lower = _method("trace"), _method("lower")
@@ -141,7 +141,7 @@ def _remember(root: Callable, key: tuple, make: Callable[[], Any]) -> Any:
 def _late(fun: Callable) -> Callable:
     """`fun`, held weakly, so that what is kept for a function does not keep the function."""
     try:
-        reference = weakref.WeakMethod(fun) if inspect.ismethod(fun) else weakref.ref(fun)
+        reference: Any = weakref.WeakMethod(fun) if inspect.ismethod(fun) else weakref.ref(fun)
     except TypeError:
         return fun
 

@@ -177,8 +177,8 @@ class NotLinear(TypeError):
     @classmethod
     def at(cls, primitive: Primitive) -> NotLinear:
         return cls(
-            f"cannot transpose '{primitive}' at {jx.user_line()}: it is not linear in its input. For "
-            "the derivative of a function that is not linear use functrans.vjp or functrans.grad"
+            f"cannot transpose '{primitive}' at {jx.user_line()}: it is not linear in its input. "
+            "For the derivative of a nonlinear function use functrans.vjp or functrans.grad"
         )
 
 
@@ -268,8 +268,8 @@ def rule_of(primitive: Primitive) -> Rule:
     except KeyError:
         raise NotImplementedError(
             f"functrans has no derivative rule for the primitive '{primitive}', used at "
-            f"{jx.user_line()}. Declare one: functrans.rules.elementwise({primitive}_p, lambda y, x: ..."
-            ") if it acts on each element by itself, or another kind: help(functrans.rules)"
+            f"{jx.user_line()}. Declare one, such as functrans.rules.elementwise({primitive}_p, "
+            "lambda y, x: ...) if it acts on each element by itself; see help(functrans.rules)"
         ) from None
 
 

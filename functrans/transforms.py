@@ -356,7 +356,7 @@ def typed_like(model: Callable[P, T]) -> Callable[[Callable], Callable[P, T]]:
     return decorator
 
 
-def without_value(value_and: Callable, args: tuple, kwargs: dict) -> Callable:
+def drop_value(value_and: Callable, args: tuple, kwargs: dict) -> Callable:
     """`value_and(*args, **kwargs)`, a function to `(value, derivative)`, without the value."""
     has_aux = inspect.signature(value_and).bind(*args, **kwargs).arguments.get("has_aux", False)
     return transformed(value_and(*args, **kwargs), _second, has_aux=has_aux)
@@ -394,7 +394,7 @@ def grad(*args: Any, **kwargs: Any) -> Callable:
     >>> float(ft.grad(lambda x: x ** 3)(2.0))
     12.0
     """
-    return without_value(value_and_grad, args, kwargs)
+    return drop_value(value_and_grad, args, kwargs)
 
 
 def select(name: str, fun: Callable, args: tuple, kwargs: dict, argnums: Any) -> tuple:

@@ -50,11 +50,6 @@ def conv(image, kernel):
     return lax.reduce_window(nn.softplus(out), 0.0, lax.add, (1, 2, 2, 1), (1, 1, 1, 1), "VALID")
 
 
-def cross_entropy(logits, scale):
-    labels = jnp.array([2, 0, 3])
-    return -jnp.mean(jnp.take_along_axis(nn.log_softmax(scale * logits), labels[:, None], 1))
-
-
 def gather(x, y):
     return x[jnp.array([3, 0, 3])] * y[1:4] + jnp.take(x, jnp.array([1, 1, 2]))
 
@@ -119,11 +114,6 @@ def user_rule(x, factor):
     return scaled(x, factor) * x, scaled(x[:2] * factor, 2.0)
 
 
-def shapes(x):
-    y = jnp.concatenate([x.T, jnp.pad(x, 1)[1:4, :3] * 2.0], axis=0)
-    return jnp.flip(jnp.transpose(y.reshape(3, 2, 3), (2, 0, 1))), jnp.tile(y[0], 2), jnp.roll(x, 1)
-
-
 def dynamic(x, i):
     y = lax.dynamic_slice(x, (i, 0), (2, 3)) ** 2
     return lax.dynamic_update_slice(x, y, (0, i)), jnp.prod(x, axis=1), jnp.var(y), jnp.min(x)
@@ -132,7 +122,6 @@ def dynamic(x, i):
 PROGRAMS: dict[str, tuple[Callable, tuple]] = {
     "mlp": (mlp, ({"w": [array(3, 4), array(4, 2)], "b": array(4)}, array(2, 3))),
     "conv": (conv, (array(1, 5, 4, 2), array(2, 3, 2, 2))),
-    "cross_entropy": (cross_entropy, (array(3, 4), array())),
     "gather": (gather, (array(4), array(5))),
     "scatter": (scatter, (array(4), array(3))),
     "cumulative": (cumulative, (array(4),)),
@@ -143,7 +132,6 @@ PROGRAMS: dict[str, tuple[Callable, tuple]] = {
     "inner_jit": (inner_jit, (array(3), array(3, seed=1))),
     "custom": (custom, (array(4),)),
     "user_rule": (user_rule, (array(3), array())),
-    "shapes": (shapes, (array(3, 3),)),
     "dynamic": (lambda x: dynamic(x, 1), (array(4, 4),)),
     "broadcast": (
         lambda x, y: jnp.hypot(x[:, None], y) / (1 + x[:, None] ** 2 + y),

@@ -246,8 +246,8 @@ def test_compiled(program: Program, seed: int, nested: bool) -> None:
     close(got, everything(jax, fun)(args, args_dot))
 
 
-@settings(deterministic, max_examples=8)
-@given(programs(branches=True, most=5), st.integers(0, 2**16))
+@settings(deterministic, max_examples=6)
+@given(programs(branches=True, most=4), st.integers(0, 2**16))
 def test_eager(program: Program, seed: int) -> None:
     """Here `if` and `while` may depend on values, as they may in all transforms but `jit`."""
     fun = program.function()

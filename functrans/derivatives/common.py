@@ -10,7 +10,7 @@ Read next: `elementwise.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -65,8 +65,18 @@ def indicator(mask: Any, like: Any) -> Any:
 
 
 def zeros_like(x: Any) -> Any:
-    """An array of zeros of the type of `x`, which may be `Linear`."""
-    return instantiate(Zero(aval_of(x)))
+    """An array of zeros of the type and sharding of `x`, which may be `Linear`."""
+    aval = aval_of(x)
+    return lax.broadcast_in_dim(aval.dtype.type(0), aval.shape, (), out_sharding=sharding_of(aval))
+
+
+def sharding_of(aval: Any, order: Sequence[int] | None = None) -> Any:
+    """The explicit sharding of a type, if it has one, with its dimensions in this order."""
+    sharding = aval.sharding
+    if sharding.mesh.empty:
+        return None
+    spec = sharding.spec if order is None else [sharding.spec[d] for d in order]
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
 
 
 def cast_like(x_bar: Any, x: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from jax import lax
 
-from functrans.derivatives.common import cast_like
+from functrans.derivatives.common import cast_like, sharding_of
 from functrans.rules import multilinear
 
 # ---- dot_general ---------------------------------------------------------------------------------
@@ -45,8 +45,8 @@ def letters_of(x, w, dimension_numbers):
     return tuple(x_letters), tuple(w_letters), (*batch, *free)
 
 
-def einsum(left: Factor, right: Factor, result: tuple, **params: Any) -> tuple[Any, tuple]:
-    """The product summed over the letters that the result lacks; and its letters, in order."""
+def product(left: Factor, right: Factor, result: tuple) -> tuple[tuple, tuple]:
+    """The dimension numbers of the sum over the letters that the result lacks; and its letters."""
     shared = [a for a in left.letters if a in right.letters]
     batch = [a for a in result if a in shared]
     summed = [a for a in shared if a not in result]
@@ -55,7 +55,7 @@ def einsum(left: Factor, right: Factor, result: tuple, **params: Any) -> tuple[A
         for group in (summed, batch)
     )
     free = [a for a in (*left.letters, *right.letters) if a not in shared]
-    return lax.dot_general(left.array, right.array, numbers, **params), (*batch, *free)
+    return numbers, (*batch, *free)
 
 
 def pull(y_bar: Factor, other: Factor, x: Any, letters: tuple, swapped: bool, params: dict) -> Any:
@@ -65,8 +65,16 @@ def pull(y_bar: Factor, other: Factor, x: Any, letters: tuple, swapped: bool, pa
     precision = params["precision"]
     if isinstance(precision, tuple) and swapped != (left is other):
         precision = precision[::-1]
-    x_bar, order = einsum(left, right, letters, **{**params, "precision": precision})
-    permutation = [order.index(a) for a in letters]
+    numbers, found = product(left, right, letters)
+    x_bar = lax.dot_general(
+        left.array,
+        right.array,
+        numbers,
+        precision,
+        params["preferred_element_type"],
+        out_sharding=sharding_of(x.aval, [letters.index(a) for a in found]),
+    )
+    permutation = [found.index(a) for a in letters]
     if permutation != sorted(permutation):
         x_bar = lax.transpose(x_bar, permutation)
     return cast_like(x_bar, x)

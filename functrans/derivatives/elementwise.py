@@ -84,7 +84,7 @@ def polynomial_jvp(primals, tangents):
     ]
     slopes = [mul(i, c) for i, c in enumerate(coefficients)][1:]
     if type(x_dot) is not Zero and slopes:
-        terms.append(mul(x_dot, polynomial_p.bind(x, *slopes)))
+        terms.append(mul(x_dot, polynomial_p.bind(x, *slopes) if slopes[1:] else slopes[0]))
     return y, reduce(add, terms) if terms else Zero.like(y)
 
 

@@ -23,6 +23,7 @@ from functrans.derivatives.common import (
     indicator,
     mul,
     number,
+    sharding_of,
     sub,
 )
 from functrans.rules import general, instantiate, linear, zero
@@ -33,7 +34,7 @@ from functrans.rules import general, instantiate, linear, zero
 def repeat(y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """Repeat along `axes`, to the shape of `x`: the transpose of the sum."""
     kept = [d for d in range(x.ndim) if d not in axes]
-    return lax.broadcast_in_dim(y, x.shape, kept, out_sharding=aval_of(x).sharding)
+    return lax.broadcast_in_dim(y, x.shape, kept, out_sharding=sharding_of(aval_of(x)))
 
 
 linear(lax.reduce_sum_p, lambda y_bar, x, *, axes: repeat(y_bar, x, axes))

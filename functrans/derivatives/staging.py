@@ -7,6 +7,8 @@
 Read next: `elementwise.py`, for what the equations that are written mean.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax import lax
@@ -24,7 +26,7 @@ def conversion(trace, primitive, inputs, params):
         return [trace.stage_value(*inputs)]
     if not isinstance(atom, Literal) or not isinstance(dtype, np.dtype):
         return None
-    number = np.asarray(atom.val)
+    number: Any = np.asarray(atom.val)
     number = (number if dtype.kind == "c" else number.real).astype(dtype)[()]
     # A weak type is that of a Python number; not every type has one.
     number = number.item() if weak else number
