@@ -67,7 +67,8 @@ def _with_jacobian(
         checks.numbers(name, "inputs", selected, complex_too=name == "jacrev", **allowed)
         mode = linearize if name == "jacfwd" else vjp
         out, linear, *aux = mode(partial, *selected, has_aux=has_aux)
-        checks.numbers(name, "outputs", out, holomorphic=allowed["holomorphic"])
+        if name == "jacrev" or allowed["holomorphic"]:  # the columns may be of any type
+            checks.numbers(name, "outputs", out, holomorphic=allowed["holomorphic"])
         blocks = (_columns if name == "jacfwd" else _rows)(linear, selected, out, chunk_size)
         jacobian = tree.unflatten(
             tree.structure(out), [tree.unflatten(tree.structure(point), row) for row in blocks]
@@ -81,12 +82,20 @@ def _columns(pushforward: Callable, primals: tuple, out: Any, chunk_size: int | 
     """The blocks of the Jacobian, a list for each output, from its columns `J e_i`."""
     leaves, in_tree = tree.flatten(primals)
 
+    outs = tree.leaves(out)
+
     def column(vector):
-        return tree.leaves(pushforward(*tree.unflatten(in_tree, vector)))
+        pushed = tree.leaves(pushforward(*tree.unflatten(in_tree, vector)))
+        return list(map(_instead_of_float0, pushed, outs))
 
     columns = over_basis(column, leaves, chunk_size)
-    columns = map(_typed_like, columns, tree.leaves(out))
+    columns = map(_typed_like, columns, outs)
     return [split_basis(jnp.moveaxis(c, 0, -1), leaves, c.ndim - 1) for c in columns]
+
+
+def _instead_of_float0(tangent: Any, value: Any) -> Any:
+    """As in JAX, the Jacobian of an integer output is zero in the dtype of that output."""
+    return tangent if jx.is_differentiable(jx.typeof(value)) else jnp.zeros_like(value)
 
 
 def _typed_like(derivatives: Any, value: Any) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import os
+import traceback
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -38,7 +39,11 @@ class _Symbol:
     """Has the type of an array, and no value."""
 
     def __init__(self, aval: Any):
-        self.aval, self.shape, self.dtype, self.ndim = aval, aval.shape, aval.dtype, aval.ndim
+        self.aval = aval
+
+    shape = property(lambda self: self.aval.shape)
+    dtype = property(lambda self: self.aval.dtype)
+    ndim = property(lambda self: self.aval.ndim)
 
     def __repr__(self):
         return f"{type(self).__name__}({self.aval.str_short()})"
@@ -184,10 +189,11 @@ def with_constants(jaxpr: Jaxpr, values: Sequence) -> ClosedJaxpr:
     return closed(variables[split:], outputs, equations, info, variables[:split], values)
 
 
-def one(aval: Any) -> Any:
-    """The number one of a type, as a literal: the seed of a gradient."""
-    number = np.ones((), aval.dtype)
-    return number.item() if aval.weak_type and aval.dtype.kind in "fc" else number
+def number(value: Any, aval: Any) -> Any:
+    """A scalar constant of a type, as a literal; that of a weak type is a Python number."""
+    constant = aval.dtype.type(value)
+    is_plain = aval.weak_type and typeof(constant.item()).dtype == aval.dtype
+    return constant.item() if is_plain else constant
 
 
 def debug_info(purpose: str, fun: Callable) -> jex.DebugInfo:
@@ -273,10 +279,12 @@ def live(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> list[JaxprEqn
 
 def user_line() -> str:
     """File and line of the user's code that runs now, or that wrote the equation being read."""
-    here = source_info_util.current()
-    with source_info_util.user_context(None):  # for an equation that a library wrote
-        caller = source_info_util.current()
-    return source_info_util.summarize(here) or source_info_util.summarize(caller) or "unknown"
+    if line := source_info_util.summarize(source_info_util.current()):
+        return line
+    # An equation that a library wrote has no user's line; the program that runs it has.
+    libraries = (os.path.dirname(jax.__file__), os.path.dirname(__file__))
+    frames = [f for f in traceback.extract_stack() if not f.filename.startswith(libraries)]
+    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})"
 
 
 # ---- caches that die with the program ------------------------------------------------------------

@@ -45,6 +45,7 @@ from jax import lax
 from jax.extend.core import Primitive
 
 from functrans import jaxpr as jx
+from functrans.explain import checks
 from functrans.jaxpr import Linear, Zero
 
 Pair = tuple[list, list]
@@ -91,7 +92,11 @@ class Elementwise(Rule):
         return [answer], [total]
 
     def transpose(self, primitive, cotangents, inputs, params):
+        linear = sum(type(x) is Linear for x in inputs)
+
         def pull(i, x):
+            if self.partials[i] is LINEAR and linear > 1:  # in each by itself, not in all together
+                raise NotLinear.at(primitive)
             x_bar = self._times_partial(primitive, i, cotangents[0], inputs, params)
             return jx.sum_to(x_bar, x.aval)
 
@@ -167,8 +172,7 @@ class General(Rule):
         self.jvp = _reader(jvp)
 
     def forward(self, primitive, primals, tangents, params):
-        outs, tangents_out = self.jvp(primals, tangents, params=params)
-        return jx.results(primitive, outs), jx.results(primitive, tangents_out)
+        return checks.rule_result(primitive, self.jvp(primals, tangents, params=params))
 
 
 class NotLinear(TypeError):
@@ -259,6 +263,7 @@ def call(primitive: Primitive, rule: Rule) -> None:
 
 instantiate = jx.instantiate
 cast = jx.cast
+constant = jx.number
 
 
 def rule_of(primitive: Primitive) -> Rule:

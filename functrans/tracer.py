@@ -39,7 +39,7 @@ class Tracer(jax.core.Tracer):
         self._line_info = source_info_util.current()
 
     def _origin_msg(self):
-        line = source_info_util.summarize(self._line_info)
+        line = source_info_util.summarize(self._line_info or source_info_util.current())
         return (
             f"\nThe value was traced, not computed, at {line}. To branch on it use jax.lax.cond or "
             "jax.numpy.where, make the argument it comes from static (static_argnums), or do not "

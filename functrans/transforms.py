@@ -89,7 +89,8 @@ def make_jaxpr(
 
     @functools.wraps(fun)
     def jaxpr_of(*args: Any, **kwargs: Any) -> Any:
-        fixed = checks.are_hashable({i % len(args): args[i % len(args)] for i in static})
+        chosen = checks.positions("make_jaxpr", tuple(static), len(args))
+        fixed = checks.are_hashable({i: args[i] for i in chosen})
         free = [i for i in range(len(args)) if i not in fixed]
         partial, dynamic = select("make_jaxpr", fun, args, {}, free)
         leaves, in_tree = tree.flatten((dynamic, kwargs))
@@ -128,7 +129,7 @@ def jvp(fun: Callable, primals: Sequence, tangents: Sequence, has_aux: bool = Fa
     >>> float(y), float(y_dot)
     (9.0, 6.0)
     """
-    primals, tangents = checks.sequences("jvp", primals, tangents)
+    checks.sequences("jvp", primals, tangents)
     return transformed_at_once(fun, _jvp, has_aux=has_aux)(primals, tangents)
 
 
@@ -288,7 +289,7 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
     avals = [checks.type_of("linear_transpose", x) for x in leaves]
     flat = Flat(fun, in_tree)
     program = stage(lambda *xs: flat(*xs)[0], avals, jx.debug_info("linear_transpose", fun))
-    checks.have_tangents("linear_transpose", [*avals, *program.out_avals])
+    checks.linear_types([*avals, *program.out_avals])
 
     def transposed(cotangent: Any) -> Any:
         given = checks.linear_input("the transpose", flat.out_tree, program.out_avals, cotangent)
@@ -337,7 +338,7 @@ def _value_and_grad(fun: Callable, argnums: Any, has_aux: bool, **allowed: bool)
         checks.numbers("grad", "inputs", selected, complex_too=True, **allowed)
         out, pullback, *aux = _linearize(partial, has_aux, Pullback)(*selected)
         checks.scalar(out, allowed["holomorphic"])
-        seed = jx.one(jx.typeof(out))
+        seed = jx.number(1, jx.typeof(out))
         # The seed is a constant, no array; it comes back as it is if the function is an identity.
         gradient = tree.map(lambda g: jnp.asarray(g) if g is seed else g, pullback(seed))
         gradient = gradient[0] if isinstance(argnums, int) else gradient

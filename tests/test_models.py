@@ -5,7 +5,7 @@ functrans's gradients are those of `jax.grad`, and train the same network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -116,7 +116,7 @@ def of_optax() -> Model:
             optax.log_cosh(logits, targets),
             optax.cosine_distance(logits, targets, epsilon=1e-6),
         ]
-        return sum(jnp.mean(term) for term in terms) + 1e-2 * optax.global_norm(params)
+        return sum(jnp.mean(term) for term in terms) + 1e-2 * optax.tree.norm(params)
 
     return Model(loss, 0.1 * jax.random.normal(KEY, (64, 4)))
 
@@ -132,6 +132,15 @@ MODELS: dict[str, Callable[[], Model]] = {
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation() -> Iterator[None]:
+    """What XLA's optimizer makes of the programs is not what is tested."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
 def close(got: Any, want: Any) -> None:
     chex.assert_trees_all_equal_structs(got, want)
     chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
@@ -145,20 +154,20 @@ def test_the_gradient_is_that_of_jax(name: str) -> None:
     assert sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(gradient)) > 1e-4
     close(ft.value_and_grad(ft.jit(loss))(params, IMAGES, LABELS), (value, gradient))
     close(ft.jit(ft.grad(loss))(params, IMAGES, LABELS), gradient)
-    # The loss compiled by JAX, and the gradient in a program of JAX.
-    close(jax.jit(ft.grad(jax.jit(loss)))(params, IMAGES, LABELS), gradient)
 
 
-def test_without_compilation() -> None:
+def test_eager_and_compiled_by_jax() -> None:
     loss, params = MODELS["by hand"]()
     want = jax.grad(loss)(params, IMAGES, LABELS)
     close(ft.grad(loss)(params, IMAGES, LABELS), want)
+    close(jax.jit(ft.grad(jax.jit(loss)))(params, IMAGES, LABELS), want)
 
 
-@every_model
+@pytest.mark.parametrize("name", ["linen MLP", "linen CNN", "linen attention", "by hand"])
 def test_three_steps_of_training(name: str) -> None:
     loss, params = MODELS[name]()
-    optimizer = optax.adam(1e-2)
+    # Adam divides by the size of a gradient: without `eps` the rounding of a zero would be seen.
+    optimizer = optax.adam(1e-2, eps=1e-3)
 
     def trained(value_and_grad: Callable, jit: Callable) -> tuple:
         @jit
@@ -177,11 +186,10 @@ def test_three_steps_of_training(name: str) -> None:
     params_jax, losses_jax = trained(jax.value_and_grad, jax.jit)
     assert losses_ours[-1] < losses_ours[0]
     chex.assert_trees_all_close(losses_ours, losses_jax, rtol=1e-4)
-    # Adam divides by the size of a gradient: where that is near 0 its rounding is seen in full.
-    chex.assert_trees_all_close(params_ours, params_jax, rtol=1e-3, atol=1e-3)
+    chex.assert_trees_all_close(params_ours, params_jax, rtol=1e-4, atol=1e-5)
 
 
-@every_model
+@pytest.mark.parametrize("name", ["linen CNN", "by hand", "Optax losses"])
 def test_gradients_for_each_example(name: str) -> None:
     loss, params = MODELS[name]()
 
@@ -192,7 +200,7 @@ def test_gradients_for_each_example(name: str) -> None:
     close(each(ft.grad), each(jax.grad))
 
 
-@every_model
+@pytest.mark.parametrize("name", ["linen MLP", "linen attention", "by hand", "NNX"])
 def test_the_hessian_times_a_vector(name: str) -> None:
     loss, params = MODELS[name]()
     leaves, structure = jax.tree.flatten(params)

@@ -73,8 +73,9 @@ def test_eager_and_vmapped(case: Case, kind: str) -> None:
     ours, theirs = (derivatives(ad, case.fun, modes) for ad in (ft, reference))
     batch = [case.inputs(DTYPES[kind, 32], seed) for seed in (0, 1)]
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *batch)
-    want = jax.jit(jax.vmap(theirs))(*stacked)
-    vmapped = jax.jit(jax.vmap(ours))(*stacked)
+    vmap = jax.vmap if case.vmap else one_by_one
+    want = jax.jit(vmap(theirs))(*stacked)
+    vmapped = jax.jit(vmap(ours))(*stacked)
     eager = jax.tree.map(lambda *xs: np.stack(xs), *(ours(*args) for args in batch))
     rtol = case.rtol or 2e-4
     for got in (vmapped, eager):
@@ -104,6 +105,30 @@ def test_types(case: Case, kind: str) -> None:
             assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
 
 
+@pytest.mark.parametrize(
+    "fun",
+    [
+        jnp.sin,
+        lambda x: 2 * x,
+        lambda x: x**2 / 3,
+        lambda x: jnp.maximum(x, 0),
+        lambda x: jnp.where(x > 0, x, 0.0),
+        lambda x: x * jnp.float32(2),
+        lambda x: jnp.stack([x, x]).sum(),
+        jax.jit(lambda x: jnp.exp(x)),
+    ],
+)
+def test_weak_types(fun: Callable) -> None:
+    """A Python number gives way to any array beside it; where JAX's derivatives do, so do these."""
+    got, want = (
+        (ad.jvp(fun, (1.5,), (1.0,)), ad.value_and_grad(fun)(1.5), ad.grad(ad.grad(fun))(1.5))
+        for ad in (ft, jax)
+    )
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert jax.typeof(a) == jax.typeof(b)  # shape, dtype and weak type
+        chex.assert_trees_all_close(a, b, rtol=1e-6)
+
+
 def derivatives(
     ad: Any, fun: Callable, modes: tuple[str, ...] = BOTH, keep_float0: bool = False
 ) -> Callable:
@@ -112,7 +137,7 @@ def derivatives(
     def evaluate(*args):
         results, tangents = [], jax.tree.map(direction, args)
         if "fwd" in modes:
-            results.append(ad.jvp(fun, args, tangents))
+            results.append(ad.jvp(fun, args, tangents)[1])
             results.append(ad.linearize(fun, *args)[1](*tangents))
         if "rev" in modes:
             answer, pull = ad.vjp(fun, *args)
@@ -122,11 +147,21 @@ def derivatives(
     return evaluate
 
 
-def direction(x: Any) -> np.ndarray:
+def one_by_one(fun: Callable) -> Callable:
+    """`jax.vmap` over a batch of two, for what it cannot vectorize."""
+
+    def evaluate(*args):
+        outs = [fun(*(x[i] for x in args)) for i in (0, 1)]
+        return jax.tree.map(lambda *xs: jnp.stack(xs), *outs)
+
+    return evaluate
+
+
+def direction(x: Any) -> Any:
     if not has_tangent(x):
         return np.zeros(jnp.shape(x), jax.dtypes.float0)
     numbers = np.cos(np.arange(1.0, jnp.size(x) + 1)).reshape(jnp.shape(x))
-    return np.asarray(numbers * (1 - 0.5j) if jnp.iscomplexobj(x) else numbers).astype(x.dtype)
+    return jnp.asarray(numbers * (1 - 0.5j) if jnp.iscomplexobj(x) else numbers, x.dtype)
 
 
 def has_tangent(x: Any) -> bool:

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.dtypes import float0
 from jax.extend.core import Primitive, set_current_trace
@@ -101,7 +103,9 @@ class BackwardRule:
     def pull(self, residuals: Sequence, cotangents: Sequence) -> list:
         """Run the user's rule."""
         given = _to_symbolic if self.symbolic_zeros else jx.instantiate
-        returned = self.bwd.call_wrapped(*residuals, *map(given, cotangents))
+        # The seed of a gradient is a number; a user's rule may ask for an array's attributes.
+        y_bars = [jnp.asarray(y) if np.isscalar(y) else y for y in map(given, cotangents)]
+        returned = self.bwd.call_wrapped(*residuals, *y_bars)
         # Since JAX 0.11 a backward rule returns logs beside the cotangents.
         x_bars = returned[0] if isinstance(returned, tuple) else returned
         return [_from_symbolic(x) for x, moves in zip(x_bars, self.moving, strict=True) if moves]

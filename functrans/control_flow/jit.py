@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, Literal, Var, set_current_trace
 from jax.extend.core.primitives import jit_p
 
 from functrans import jaxpr as jx
@@ -156,9 +156,27 @@ def _jit_params(mesh: Any) -> dict:
 
 
 def _inlined(trace, primitive, args, params):
-    """A small call that asks for it is replaced by its equations."""
-    inlined = _is_inlined(params) and not trace.is_linear
-    return trace.replay(params["jaxpr"], args) if inlined else None
+    """A small call that asks for it is replaced by its equations.
+
+    On a tape that is a call some of whose results are not linear: they are computed now.
+    """
+    program = params["jaxpr"]
+    if not trace.is_linear:
+        return trace.replay(program, args) if _is_inlined(params) else None
+    if all(_depends(program, tuple(map(trace.owns, args)))):
+        return None
+    with set_current_trace(trace):
+        return jx.evaluate(program, *args)
+
+
+@jx.cached_by_program
+def _depends(program: ClosedJaxpr, inputs: tuple[bool, ...]) -> list[bool]:
+    """For each output whether it depends on one of these inputs."""
+    found = set(compress(program.jaxpr.invars, inputs))
+    for equation in program.jaxpr.eqns:
+        if any(isinstance(atom, Var) and atom in found for atom in equation.invars):
+            found.update(equation.outvars)
+    return [isinstance(atom, Var) and atom in found for atom in program.jaxpr.outvars]
 
 
 call(jit_p, JitRule())

@@ -17,7 +17,7 @@ import jax
 from jax import lax
 from jax.extend.core import Primitive, primitives
 
-from functrans.rules import General, Linear, LinearRule, Zero, call, cast, instantiate
+from functrans.rules import General, Linear, LinearRule, call, cast, constant
 
 
 def _with_numbers(operation: Callable) -> Callable:
@@ -39,7 +39,7 @@ def _alike(x: Any, y: Any) -> tuple[Any, Any]:
 
 def number(value: float, like: Any) -> Any:
     """A scalar constant of the type of an array."""
-    return jax.typeof(like).dtype.type(value)
+    return constant(value, jax.typeof(like))
 
 
 add = _with_numbers(lax.add)

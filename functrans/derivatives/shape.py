@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from functrans.derivatives.common import emitted, find, mul, zeros_like
+from functrans.derivatives.common import emitted, find, mul, sharding_of, zeros_like
 from functrans.rules import Linear, Rule, Zero, call, instantiate, linear, zero
 
 
@@ -204,8 +204,13 @@ def _reshard(x):
     return jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
+def reshard_transpose(y_bar, x):
+    sharding = sharding_of(x.aval)
+    return y_bar if sharding is None else jax.sharding.reshard(y_bar, sharding)
+
+
 for reshard_p in emitted(_reshard):
-    linear(reshard_p, lambda y_bar, x: jax.sharding.reshard(y_bar, x.aval.sharding))
+    linear(reshard_p, reshard_transpose)
 
 # ---- no argument that could have a tangent -------------------------------------------------------
 

@@ -82,6 +82,8 @@ def chunk_size(size: int) -> int:
 def argnums(given: Any) -> int | tuple[int, ...]:
     try:
         several = isinstance(given, Sequence)
+        if several and not given:
+            raise ValueError("argnums is empty: there is nothing to differentiate with respect to")
         return tuple(map(operator.index, given)) if several else operator.index(given)
     except TypeError:
         raise TypeError(f"argnums must be an integer or several, but it is {given!r}") from None
@@ -91,20 +93,22 @@ def positions(name: str, argnums: int | tuple[int, ...], count: int) -> list[int
     wanted = [argnums] if isinstance(argnums, int) else list(argnums)
     for i in wanted:
         if not -count <= i < count:
-            raise ValueError(
+            raise (TypeError if name == "grad" and i >= 0 else ValueError)(
                 f"{name}: argnums={i} is out of range: the function was called with {count} "
                 "positional argument(s). What is to be differentiated must be passed by position."
             )
-    return [i % count for i in wanted]
+    chosen = [i % count for i in wanted]
+    if len(set(chosen)) != len(chosen):
+        raise TypeError(f"{name}: argnums={argnums} names the same argument more than once")
+    return chosen
 
 
-def sequences(name: str, primals: Any, tangents: Any) -> tuple[tuple, tuple]:
+def sequences(name: str, primals: Any, tangents: Any) -> None:
     if not isinstance(primals, (tuple, list)) or not isinstance(tangents, (tuple, list)):
         raise TypeError(
             f"{name}: primals and tangents must be tuples or lists with one entry for each argument"
             f", but they are {type(primals).__name__} and {type(tangents).__name__}"
         )
-    return tuple(primals), tuple(tangents)
 
 
 def tangents(primals: Sequence, in_tree: Any, given: Any) -> list:
@@ -126,9 +130,16 @@ def linear_input(name: str, in_tree: Any, avals: Sequence, given: Any) -> list:
     leaves, given_tree = tree.flatten(given)
     error = TypeError if name == "the transpose" else ValueError
     if given_tree != in_tree:
-        raise error(f"{name} expects an argument of structure {in_tree}, but got {given_tree}")
+        raise (ValueError if name == "the pullback" else TypeError)(
+            f"{name} expects an argument of structure {in_tree}, but got {given_tree}"
+        )
     what = f"the argument of {name}"
-    return [_same_type(what, a, x, error, error) for a, x in zip(avals, leaves, strict=True)]
+    # As in JAX, whatever is given for an integer output is not looked at.
+    ignored = [name == "the pullback" and aval.dtype == float0 for aval in avals]
+    return [
+        Zero(aval) if ignore else _same_type(what, aval, x, error, error)
+        for aval, x, ignore in zip(avals, leaves, ignored, strict=True)
+    ]
 
 
 def _same_type(what: str, aval: Any, x: Any, dtype_error: type, shape_error: type) -> Any:
@@ -141,10 +152,33 @@ def _same_type(what: str, aval: Any, x: Any, dtype_error: type, shape_error: typ
     return Zero(aval) if aval.dtype == float0 else x
 
 
-def have_tangents(name: str, avals: Sequence) -> None:
-    for aval in avals:
-        if not jx.is_differentiable(aval):
-            raise TypeError(f"{name} needs floating-point numbers, but got {aval.str_short()}")
+def linear_types(avals: Sequence) -> None:
+    for kind in (np.inexact, np.integer):
+        if all(issubdtype(aval.dtype, kind) for aval in avals):
+            return
+    got = ", ".join(aval.str_short() for aval in avals)
+    raise TypeError(
+        "linear_transpose needs inputs and outputs that are all of a floating-point or complex "
+        f"dtype, or all integers, but got {got}"
+    )
+
+
+def rule_result(primitive: Any, returned: Any) -> tuple[list, list]:
+    """What a rule that is a jvp returns: results and tangents of their types."""
+    name = f"the rule of '{primitive}'"
+    if not isinstance(returned, (tuple, list)) or len(returned) != 2:
+        raise TypeError(f"{name} must return a pair (results, tangents), but got {returned!r}")
+    outs, tangents_out = (jx.results(primitive, part) for part in returned)
+    if len(outs) != len(tangents_out):
+        raise TypeError(
+            f"{name} returned {len(outs)} results and {len(tangents_out)} tangents; there must be "
+            "one tangent for each result, a Zero where it is zero"
+        )
+    for out, tangent in zip(outs, tangents_out, strict=True):
+        aval = jx.typeof(out).to_tangent_aval()
+        if type(tangent) is not Zero and aval.dtype != float0:
+            _same_type(f"{name}: the tangent", aval, tangent, TypeError, TypeError)
+    return outs, tangents_out
 
 
 def numbers(

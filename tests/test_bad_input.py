@@ -1,0 +1,540 @@
+"""Every mistake that a user can make: the exception's type, what it says, and how long it is.
+
+The type is that which JAX raises for the same mistake; each case is written once and run with both.
+The message says what was wrong and what to do. The traceback is short: it is the user who reads it.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import Primitive
+
+import functrans as ft
+
+V = jnp.arange(3.0)
+FEW_FRAMES = 25
+
+
+def error_of(case: Callable, t: Any) -> Exception:
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        case(t)
+    return caught.value
+
+
+def check(case: Callable, *words: str, theirs: type | None = None) -> Exception:
+    """The error has the type of JAX's, or the one named if JAX has none, and says these words."""
+    ours = error_of(case, ft)
+    if theirs is None:
+        assert type(ours) is type(error_of(case, jax))
+    else:
+        assert isinstance(ours, theirs)
+    for word in words:
+        assert re.search(word, str(ours)), f"no {word!r} in: {ours}"
+    assert len(traceback.extract_tb(ours.__traceback__)) <= FEW_FRAMES
+    return ours
+
+
+def cases(table: dict[str, tuple]) -> Any:
+    return pytest.mark.parametrize(
+        ("case", "words"),
+        [pytest.param(case, words, id=name) for name, (case, *words) in table.items()],
+    )
+
+
+# ---- gradients and Jacobians ---------------------------------------------------------------------
+
+
+@cases(
+    {
+        "an array": (
+            lambda t: t.grad(lambda x: x * 2)(V),
+            r"scalar output.*\(3,\)",
+            "sum",
+            "jacrev",
+        ),
+        "a tuple": (
+            lambda t: t.grad(lambda x: (x, x))(1.0),
+            "scalar output",
+            r"\(\*, \*\)",
+            "has_aux",
+        ),
+        "a dict": (lambda t: t.grad(lambda x: {"a": x})(1.0), "scalar output", "'a'"),
+        "None": (lambda t: t.grad(lambda x: None)(1.0), "scalar output", "None"),
+        "an integer": (lambda t: t.grad(lambda x: jnp.int32(1))(1.0), "outputs", r"int32\[\]"),
+        "a string": (lambda t: t.grad(lambda x: "text")(1.0), "'text'", "str", "not an array"),
+        "an array, jitted": (lambda t: t.grad(t.jit(lambda x: x * 2))(V), r"scalar output.*\(3,\)"),
+        "an object, jvp": (
+            lambda t: t.jvp(lambda x: object(), (1.0,), (1.0,)),
+            "object",
+            "not an array",
+        ),
+        "a string, vjp": (lambda t: t.vjp(lambda x: "text", 1.0), "'text'", "not an array"),
+        "a string, linearize": (lambda t: t.linearize(lambda x: "text", 1.0), "'text'", "has_aux"),
+        "a string, make_jaxpr": (
+            lambda t: t.make_jaxpr(lambda x: "text")(1.0),
+            "'text'",
+            "not an array",
+        ),
+        "a string, jit": (lambda t: t.jit(lambda x: "text")(1.0), "'text'", "not a valid"),
+        "an integer, jacrev": (lambda t: t.jacrev(jnp.argmax)(V), "jacrev", "outputs", "int32"),
+    }
+)
+def test_the_function_returns(case, words):
+    check(case, *words)
+
+
+@cases(
+    {
+        "an integer": (
+            lambda t: t.grad(lambda x: x * 2.0)(1),
+            r"int32\[\]",
+            "allow_int|argnums|float",
+        ),
+        "a boolean": (lambda t: t.grad(lambda x: x * 2.0)(True), r"bool\[\]", "astype"),
+        "a string": (lambda t: t.grad(lambda x: 1.0)("text"), "'text'", "not an array", "argnums"),
+        "an integer, jacfwd": (lambda t: t.jacfwd(lambda x: x * 2.0)(1), "jacfwd", "int32"),
+        "an integer, jacrev": (lambda t: t.jacrev(lambda x: x * 2.0)(1), "jacrev", "int32"),
+        "an integer, hessian": (lambda t: t.hessian(lambda x: x * 2.0)(1), "int32"),
+        "a string, jacfwd": (lambda t: t.jacfwd(lambda x: 1.0)("text"), "'text'", "not an array"),
+        "a string, jvp": (lambda t: t.jvp(lambda x: 1.0, ("text",), ("text",)), "'text'"),
+        "a string, make_jaxpr": (lambda t: t.make_jaxpr(lambda x: x)("text"), "'text'"),
+        "a string, jit": (lambda t: t.jit(lambda x: x)("text"), "str", "static|abstract array"),
+        "a string, grad of jit": (lambda t: t.grad(t.jit(lambda x: 1.0))("text"), "str"),
+    }
+)
+def test_with_respect_to(case, words):
+    check(case, *words)
+
+
+def test_with_respect_to_a_string_in_vjp():
+    """JAX raises a class of `jaxlib` here, which is no class of JAX's own interface."""
+    check(lambda t: t.vjp(lambda x: 1.0, "text"), "'text'", "not an array", theirs=TypeError)
+    check(lambda t: t.linearize(lambda x: 1.0, "text"), "'text'", "close over", theirs=TypeError)
+
+
+def two(x, y):
+    return x * y
+
+
+@cases(
+    {
+        "too large": (
+            lambda t: t.grad(two, 2)(1.0, 2.0),
+            "argnums=2",
+            "out of range",
+            "2 positional",
+        ),
+        "too small": (lambda t: t.grad(two, -3)(1.0, 2.0), "argnums=-3", "out of range"),
+        "by keyword": (lambda t: t.grad(lambda x: x)(x=1.0), "argnums=0", "passed by position"),
+        "no arguments": (lambda t: t.grad(lambda: 1.0)(), "argnums=0", "0 positional"),
+        "one of several": (lambda t: t.value_and_grad(two, (0, 2))(1.0, 2.0), "argnums=2"),
+        "jacfwd": (lambda t: t.jacfwd(two, 2)(1.0, 2.0), "jacfwd", "argnums=2", "out of range"),
+        "jacrev": (lambda t: t.jacrev(two, 2)(1.0, 2.0), "jacrev", "argnums=2", "out of range"),
+        "hessian": (lambda t: t.hessian(two, -3)(1.0, 2.0), "argnums=-3", "out of range"),
+        "jitted": (lambda t: t.jacrev(t.jit(two), 2)(1.0, 2.0), "argnums=2", "out of range"),
+        "a float": (lambda t: t.grad(two, 1.0)(1.0, 2.0), "argnums", "integer", r"1\.0"),
+        "a string": (lambda t: t.grad(two, "x")(1.0, 2.0), "argnums", "integer", "'x'"),
+        "strings": (lambda t: t.grad(two, ("x",))(1.0, 2.0), "argnums", "integer", "'x'"),
+        "None": (lambda t: t.grad(two, None)(1.0, 2.0), "argnums", "integer", "None"),
+        "a float, jacfwd": (lambda t: t.jacfwd(two, 1.0)(1.0, 2.0), "argnums", "integer"),
+        "empty": (lambda t: t.grad(two, ())(1.0, 2.0), "argnums is empty"),
+        "twice": (lambda t: t.grad(two, (0, -2))(1.0, 2.0), "argnums", "more than once"),
+    }
+)
+def test_argnums(case, words):
+    check(case, *words)
+
+
+@cases(
+    {
+        "grad": (lambda t: t.grad(lambda z: z * z)(1 + 1j), "complex64", "holomorphic=True"),
+        "grad of real": (lambda t: t.grad(lambda x: x * 1j)(1.0), "outputs", "complex64"),
+        "jacfwd": (lambda t: t.jacfwd(lambda z: z * z)(1 + 1j), "inputs", "holomorphic=True"),
+        "jacrev": (lambda t: t.jacrev(lambda z: z * z)(1 + 1j), "outputs", "holomorphic=True"),
+        "hessian": (lambda t: t.hessian(lambda z: z * z)(1 + 1j), "complex64", "holomorphic=True"),
+    }
+)
+def test_complex_without_holomorphic(case, words):
+    check(case, *words)
+
+
+@pytest.mark.parametrize("name", ["grad", "value_and_grad", "jacfwd", "jacrev"])
+def test_holomorphic_with_real_numbers(name):
+    real_input = lambda t: getattr(t, name)(lambda z: z * z, holomorphic=True)(1.0)  # noqa: E731
+    check(real_input, "holomorphic=True", "complex inputs", r"float32\[\]")
+    real_output = lambda t: getattr(t, name)(jnp.real, holomorphic=True)(1.0j)  # noqa: E731
+    check(real_output, "holomorphic=True", "complex outputs", r"float32\[\]")
+
+
+# ---- tangents and cotangents ---------------------------------------------------------------------
+
+
+def identity(x):
+    return x
+
+
+HALVES = V.astype(jnp.float16)
+
+
+@cases(
+    {
+        "structure": (lambda t: t.jvp(identity, ((1.0, 2.0),), (1.0,)), "structure", r"\(\*, \*\)"),
+        "number": (lambda t: t.jvp(identity, (1.0,), (1.0, 1.0)), "structure"),
+        "list for tuple": (lambda t: t.jvp(identity, (1.0,), [1.0]), "structure", r"\[\*\]"),
+        "shape": (lambda t: t.jvp(identity, (V,), (V[:2],)), r"float32\[3\]", r"float32\[2\]"),
+        "dtype": (lambda t: t.jvp(identity, (V,), (HALVES,)), r"float32\[3\]", r"float16\[3\]"),
+        "integers": (lambda t: t.jvp(identity, (V,), (jnp.arange(3),)), "float32", "int32"),
+        "of integers": (lambda t: t.jvp(identity, (jnp.arange(3),), (V,)), "float0", "float32"),
+        "no tuples": (lambda t: t.jvp(identity, 1.0, 1.0), "tuples or lists", "float"),
+        "no tuple": (lambda t: t.jvp(identity, (1.0,), 1.0), "tuples or lists", "tuple and float"),
+        "string": (lambda t: t.jvp(identity, (1.0,), ("text",)), "tangent", "'text'"),
+        "jitted": (lambda t: t.jvp(t.jit(identity), (V,), (V[:2],)), r"float32\[3\]"),
+    }
+)
+def test_tangents(case, words):
+    check(case, *words)
+
+
+def pullback(t, fun=identity):
+    return t.vjp(fun, V)[1]
+
+
+def pushforward(t, fun=identity):
+    return t.linearize(fun, V)[1]
+
+
+@cases(
+    {
+        "structure": (lambda t: pullback(t)((V, V)), "pullback", r"\(\*, \*\)"),
+        "part of it": (lambda t: pullback(t, lambda x: (x, x))(V), "pullback", r"\(\*, \*\)"),
+        "shape": (lambda t: pullback(t)(V[:2]), "pullback", r"float32\[3\]", r"float32\[2\]"),
+        "dtype": (lambda t: pullback(t)(HALVES), "float32", "float16", "dtypes must be equal"),
+        "integers": (lambda t: pullback(t)(jnp.arange(3)), "float32", "int32"),
+        "string": (lambda t: pullback(t)("text"), "pullback", "'text'"),
+        "two": (lambda t: pullback(t)(V, V), "argument"),
+        "jitted": (lambda t: pullback(t, t.jit(identity))(V[:2]), r"float32\[3\]", r"float32\[2\]"),
+    }
+)
+def test_cotangent_of_a_pullback(case, words):
+    check(case, *words)
+
+
+@cases(
+    {
+        "structure": (lambda t: pushforward(t)((V, V)), "pushforward", r"\(\*, \*\)"),
+        "two": (lambda t: pushforward(t)(V, V), "pushforward", r"\(\*, \*\)"),
+        "shape": (lambda t: pushforward(t)(V[:2]), r"float32\[3\]", r"float32\[2\]"),
+        "dtype": (lambda t: pushforward(t)(HALVES), "float32", "float16"),
+    }
+)
+def test_tangents_of_a_pushforward(case, words):
+    check(case, *words)
+
+
+@cases(
+    {
+        "structure": (lambda t: t.linear_transpose(identity, V)((V,)), "transpose", "structure"),
+        "shape": (
+            lambda t: t.linear_transpose(identity, V)(V[:2]),
+            r"float32\[3\]",
+            r"float32\[2\]",
+        ),
+        "dtype": (lambda t: t.linear_transpose(identity, V)(HALVES), "float32", "float16"),
+        "string": (lambda t: t.linear_transpose(identity, "text")(1.0), "'text'"),
+        "mixed": (lambda t: t.linear_transpose(lambda n: n * 1.0, 1)(1.0), "all integers", "int32"),
+    }
+)
+def test_linear_transpose(case, words):
+    check(case, *words)
+
+
+@pytest.mark.parametrize("fun", [jnp.sin, lambda x: x * x, lambda x: x / x, lambda x: x @ x])
+def test_linear_transpose_of_a_function_that_is_not_linear(fun):
+    """JAX raises a `NotImplementedError` for some functions and an `AssertionError` for others."""
+    for wrap in (identity, ft.jit, jax.jit):
+        case = lambda t, wrap=wrap: t.linear_transpose(wrap(fun), V)(fun(V))  # noqa: E731
+        check(case, "cannot transpose", "not linear", "functrans.vjp", theirs=TypeError)
+    assert error_of(lambda t: t.linear_transpose(fun, V)(fun(V)), jax)
+
+
+# ---- what is traced ------------------------------------------------------------------------------
+
+
+def test_a_branch_on_a_traced_value():
+    error = check(
+        lambda t: t.jit(lambda x: x if x > 0 else -x)(1.0),
+        "boolean",
+        "lax.cond",
+        "static_argnums",
+        "test_bad_input.py",  # the line of the comparison
+    )
+    assert isinstance(error, jax.errors.TracerBoolConversionError)
+    check(lambda t: t.grad(t.jit(lambda x: x if x > 0 else -x))(1.0), "boolean", "lax.cond")
+    check(lambda t: t.jit(lambda x: t.grad(lambda y: y if y > 0 else -y)(x))(1.0), "boolean")
+    check(lambda t: t.make_jaxpr(lambda x: x if x > 0 else -x)(1.0), "boolean", "lax.cond")
+
+
+@cases(
+    {
+        "float": (lambda t: t.jit(lambda x: float(x))(1.0), "float", "concrete"),
+        "index": (lambda t: t.jit(lambda n: [1, 2][n])(1), "__index__", "static"),
+        "range": (lambda t: t.jit(lambda n: [0 for _ in range(n)])(3), "__index__"),
+        "NumPy": (lambda t: t.jit(np.asarray)(1.0), "__array__"),
+        "mask": (lambda t: t.jit(lambda x: x[x > 0])(V), "concrete"),
+    }
+)
+def test_the_value_of_what_is_traced(case, words):
+    check(case, *words)
+
+
+LEAKS: dict[str, Callable] = {
+    "grad": lambda t, keep: t.grad(keep)(1.0),
+    "jvp": lambda t, keep: t.jvp(keep, (1.0,), (1.0,)),
+    "vjp": lambda t, keep: t.vjp(keep, 1.0),
+    "linearize": lambda t, keep: t.linearize(keep, 1.0)[1](2.0),
+    "jit": lambda t, keep: t.jit(keep)(1.0),
+    "make_jaxpr": lambda t, keep: t.make_jaxpr(keep)(1.0),
+    "linear_transpose": lambda t, keep: t.linear_transpose(keep, 1.0)(1.0),
+    "grad of jit": lambda t, keep: t.grad(t.jit(keep))(1.0),
+    "jacfwd": lambda t, keep: t.jacfwd(keep)(1.0),
+    "hessian": lambda t, keep: t.hessian(keep)(1.0),
+}
+
+
+@pytest.mark.parametrize("then", [lambda x: x + 1, jnp.sin, lambda x: ft.jit(jnp.sin)(x)])
+@pytest.mark.parametrize("name", LEAKS)
+def test_a_tracer_that_leaked(name, then):
+    def case(t):
+        kept = []
+
+        def keep(x):
+            kept.append(x * 2)
+            return x * 3
+
+        LEAKS[name](t, keep)
+        return then(kept[0])
+
+    error = check(case, "leak|escape|unexpected tracer")
+    assert isinstance(error, jax.errors.UnexpectedTracerError)
+
+
+@cases(
+    {
+        "jit": (lambda t: t.jit(two, static_argnums=1)(1.0, [1]), "hash", r"\[1\]"),
+        "grad of jit": (lambda t: t.grad(t.jit(two, static_argnums=1))(1.0, [1]), "hash"),
+        "make_jaxpr": (
+            lambda t: t.make_jaxpr(two, static_argnums=1)(1.0, [1]),
+            "hash",
+            "argument 1",
+            "list",
+        ),
+    }
+)
+def test_a_static_argument_that_has_no_hash(case, words):
+    check(case, *words)
+
+
+@cases(
+    {
+        "jit": (lambda t: t.jit(identity, static_argnums=3)(1.0), "static_argnums", "3"),
+        "make_jaxpr": (
+            lambda t: t.make_jaxpr(identity, static_argnums=3)(1.0),
+            "3",
+            "out of range",
+        ),
+        "no such option": (lambda t: t.jit(identity, nonsense=1)(1.0), "nonsense"),
+    }
+)
+def test_options_of_jit(case, words):
+    check(case, *words)
+
+
+# ---- functions -----------------------------------------------------------------------------------
+
+
+@cases(
+    {
+        "grad": (lambda t: t.grad(3), "function", "3"),
+        "value_and_grad": (lambda t: t.value_and_grad("text"), "function", "text"),
+        "jvp": (lambda t: t.jvp(3, (1.0,), (1.0,)), "function", "3"),
+        "vjp": (lambda t: t.vjp(3, 1.0), "function", "3"),
+        "linearize": (lambda t: t.linearize(None, 1.0), "function", "None"),
+        "linear_transpose": (lambda t: t.linear_transpose(3, 1.0), "function", "3"),
+        "jacfwd": (lambda t: t.jacfwd(3), "function", "3"),
+        "jacrev": (lambda t: t.jacrev(3), "function", "3"),
+        "hessian": (lambda t: t.hessian(3), "function", "3"),
+        "jit": (lambda t: t.jit(3), "function", "3"),
+        "make_jaxpr": (lambda t: t.make_jaxpr(3), "function", "3"),
+        "arguments": (lambda t: t.grad(two)(1.0), "missing 1 required positional argument"),
+        "reduce_axes": (lambda t: t.grad(identity, reduce_axes=("i",)), "reduce_axes", "empty"),
+    }
+)
+def test_what_is_transformed(case, words):
+    check(case, *words)
+
+
+@pytest.mark.parametrize("fun", [lambda x: x, lambda x: (x, x, x), lambda x: (x,)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t, f: t.grad(f, has_aux=True)(1.0),
+        lambda t, f: t.value_and_grad(f, has_aux=True)(1.0),
+        lambda t, f: t.jvp(f, (1.0,), (1.0,), has_aux=True),
+        lambda t, f: t.vjp(f, 1.0, has_aux=True),
+        lambda t, f: t.linearize(f, 1.0, has_aux=True),
+        lambda t, f: t.jacfwd(f, has_aux=True)(1.0),
+        lambda t, f: t.jacrev(f, has_aux=True)(1.0),
+        lambda t, f: t.grad(t.jit(f), has_aux=True)(1.0),
+    ],
+)
+def test_has_aux_and_no_pair(call, fun):
+    check(lambda t: call(t, fun), "has_aux=True", "pair", "aux")
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1])
+@pytest.mark.parametrize("name", ["jacfwd", "jacrev", "hessian", "value_and_jacfwd"])
+def test_chunk_size(name, chunk_size):
+    fun = lambda x: jnp.sum(x**2)  # noqa: E731
+    case = lambda t: getattr(t, name)(fun, chunk_size=chunk_size)(V)  # noqa: E731
+    check(case, "chunk_size", "at least 1", str(chunk_size), theirs=ValueError)
+
+
+# ---- rules ---------------------------------------------------------------------------------------
+
+
+def operation(name: str, multiple: bool = False) -> Primitive:
+    """A new operation that is an identity, or gives its input twice."""
+    primitive = Primitive(name)
+    primitive.multiple_results = multiple
+    primitive.def_impl(lambda x: [x, x] if multiple else x)
+    primitive.def_abstract_eval(lambda x: [x, x] if multiple else x)
+    return primitive
+
+
+@pytest.mark.parametrize("wrap", [identity, jax.jit])
+@pytest.mark.parametrize("derive", [ft.grad, ft.jacfwd, lambda f: ft.grad(ft.jit(f))])
+def test_a_primitive_without_a_rule(derive, wrap):
+    primitive = operation("mystery")
+
+    def user(x):
+        return primitive.bind(x * 2)  # this line
+
+    error = check(lambda t: derive(wrap(user))(1.0), theirs=NotImplementedError)
+    line = user.__code__.co_firstlineno + 1
+    assert "'mystery'" in str(error)
+    assert re.search(rf"test_bad_input\.py:{line}\b", str(error))
+    assert "functrans.rules.elementwise(mystery_p, lambda y, x: ...)" in str(error)
+    assert "help(functrans.rules)" in str(error)
+    # The declaration that the message shows is one that works.
+    ft.rules.elementwise(primitive, lambda y, x: 0 * x + 1)
+    chex.assert_trees_all_close(ft.grad(user)(1.0), 2.0)
+
+
+def test_a_primitive_without_a_transpose():
+    primitive = operation("one_way")
+    ft.rules.general(primitive, lambda xs, dots: (xs[0], primitive.bind(dots[0])))
+    chex.assert_trees_all_close(ft.jvp(primitive.bind, (1.0,), (2.0,)), (1.0, 2.0))
+    check(lambda t: t.grad(primitive.bind)(1.0), "one_way", "not linear", theirs=TypeError)
+
+
+WRONG_RULES: dict[str, tuple] = {
+    "shape": (lambda xs, dots: (xs[0], jnp.ones(5)), r"float32\[\]", r"float32\[5\]"),
+    "dtype": (lambda xs, dots: (xs[0], jnp.float16(1)), r"float32\[\]", r"float16\[\]"),
+    "no pair": (lambda xs, dots: xs[0], "pair", "tangents"),
+    "three": (lambda xs, dots: (xs[0], dots[0], dots[0]), "pair", "tangents"),
+    "string": (lambda xs, dots: (xs[0], "text"), "'text'", "tangent"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_RULES)
+@pytest.mark.parametrize("derive", [ft.grad, lambda f: lambda x: ft.jvp(f, (x,), (x,))])
+def test_a_general_rule_with_a_wrong_tangent(derive, name):
+    primitive = operation("wrong")
+    rule, *words = WRONG_RULES[name]
+    ft.rules.general(primitive, rule)
+    for fun in (primitive.bind, jax.jit(primitive.bind)):
+        case = lambda t, fun=fun: derive(fun)(jnp.float32(1.0))  # noqa: E731
+        check(case, "the rule of 'wrong'", *words, theirs=TypeError)
+
+
+def test_a_general_rule_with_too_few_tangents():
+    primitive = operation("double", multiple=True)
+    ft.rules.general(primitive, lambda xs, dots: (primitive.bind(*xs), [dots[0]]))
+    case = lambda t: t.grad(lambda x: sum(primitive.bind(x)))(1.0)  # noqa: E731
+    check(case, "the rule of 'double'", "2 results and 1 tangents", theirs=TypeError)
+
+
+def custom_jvp(rule: Callable) -> Callable:
+    fun = jax.custom_jvp(jnp.sin)
+    fun.defjvp(rule)
+    return fun
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda xs, dots: (jnp.sin(xs[0]), jnp.ones(5)),
+        lambda xs, dots: (jnp.sin(xs[0]), dots[0].astype(jnp.float16)),
+        lambda xs, dots: (jnp.sin(xs[0]), (dots[0], dots[0])),
+        lambda xs, dots: jnp.sin(xs[0]),
+    ],
+    ids=["shape", "dtype", "structure", "no pair"],
+)
+def test_a_custom_jvp_rule_with_a_wrong_tangent(rule):
+    fun = custom_jvp(rule)
+    check(lambda t: t.grad(fun)(jnp.float32(1)), "(?i)custom JVP rule")
+    check(lambda t: t.jvp(fun, (jnp.float32(1),), (jnp.float32(1),)), "(?i)custom JVP rule")
+    check(lambda t: t.grad(t.jit(fun))(jnp.float32(1)), "(?i)custom JVP rule")
+
+
+def custom_vjp(backward: Callable) -> Callable:
+    fun = jax.custom_vjp(jnp.sin)
+    fun.defvjp(lambda x: (jnp.sin(x), x), backward)
+    return fun
+
+
+@pytest.mark.parametrize(
+    "backward",
+    [lambda x, bar: (jnp.ones(5),), lambda x, bar: (bar, bar), lambda x, bar: bar],
+    ids=["shape", "number", "no tuple"],
+)
+def test_a_backward_rule_with_a_wrong_cotangent(backward):
+    fun = custom_vjp(backward)
+    check(lambda t: t.grad(fun)(jnp.float32(1)), "(?i)custom VJP bwd rule")
+    check(lambda t: t.grad(t.jit(fun))(jnp.float32(1)), "(?i)custom VJP bwd rule")
+
+
+@pytest.mark.parametrize("wrap", [identity, jax.jit, ft.jit])
+def test_forward_through_a_backward_rule_that_is_not_linear(wrap):
+    """JAX cannot do this for any rule, and has a `TypeError` too."""
+    fun = wrap(custom_vjp(lambda x, bar: (bar * bar,)))
+    case = lambda t: t.jvp(fun, (1.0,), (1.0,))  # noqa: E731
+    check(case, "custom_vjp", "not linear in the cotangent", "custom_jvp", theirs=TypeError)
+    assert isinstance(error_of(case, jax), TypeError)
+    chex.assert_trees_all_close(ft.grad(fun)(1.0), 1.0)  # in reverse it does what it says
+
+
+# ---- nothing half done ---------------------------------------------------------------------------
+
+
+def test_after_an_error_all_is_as_before():
+    """No trace stays behind that would see what runs next."""
+    for case in (
+        lambda: ft.grad(lambda x: x * 2)(V),
+        lambda: ft.jit(lambda x: x if x > 0 else -x)(1.0),
+        lambda: ft.jacfwd(lambda x: 1 / 0)(1.0),
+        lambda: ft.linear_transpose(jnp.sin, 1.0)(1.0),
+    ):
+        with pytest.raises((TypeError, ZeroDivisionError)):
+            case()
+        assert isinstance(jnp.sin(1.0), jax.Array) and not isinstance(jnp.sin(1.0), jax.core.Tracer)
+        chex.assert_trees_all_close(ft.grad(lambda x: x**2)(3.0), 6.0)
