@@ -82,26 +82,18 @@ def _columns(pushforward: Callable, primals: tuple, out: Any, chunk_size: int | 
     """The blocks of the Jacobian, a list for each output, from its columns `J e_i`."""
     leaves, in_tree = tree.flatten(primals)
 
-    outs = tree.leaves(out)
-
     def column(vector):
-        pushed = tree.leaves(pushforward(*tree.unflatten(in_tree, vector)))
-        return list(map(_instead_of_float0, pushed, outs))
+        return tree.leaves(pushforward(*tree.unflatten(in_tree, vector)))
 
-    columns = over_basis(column, leaves, chunk_size)
-    columns = map(_typed_like, columns, outs)
+    columns = map(_typed_like, over_basis(column, leaves, chunk_size), tree.leaves(out))
     return [split_basis(jnp.moveaxis(c, 0, -1), leaves, c.ndim - 1) for c in columns]
 
 
-def _instead_of_float0(tangent: Any, value: Any) -> Any:
-    """As in JAX, the Jacobian of an integer output is zero in the dtype of that output."""
-    return tangent if jx.is_differentiable(jx.typeof(value)) else jnp.zeros_like(value)
-
-
 def _typed_like(derivatives: Any, value: Any) -> Any:
-    """Derivatives of a Python number, or with respect to one, have its weak type."""
+    """As in JAX, a Jacobian has the weak type of a Python number, and the dtype of integers."""
     aval = jx.typeof(value)
-    return jx.cast(derivatives, aval) if aval.weak_type else derivatives
+    same = jx.is_differentiable(aval) and not aval.weak_type
+    return derivatives if same else jx.cast(derivatives, aval)
 
 
 def _rows(pullback: Callable, primals: tuple, out: Any, chunk_size: int | None) -> list:

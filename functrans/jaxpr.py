@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import os
-import traceback
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -275,16 +274,6 @@ def live(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> list[JaxprEqn
             kept.append(equation)
             needed.update(atom for atom in equation.invars if isinstance(atom, Var))
     return kept[::-1]
-
-
-def user_line() -> str:
-    """File and line of the user's code that runs now, or that wrote the equation being read."""
-    if line := source_info_util.summarize(source_info_util.current()):
-        return line
-    # An equation that a library wrote has no user's line; the program that runs it has.
-    libraries = (os.path.dirname(jax.__file__), os.path.dirname(__file__))
-    frames = [f for f in traceback.extract_stack() if not f.filename.startswith(libraries)]
-    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})"
 
 
 # ---- caches that die with the program ------------------------------------------------------------

@@ -27,6 +27,7 @@ import jax.core
 from functrans import jaxpr as jx
 from functrans.control_flow.jit import bind_jit
 from functrans.explain import checks
+from functrans.explain.tracebacks import briefly, shorten
 from functrans.tracer import stage
 
 # id of a function -> {how it was wrapped -> the compiled function}, as long as the function lives
@@ -57,7 +58,11 @@ class Jitted:
         self._call = _remember(root, key, make)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
+        try:
+            return self._call(*args, **kwargs)
+        except Exception as error:
+            shorten(error)
+            raise
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
@@ -74,7 +79,7 @@ def transformed(fun: Callable, transform: Callable, **settings: Any) -> Callable
     """`transform(fun, **settings)`, compiled if `fun` is; it takes the arguments of `fun`."""
     checks.is_function(fun)
     if not isinstance(fun, Jitted):
-        return transform(fun, **settings)
+        return briefly(transform(fun, **settings))
     options = {k: v for k, v in fun._options.items() if k in _INHERITED}
     key, call = (*fun._key, transform, _hashable(settings)), fun._call
     if options.get("compiler_options"):  # those of a whole program, no part of which has its own

@@ -46,6 +46,7 @@ from jax.extend.core import Primitive
 
 from functrans import jaxpr as jx
 from functrans.explain import checks
+from functrans.explain.checks import NotLinear
 from functrans.jaxpr import Linear, Zero
 
 Pair = tuple[list, list]
@@ -175,17 +176,6 @@ class General(Rule):
         return checks.rule_result(primitive, self.jvp(primals, tangents, params=params))
 
 
-class NotLinear(TypeError):
-    """An equation is not linear in an input with respect to which it was to be transposed."""
-
-    @classmethod
-    def at(cls, primitive: Primitive) -> NotLinear:
-        return cls(
-            f"cannot transpose '{primitive}' at {jx.user_line()}: it is not linear in its input. "
-            "For the derivative of a nonlinear function use functrans.vjp or functrans.grad"
-        )
-
-
 def elementwise(primitive: Primitive, *partials: Any) -> None:
     """Declare the partial derivatives of an operation that acts on each element by itself.
 
@@ -268,14 +258,9 @@ constant = jx.number
 
 def rule_of(primitive: Primitive) -> Rule:
     """The rule of a primitive, or an error that says how to give it one."""
-    try:
-        return RULES[primitive]
-    except KeyError:
-        raise NotImplementedError(
-            f"functrans has no derivative rule for the primitive '{primitive}', used at "
-            f"{jx.user_line()}. Declare one, such as functrans.rules.elementwise({primitive}_p, "
-            "lambda y, x: ...) if it acts on each element by itself; see help(functrans.rules)"
-        ) from None
+    if primitive not in RULES:
+        raise checks.no_rule(primitive)
+    return RULES[primitive]
 
 
 def _reader(function: Callable) -> Callable:

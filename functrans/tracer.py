@@ -25,6 +25,7 @@ from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, new_jaxpr_eqn, set_current_trace
 
 from functrans import jaxpr as jx
+from functrans.explain import checks
 from functrans.rules import CALL, STAGED
 
 
@@ -39,12 +40,8 @@ class Tracer(jax.core.Tracer):
         self._line_info = source_info_util.current()
 
     def _origin_msg(self):
-        line = source_info_util.summarize(self._line_info or source_info_util.current())
-        return (
-            f"\nThe value was traced, not computed, at {line}. To branch on it use jax.lax.cond or "
-            "jax.numpy.where, make the argument it comes from static (static_argnums), or do not "
-            "jit: the other transforms of functrans run Python control flow on concrete values."
-        )
+        line = self._line_info or source_info_util.current()
+        return checks.traced_value(source_info_util.summarize(line))
 
 
 class Trace(jax.core.Trace):

@@ -372,6 +372,7 @@ HOLOMORPHIC = [
     lambda t: t.jacrev(lambda z: z.real * z.imag)(Z),
     lambda t: t.jvp(lambda z: z * z, (1.0 + 2.0j,), (1.0 + 0.0j,)),
     lambda t: t.vjp(lambda x: x * (1.0 + 2.0j), 3.0)[1](1.0 + 0.0j),  # real to complex
+    lambda t: t.jacfwd(lambda x: x * (1.0 + 2.0j))(V),
 ]
 
 
@@ -388,6 +389,10 @@ INTEGERS = [
     lambda t: t.jvp(lambda n, x: (n, n * x), (3, 2.0), (np.zeros((), float0), 1.0)),
     lambda t: t.jvp(lambda b: ~b, (True,), (np.zeros((), float0),)),
     lambda t: t.linearize(lambda n, x: n * x, 3, 2.0)[1](np.zeros((), float0), 1.0),
+    lambda t: t.vjp(lambda x: (x, jnp.argmax(x)), V)[1]((V, 1.0)),  # the second is not looked at
+    lambda t: t.jacfwd(lambda x: (x, x > 0, jnp.argmax(x), 3))(V),
+    lambda t: t.jacrev(lambda n, x: n * x, (0, 1), allow_int=True)(INTS, V),
+    lambda t: t.jacrev(lambda n, x: n * x, allow_int=True)(3, V),
 ]
 
 
@@ -957,4 +962,4 @@ def test_integer_arguments_of_custom_rules():
 
     power.defvjp(lambda x, n: (x**n, (x, n)), lambda saved, bar: (bar * saved[1], None))
     same(lambda t: t.grad(power, (0, 1), allow_int=True)(X, 3))
-    same(lambda t: t.vjp(power, X, INTS)[1](jnp.ones(3)))
+    same(lambda t: t.vjp(power, V, INTS)[1](jnp.ones(3)))

@@ -9,6 +9,8 @@ Read next: `transforms.py`, which asks.
 from __future__ import annotations
 
 import operator
+import os
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,9 +18,49 @@ import jax
 import numpy as np
 from jax import tree
 from jax.dtypes import float0, issubdtype
+from jax.extend import source_info_util
+from jax.extend.core import Primitive
 
 from functrans import jaxpr as jx
 from functrans.jaxpr import Zero
+
+
+def user_line() -> str:
+    """File and line of the user's code that runs now, or that wrote the equation being read."""
+    if line := source_info_util.summarize(source_info_util.current()):
+        return line
+    # An equation that a library wrote has no user's line; the program that runs it has.
+    libraries = (os.path.dirname(jax.__file__), os.path.dirname(jx.__file__))
+    frames = [f for f in traceback.extract_stack() if not f.filename.startswith(libraries)]
+    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})"
+
+
+class NotLinear(TypeError):
+    """An equation is not linear in an input with respect to which it was to be transposed."""
+
+    @classmethod
+    def at(cls, primitive: Primitive) -> NotLinear:
+        return cls(
+            f"cannot transpose '{primitive}' at {user_line()}: it is not linear in its input. "
+            "For the derivative of a nonlinear function use functrans.vjp or functrans.grad"
+        )
+
+
+def no_rule(primitive: Primitive) -> NotImplementedError:
+    return NotImplementedError(
+        f"functrans has no derivative rule for the primitive '{primitive}', used at "
+        f"{user_line()}. Declare one, such as functrans.rules.elementwise({primitive}_p, "
+        "lambda y, x: ...) if it acts on each element by itself; see help(functrans.rules)"
+    )
+
+
+def traced_value(line: str) -> str:
+    """What JAX's errors say of a tracer's origin, when a value was needed."""
+    return (
+        f"\nThe value was traced, not computed, at {line}. To branch on it use jax.lax.cond or "
+        "jax.numpy.where, make the argument it comes from static (static_argnums), or do not "
+        "jit: the other transforms of functrans run Python control flow on concrete values."
+    )
 
 
 def is_function(fun: Any) -> None:

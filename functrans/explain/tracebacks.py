@@ -1,0 +1,53 @@
+"""Tracebacks that show the user's frames: those of functrans and of JAX are left out.
+
+    shorten : error -> error, in which the path from the mistake to the call is the user's own code
+
+JAX does so for its own frames. As there, `JAX_TRACEBACK_FILTERING=off` in the environment (or
+`jax.config.update("jax_traceback_filtering", "off")`) shows all of them.
+
+Read next: `../rules.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import jax
+
+_LEFT_OUT = tuple(
+    os.path.dirname(os.path.abspath(path)) + os.sep
+    for path in (jax.__file__, os.path.dirname(__file__))
+)
+
+
+def shorten(error: BaseException) -> None:
+    """Leave our frames out of the traceback of an exception, and of what caused it."""
+    if jax.config.jax_traceback_filtering == "off":
+        return
+    caused: BaseException | None = error
+    while caused is not None:
+        kept: TracebackType | None = None
+        for frame, line in reversed(list(traceback.walk_tb(caused.__traceback__))):
+            if not frame.f_code.co_filename.startswith(_LEFT_OUT):
+                kept = TracebackType(kept, frame, frame.f_lasti, line)
+        caused.__traceback__ = kept
+        caused = caused.__cause__
+
+
+def briefly(fun: Callable) -> Callable:
+    """The function, with short tracebacks."""
+
+    @functools.wraps(fun)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return fun(*args, **kwargs)
+        except Exception as error:
+            shorten(error)
+            raise
+
+    return wrapper
