@@ -24,6 +24,7 @@ from jax.tree_util import register_dataclass
 
 from functrans import jaxpr as jx
 from functrans.explain import checks
+from functrans.explain.tracebacks import briefly
 from functrans.forward import forward
 from functrans.jaxpr import Linear
 from functrans.jit import Jitted, jit, transformed, transformed_at_once
@@ -87,6 +88,7 @@ def make_jaxpr(
     checks.is_function(fun)
     static = {static_argnums} if isinstance(static_argnums, int) else {*static_argnums}
 
+    @briefly
     @functools.wraps(fun)
     def jaxpr_of(*args: Any, **kwargs: Any) -> Any:
         chosen = checks.positions("make_jaxpr", tuple(static), len(args))
@@ -296,7 +298,7 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
         x_bars = transpose(*jx.opened(program, map(Linear, avals)), given)
         return tree.unflatten(in_tree, map(jx.instantiate, x_bars))
 
-    return transposed
+    return briefly(transposed)
 
 
 def value_and_grad(

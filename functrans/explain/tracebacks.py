@@ -15,9 +15,12 @@ import os
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import jax
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _LEFT_OUT = tuple(
     os.path.dirname(os.path.abspath(path)) + os.sep
@@ -39,11 +42,11 @@ def shorten(error: BaseException) -> None:
         caused = caused.__cause__
 
 
-def briefly(fun: Callable) -> Callable:
+def briefly(fun: Callable[P, R]) -> Callable[P, R]:
     """The function, with short tracebacks."""
 
     @functools.wraps(fun)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return fun(*args, **kwargs)
         except Exception as error:
