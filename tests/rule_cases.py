@@ -411,11 +411,6 @@ case(
     distinct(2, 3),
 )
 case("argmax", lambda x: x[lax.argmax(x, 0, jnp.int32)], distinct(3))
-case(
-    "reduce",
-    lambda x: lax.reduce(x, np.zeros((), x.dtype), lambda a, b: a + b + a * b, (0,)),
-    F(3, 2),
-)
 
 CUMULATIVE = {
     "cumsum": (lax.cumsum, F(3, 4), True),
@@ -735,13 +730,6 @@ case("random_split", jax.random.split, keys())
 case("random_seed", jax.random.key, integers(0, 9))
 case("random_wrap", jax.random.wrap_key_data, bits(2))
 case("random_clone", jax.random.clone, keys())
-case(
-    "rng_uniform",
-    lambda a, b: lax.rng_uniform(a, b, (3,)),
-    integers(4, 5),
-    integers(5, 6),
-    vmap=False,
-)
 case("random_unwrap", jax.random.key_data, keys())
 case("rng_bit_generator", lambda b: lax.rng_bit_generator(b, (3,)), bits(4))
 case("threefry2x32", extended.threefry2x32_p.bind, bits(), bits(), bits(3), bits(3))

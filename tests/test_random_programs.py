@@ -232,7 +232,7 @@ deterministic = settings(
 )
 
 
-@settings(deterministic, max_examples=25)
+@settings(deterministic, max_examples=20)
 @given(programs(), st.integers(0, 2**16), st.booleans())
 def test_compiled(program: Program, seed: int, nested: bool) -> None:
     fun = program.function()
@@ -246,7 +246,7 @@ def test_compiled(program: Program, seed: int, nested: bool) -> None:
     close(got, everything(jax, fun)(args, args_dot))
 
 
-@settings(deterministic, max_examples=6)
+@settings(deterministic, max_examples=4)
 @given(programs(branches=True, most=4), st.integers(0, 2**16))
 def test_eager(program: Program, seed: int) -> None:
     """Here `if` and `while` may depend on values, as they may in all transforms but `jit`."""

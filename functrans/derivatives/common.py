@@ -61,13 +61,13 @@ def is_complex(x: Any) -> bool:
 
 def indicator(mask: Any, like: Any) -> Any:
     """1 where the mask is true and 0 elsewhere, in the type of `like`."""
-    return lax.convert_element_type(mask, jax.typeof(like).dtype)
+    return cast(mask, jax.typeof(like))
 
 
 def zeros_like(x: Any) -> Any:
     """An array of zeros of the type and sharding of `x`, which may be `Linear`."""
     aval = aval_of(x)
-    return lax.broadcast_in_dim(aval.dtype.type(0), aval.shape, (), out_sharding=sharding_of(aval))
+    return lax.broadcast_in_dim(constant(0, aval), aval.shape, (), out_sharding=sharding_of(aval))
 
 
 def sharding_of(aval: Any, order: Sequence[int] | None = None) -> Any:

@@ -22,4 +22,4 @@ def _wrap_clone_unwrap(data):
 
 zero(*find("random_bits", "random_seed", "random_split", "random_fold_in", "threefry2x32"))
 zero(*emitted(_wrap_clone_unwrap, (2,), "uint32"))
-zero(lax.rng_bit_generator_p, lax.rng_uniform_p)
+zero(lax.rng_bit_generator_p)
