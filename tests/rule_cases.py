@@ -792,3 +792,6 @@ case("scan", partial(loop, reverse=True, unroll=2), F(3), F(3), F(4, 3))
 # The carry starts from a constant: its tangent is zero at the first step and moves from then on.
 case("scan", lambda w, xs: loop(w, jnp.ones_like(w), xs)[0], F(3), F(4, 3), half=False)
 case("scan", lambda x: lax.map(lambda y: y * lax.sin(y), x, batch_size=2), F(5))
+
+case("remat2", jax.checkpoint(lambda x, y: lax.sin(lax.sin(x) * y)), F(3), F(3), complex=True)
+case("remat2", lambda x: jax.checkpoint(lambda y: (y * x, y**3))(lax.cos(x)), F(3))

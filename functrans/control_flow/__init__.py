@@ -5,6 +5,6 @@ A room here may use the interpreters; the rooms of `derivatives/` may not.
 Read next: `jit.py`, a call of one function.
 """
 
-from functrans.control_flow import custom, jit, scan
+from functrans.control_flow import checkpoint, custom, jit, scan
 
-__all__ = ["custom", "jit", "scan"]
+__all__ = ["checkpoint", "custom", "jit", "scan"]
