@@ -780,7 +780,7 @@ def loop(w: jax.Array, c: jax.Array, xs: jax.Array, **options: Any) -> Any:
 
     def body(carry: Any, x: Any) -> Any:
         i, c = carry
-        c = lax.sin(c * w) + x * (i + 1)
+        c = c * w + lax.sin(x) * (i + 1)
         return (i + 1, c), (c * x, i)
 
     (_, c), (ys, _) = lax.scan(body, (0, c), xs, **options)

@@ -408,7 +408,7 @@ INTEGERS = [
     lambda t: t.value_and_grad(lambda p: p["n"] * p["x"], allow_int=True)({"n": 3, "x": 2.0}),
     lambda t: t.vjp(lambda n: n * 2, INTS)[1](np.zeros(3, float0)),
     lambda t: t.jvp(lambda n, x: (n, n * x), (3, 2.0), (np.zeros((), float0), 1.0)),
-    lambda t: t.jvp(lambda b: ~b, (True,), (np.zeros((), float0),)),
+    lambda t: t.jvp(lambda b: jnp.logical_not(b), (True,), (np.zeros((), float0),)),
     lambda t: t.linearize(lambda n, x: n * x, 3, 2.0)[1](np.zeros((), float0), 1.0),
     lambda t: t.vjp(lambda x: (x, jnp.argmax(x)), V)[1]((V, 1.0)),  # the second is not looked at
     lambda t: t.jacfwd(lambda x: (x, jnp.argmax(x)))(V),
