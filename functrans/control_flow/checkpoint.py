@@ -18,9 +18,10 @@ from jax.extend.core.primitives import remat_p
 
 from functrans import jaxpr as jx
 from functrans.jaxpr import Linear
-from functrans.linearize import jvp_jaxpr
+from functrans.linearize import jvp_jaxpr, linearize_jaxpr
 from functrans.reverse import transpose_jaxpr
 from functrans.rules import Rule, call
+from functrans.tracer import stage
 
 
 def bind(program: ClosedJaxpr, args: list, params: dict) -> list:
@@ -31,12 +32,20 @@ def bind(program: ClosedJaxpr, args: list, params: dict) -> list:
 
 @jx.cached_by_program
 def tangents_alone(program: ClosedJaxpr, moving: tuple[bool, ...]) -> tuple[ClosedJaxpr, list]:
-    """The jaxpr of `(x, x_dot) -> y_dot`; and the gaps of `y_dot`, which it fills."""
-    both, gaps = jvp_jaxpr(program, moving)
-    jaxpr, outputs = both.jaxpr, both.jaxpr.outvars[len(gaps) :]
-    equations = jx.live(jaxpr.eqns, outputs)
-    info, constvars = jaxpr.debug_info, jaxpr.constvars
-    return jx.closed(jaxpr.invars, outputs, equations, info, constvars, both.consts), gaps
+    """The jaxpr of `(x, x_dot) -> y_dot`; and the gaps of `y_dot`, which it fills.
+
+    Its equations are linear in `x_dot` or do not read it, so that they can be transposed.
+    """
+    first, second, gaps = linearize_jaxpr(program, moving)
+    count = len(moving)
+
+    def pushforward(*inputs):
+        outs = jx.evaluate(first, *inputs[:count])
+        return jx.evaluate(second, *outs[len(gaps) :], *inputs[count:])
+
+    tangent_avals = [a.to_tangent_aval() for a in compress(program.in_avals, moving)]
+    avals = [*program.in_avals, *tangent_avals]
+    return stage(pushforward, avals, program.jaxpr.debug_info), gaps
 
 
 # The equation carries an open jaxpr; what derives from it hangs on this closed one.
