@@ -49,9 +49,11 @@ def quick_compilation() -> Iterator[None]:
 @pytest.mark.parametrize("width", [64, 32])
 def test_jitted(case: Case, kind: str, width: int) -> None:
     """First and second order, forward and reverse and each of each."""
-    # Finite differences are in float64 whatever the inputs are: once is enough.
+    # Finite differences are in float64 whatever the inputs are, and the second derivative takes
+    # its rules from the first: once is enough of both.
     differences = () if case.kinks or width == 32 else (DIFFERENCES,)
-    options: Any = {"rtol": case.rtol, "atol": case.atol, "order": case.order, "jitted": True}
+    order = min(case.order, 1) if width == 32 else case.order
+    options: Any = {"rtol": case.rtol, "atol": case.atol, "order": order, "jitted": True}
     with jax.enable_x64(width == 64):
         args = case.inputs(DTYPES[kind, width])
         if case.jax_modes == BOTH:
