@@ -46,16 +46,12 @@ def quick_compilation() -> Iterator[None]:
 
 
 @every_row
-@pytest.mark.parametrize("width", [64, 32])
-def test_jitted(case: Case, kind: str, width: int) -> None:
-    """First and second order, forward and reverse and each of each."""
-    # Finite differences are in float64 whatever the inputs are, and the second derivative takes
-    # its rules from the first: once is enough of both.
-    differences = () if case.kinks or width == 32 else (DIFFERENCES,)
-    order = min(case.order, 1) if width == 32 else case.order
-    options: Any = {"rtol": case.rtol, "atol": case.atol, "order": order, "jitted": True}
-    with jax.enable_x64(width == 64):
-        args = case.inputs(DTYPES[kind, width])
+def test_jitted_in_double_precision(case: Case, kind: str) -> None:
+    """First and second order, forward and reverse and each of each, against both."""
+    differences = () if case.kinks else (DIFFERENCES,)
+    options: Any = {"rtol": case.rtol, "atol": case.atol, "order": case.order, "jitted": True}
+    with jax.enable_x64(True):
+        args = case.inputs(DTYPES[kind, 64])
         if case.jax_modes == BOTH:
             cross_check(case.fun, *args, against=(JAX, *differences), **options).check()
             return
@@ -66,7 +62,7 @@ def test_jitted(case: Case, kind: str, width: int) -> None:
 
 
 @every_row
-def test_eager_and_vmapped(case: Case, kind: str) -> None:
+def test_eager_and_vmapped_in_single_precision(case: Case, kind: str) -> None:
     """Of a batch of two: one by one and eagerly, and both at once, as `jax.vmap` of JAX's.
 
     Where JAX has no derivative, the two are compared with each other.

@@ -30,7 +30,7 @@ _LEFT_OUT = tuple(
 
 def shorten(error: BaseException) -> None:
     """Leave our frames out of the traceback of an exception, and of what caused it."""
-    if jax.config.jax_traceback_filtering == "off":
+    if getattr(jax.config, "jax_traceback_filtering", None) == "off":
         return
     caused: BaseException | None = error
     while caused is not None:
