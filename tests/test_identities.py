@@ -8,7 +8,7 @@ JAX's derivatives are not asked here: both sides of each equation are functrans'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import chex
 import jax
@@ -19,15 +19,7 @@ from jax import lax, nn, tree
 
 import functrans as ft
 
-
-@pytest.fixture(autouse=True, scope="module")
-def float64() -> Iterator[None]:
-    """Float64, and little optimization: what XLA makes of the programs is not what is tested."""
-    with jax.enable_x64(True):
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def array(*shape: int, seed: int = 0) -> np.ndarray:

@@ -6,7 +6,7 @@ shapes that broadcast, through an inner `jit` or `vmap`, or under Python control
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -217,14 +217,7 @@ def close(got: Any, want: Any) -> None:
         chex.assert_trees_all_close(a, b, rtol=1e-8, atol=1e-9 * (1 + np.max(np.abs(b), initial=0)))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def float64() -> Iterator[None]:
-    """Float64, and little optimization: what XLA makes of the programs is not what is tested."""
-    with jax.enable_x64(True):
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 deterministic = settings(

@@ -35,14 +35,7 @@ ROWS = [pytest.param(case, "real", id=row_id(case)) for case in CASES] + [
 every_row = pytest.mark.parametrize(("case", "kind"), ROWS)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
-    """Thousands of tiny programs are compiled here: what XLA's optimizer makes of them is not
-    what is tested, and takes most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @every_row
