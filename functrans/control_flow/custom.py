@@ -13,6 +13,7 @@ Read next: `../jit.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import jax
@@ -113,28 +114,20 @@ class BackwardRule:
     def push(self, residuals: Sequence, tangents: Sequence) -> list:
         """Transpose the user's rule: cotangents in the place of inputs, tangents of outputs."""
         differentiable = [jx.is_differentiable(aval) for aval in self.out_avals]
+        gaps = jx.gaps_for(self.out_avals, differentiable)
 
         def pull(*y_bars):
-            rest = iter(y_bars)
-            y_bars = [
-                next(rest) if is_float else Zero(aval)
-                for aval, is_float in zip(self.out_avals, differentiable, strict=True)
-            ]
-            return [jx.instantiate(x_bar) for x_bar in self.pull(residuals, y_bars)]
+            return [jx.instantiate(x_bar) for x_bar in self.pull(residuals, jx.fill(gaps, y_bars))]
 
-        avals = [a for a, is_float in zip(self.out_avals, differentiable, strict=True) if is_float]
         try:
-            pushed = iter(transpose_function(pull, avals, tangents))
+            pushed = transpose_function(pull, [*compress(self.out_avals, differentiable)], tangents)
         except NotLinear as error:
             raise NotLinear(
                 "the forward derivative of a custom_vjp function is the transpose of its backward "
                 "rule, and this rule is not linear in the cotangent. Use reverse mode (grad, vjp, "
                 f"jacrev), or give the function a jax.custom_jvp rule. In the rule: {error}"
             ) from error
-        return [
-            next(pushed) if is_float else Zero(aval)
-            for aval, is_float in zip(self.out_avals, differentiable, strict=True)
-        ]
+        return jx.fill(gaps, pushed)
 
 
 transposed_p = Primitive("transposed_backward_rule")
