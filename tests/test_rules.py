@@ -1,4 +1,4 @@
-"""Every rule, in every way it is used: the table in `rule_cases.py`, row by row."""
+"""Every rule, in every way it is used: the table in `rule_cases/`, row by row."""
 
 from __future__ import annotations
 

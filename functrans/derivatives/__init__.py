@@ -10,6 +10,10 @@ else: it reads as a table of derivatives, and importing it fills `functrans.rule
     indexing      gather, scatter, ...        gather and scatter-add are transposes
     windows       reduce_window, pooling      a sum over windows is a convolution with ones
     sorting       sort, top_k                 the tangent is permuted as the primal is
+    special       gamma, Bessel, ...         elementwise, from their integrals and recurrences
+    linalg        cholesky, svd, eigh, ...   differentiate the equation that defines the factors
+    fft           the Fourier transforms     linear; the DFT matrix is symmetric
+    collectives   psum, all_gather, ...      sum over devices and copy to devices are transposes
     random        keys and bits               zero
     staging       conversions, broadcasts     not a derivative: when no equation is needed
 
@@ -17,25 +21,33 @@ Read next: `elementwise.py`, the table of the textbooks.
 """
 
 from functrans.derivatives import (
+    collectives,
     contraction,
     elementwise,
+    fft,
     indexing,
+    linalg,
     random,
     reduction,
     shape,
     sorting,
+    special,
     staging,
     windows,
 )
 
 __all__ = [
+    "collectives",
     "contraction",
     "elementwise",
+    "fft",
     "indexing",
+    "linalg",
     "random",
     "reduction",
     "shape",
     "sorting",
+    "special",
     "staging",
     "windows",
 ]

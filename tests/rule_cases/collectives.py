@@ -1,0 +1,1 @@
+"""Operations across devices, on a mesh of one device."""
