@@ -52,6 +52,8 @@ from functrans.jaxpr import Linear, Zero
 Pair = tuple[list, list]
 RULES: dict[Primitive, Rule] = {}
 STAGED: dict[Any, Callable] = {}
+ADOPTED: list[Callable[[Primitive], bool]] = []
+"""Asked to declare a primitive that has no rule; each returns whether it has done so."""
 
 CALL: Any = "call"
 """In `STAGED`: every call of Python functions, which come in `params["subfuns"]`."""
@@ -254,11 +256,12 @@ def call(primitive: Primitive, rule: Rule) -> None:
 instantiate = jx.instantiate
 cast = jx.cast
 constant = jx.number
+results = jx.results
 
 
 def rule_of(primitive: Primitive) -> Rule:
     """The rule of a primitive, or an error that says how to give it one."""
-    if primitive not in RULES:
+    if primitive not in RULES and not any(adopt(primitive) for adopt in ADOPTED):
         raise checks.no_rule(primitive)
     return RULES[primitive]
 

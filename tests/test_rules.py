@@ -45,13 +45,11 @@ def test_jitted_in_double_precision(case: Case, kind: str) -> None:
     options: Any = {"rtol": case.rtol, "atol": case.atol, "order": case.order, "jitted": True}
     with jax.enable_x64(True):
         args = case.inputs(DTYPES[kind, 64])
-        if case.jax_modes == BOTH:
-            cross_check(case.fun, *args, against=(JAX, *differences), **options).check()
-            return
-        if case.jax_modes:
-            cross_check(case.fun, *args, against=(JAX,), modes=case.jax_modes, **options).check()
-        if not case.kinks:
-            cross_check(case.fun, *args, against=(DIFFERENCES,), **options).check()
+        both = {case.jax_modes: [JAX]}
+        both.setdefault(case.modes, []).extend(differences)
+        for modes, against in both.items():
+            if modes and against:
+                cross_check(case.fun, *args, modes=modes, against=against, **options).check()
 
 
 @every_row
@@ -60,7 +58,7 @@ def test_eager_and_vmapped_in_single_precision(case: Case, kind: str) -> None:
 
     Where JAX has no derivative, the two are compared with each other.
     """
-    reference, modes = (jax, case.jax_modes) if case.jax_modes else (ft, BOTH)
+    reference, modes = (jax, case.jax_modes) if case.jax_modes else (ft, case.modes)
     ours, theirs = (derivatives(ad, case.fun, modes) for ad in (ft, reference))
     batch = [case.inputs(DTYPES[kind, 32], seed) for seed in (0, 1)]
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *batch)
@@ -218,7 +216,7 @@ def test_zero_rules_give_zero(name: str, used: dict[int, set[str]]) -> None:
     cases = [CASES[i] for i, names in used.items() if name in names and names <= ZERO]
     assert cases, f"no row uses {name} without primitives that have derivatives"
     for case in cases:
-        results = derivatives(ft, case.fun, keep_float0=True)(*case.inputs(np.float32))
+        results = derivatives(ft, case.fun, case.modes, keep_float0=True)(*case.inputs(np.float32))
         for x in jax.tree.leaves(results):
             assert not has_tangent(x) or not np.any(x)
             assert has_tangent(x) or x.dtype == jax.dtypes.float0

@@ -5,6 +5,26 @@ A room here may use the interpreters; the rooms of `derivatives/` may not.
 Read next: `jit.py`, a call of one function.
 """
 
-from functrans.control_flow import checkpoint, custom, jit, scan
+from functrans.control_flow import (
+    calls,
+    checkpoint,
+    cond,
+    custom,
+    jit,
+    linear_solve,
+    reduce,
+    scan,
+    while_loop,
+)
 
-__all__ = ["checkpoint", "custom", "jit", "scan"]
+__all__ = [
+    "calls",
+    "checkpoint",
+    "cond",
+    "custom",
+    "jit",
+    "linear_solve",
+    "reduce",
+    "scan",
+    "while_loop",
+]

@@ -26,9 +26,12 @@ from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 from jax.interpreters import batching, mlir
 
 from functrans import jaxpr as jx
+from functrans.control_flow.calls import CallRule, transpose_inside
+from functrans.derivatives.common import emitted
 from functrans.forward import forward
-from functrans.jaxpr import Linear, Zero
-from functrans.reverse import transpose, transpose_function
+from functrans.jaxpr import Zero
+from functrans.linearize import linearize
+from functrans.reverse import transpose_function
 from functrans.rules import CALL, NotLinear, Rule, call, staged
 
 
@@ -56,12 +59,7 @@ class CustomJvpRule(Rule):
 
     def transpose(self, primitive, cotangents, inputs, params):
         # Only a linear function gets here, and it is its own derivative.
-        return _transpose_inside(params["call_jaxpr"], inputs, cotangents)
-
-
-def _transpose_inside(program, inputs, cotangents):
-    x_bars = iter(transpose(*jx.opened(program, inputs), cotangents))
-    return [next(x_bars) if type(x) is Linear else None for x in inputs]
+        return transpose_inside(params["call_jaxpr"], inputs, cotangents)
 
 
 class CustomVjpRule(Rule):
@@ -89,7 +87,7 @@ class CustomVjpRule(Rule):
         return outs, transposed_p.bind(*residuals, *jx.present(tangents), rule=rule)
 
     def transpose(self, primitive, cotangents, inputs, params):
-        return _transpose_inside(params["call_jaxpr"], inputs, cotangents)
+        return transpose_inside(params["call_jaxpr"], inputs, cotangents)
 
 
 class BackwardRule:
@@ -189,3 +187,14 @@ staged(CALL, _staged)
 call(custom_jvp_call_p, CustomJvpRule())
 call(custom_vjp_call_p, CustomVjpRule())
 call(transposed_p, TransposedRule())
+
+
+@jax.custom_vjp
+def _identity(x):
+    return x
+
+
+# What JAX makes of a forward rule with `optimize_remat=True` has no public name.
+_identity.defvjp(lambda x: (x, x), lambda x, y_bar: (y_bar,), optimize_remat=True)
+for remat_opt_p in emitted(lambda x: linearize(lambda x: ([_identity(x)], []), [x], [None])[0][0]):
+    call(remat_opt_p, CallRule("fwd_jaxpr"))

@@ -204,8 +204,4 @@ def _without_copies(program: ClosedJaxpr) -> tuple[ClosedJaxpr, list, list]:
             source = found[atom]
         sources.append(source)
     kept = [jaxpr.outvars[i] for i in positions]
-    equations = jx.live(jaxpr.eqns, kept)
-    smaller = jx.closed(
-        jaxpr.invars, kept, equations, jaxpr.debug_info, jaxpr.constvars, program.consts
-    )
-    return smaller, positions, sources
+    return jx.giving(program, kept), positions, sources

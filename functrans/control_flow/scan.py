@@ -18,12 +18,13 @@ from itertools import compress
 from typing import NamedTuple
 
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import ClosedJaxpr
 from jax.extend.core.primitives import scan_p
 
 from functrans import jaxpr as jx
+from functrans.control_flow.halves import Halves, halves, hoist
 from functrans.jaxpr import Linear
-from functrans.linearize import jvp_jaxpr, linearize_jaxpr
+from functrans.linearize import jvp_jaxpr
 from functrans.reverse import transpose_jaxpr
 from functrans.rules import NotLinear, Rule, call
 
@@ -60,6 +61,13 @@ class Loop(NamedTuple):
                 return moving, *derived, gaps
             moving[self.consts : self.consts + self.carry] = after
 
+    def halves(self, program: ClosedJaxpr, moving: tuple[bool, ...]) -> tuple[Halves, list]:
+        """Both halves of the body; of a carry, the second finds no more than what was stacked."""
+        inputs = [not self.consts <= i < self.consts + self.carry for i in range(len(moving))]
+        outputs = [i >= self.carry for i in range(len(program.out_avals))]
+        half = halves(program, moving, tuple(inputs), tuple(outputs))
+        return half, half.gaps
+
     def carried(self, tangents: Sequence, moving: Sequence[bool]) -> list:
         """The tangents of the carry, where a zero is written out if it moves in another step."""
         return [jx.instantiate(t) for t in compress(tangents, self.split(moving)[1])]
@@ -91,32 +99,33 @@ class ScanRule(Rule):
 
     def linearize(self, primitive, primals, tangents, params):
         loop = Loop.of(params)
-        moving, first, second, gaps = loop.fixed_point(linearize_jaxpr, tangents)
+        moving, half, gaps = loop.fixed_point(loop.halves, tangents)
+        outer, half = hoist(half, loop.consts)
         (consts, carry, xs), (k_dots, c_dots, x_dots) = loop.split(primals), loop.split(tangents)
-        # A residual that is the same in each step is kept once.
-        jaxpr = first.jaxpr
-        fixed = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*first.consts, *consts], strict=False))
-        atoms = jaxpr.outvars[len(gaps) :]
-        is_fixed = [isinstance(atom, Literal) or atom in fixed for atom in atoms]
-        is_stacked = [not flag for flag in is_fixed]
 
         def primal_body(c, x):
-            outs = jx.evaluate(first, *consts, *c, *x)
+            outs = jx.evaluate(half.first, *consts, *c, *x)
             ys, residuals = outs[loop.carry : len(gaps)], outs[len(gaps) :]
-            return outs[: loop.carry], (ys, list(compress(residuals, is_stacked)))
+            return outs[: loop.carry], (ys, residuals)
 
         carry, (ys, stacked) = lax.scan(primal_body, carry, xs, **loop.options)
-        kept = [a.val if isinstance(a, Literal) else fixed[a] for a in compress(atoms, is_fixed)]
+        fixed = {("in", i): x for i, x in enumerate(consts)}
+        fixed |= {("outer", i): x for i, x in enumerate(jx.evaluate(outer, *consts))}
+        given = {("fresh", i): x for i, x in enumerate(stacked)}
+        given |= {("in", i + loop.consts + loop.carry): x for i, x in enumerate(xs)}
+        given |= {("out", i + loop.carry): y for i, y in enumerate(ys)}
+        read = sorted({source for source in half.sources if source in given})
 
         def linear_body(c_dot, step):
-            x_dot, residuals = step
-            rest, same = iter(residuals), iter(kept)
-            residuals = [next(same) if flag else next(rest) for flag in is_fixed]
-            outs = jx.evaluate(second, *residuals, *jx.present(k_dots), *c_dot, *x_dot)
+            x_dot, values = step
+            known = fixed | dict(zip(read, values, strict=True))
+            residuals = [s[1] if s[0] == "value" else known[s] for s in half.sources]
+            outs = jx.evaluate(half.second, *residuals, *jx.present(k_dots), *c_dot, *x_dot)
             outs_dot = jx.fill(gaps, outs)
             return loop.carried(outs_dot, moving), jx.present(outs_dot[loop.carry :])
 
-        start, steps = loop.carried(c_dots, moving), (jx.present(x_dots), stacked)
+        start = loop.carried(c_dots, moving)
+        steps = jx.present(x_dots), [given[source] for source in read]
         c_dot, y_dots = lax.scan(linear_body, start, steps, **loop.options)
         return [*carry, *ys], self._tangents(loop, moving, gaps, [*carry, *ys], c_dot, y_dots)
 

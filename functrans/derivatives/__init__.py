@@ -10,11 +10,15 @@ else: it reads as a table of derivatives, and importing it fills `functrans.rule
     indexing      gather, scatter, ...        gather and scatter-add are transposes
     windows       reduce_window, pooling      a sum over windows is a convolution with ones
     sorting       sort, top_k                 the tangent is permuted as the primal is
-    special       gamma, Bessel, ...         elementwise, from their integrals and recurrences
-    linalg        cholesky, svd, eigh, ...   differentiate the equation that defines the factors
-    fft           the Fourier transforms     linear; the DFT matrix is symmetric
-    collectives   psum, all_gather, ...      sum over devices and copy to devices are transposes
+    special       gamma, Bessel, ...          elementwise, from their integrals and recurrences
+    linalg        solvers, cholesky, lu       differentiate the equation that defines the factors
+    orthogonal    qr, reflections             the motion of a unitary matrix is skew-Hermitian
+    spectral      eigh, svd, eig              the motion of vectors is divided by gaps of values
+    fft           the Fourier transforms      linear; the DFT matrix is symmetric
+    collectives   psum, all_gather, ...       sum over devices and copy to devices are transposes
     random        keys and bits               zero
+    effects       prints and callbacks        zero, or a refusal
+    foreign       other packages' own         what they have registered with JAX
     staging       conversions, broadcasts     not a derivative: when no equation is needed
 
 Read next: `elementwise.py`, the table of the textbooks.
@@ -23,15 +27,19 @@ Read next: `elementwise.py`, the table of the textbooks.
 from functrans.derivatives import (
     collectives,
     contraction,
+    effects,
     elementwise,
     fft,
+    foreign,
     indexing,
     linalg,
+    orthogonal,
     random,
     reduction,
     shape,
     sorting,
     special,
+    spectral,
     staging,
     windows,
 )
@@ -39,15 +47,19 @@ from functrans.derivatives import (
 __all__ = [
     "collectives",
     "contraction",
+    "effects",
     "elementwise",
     "fft",
+    "foreign",
     "indexing",
     "linalg",
+    "orthogonal",
     "random",
     "reduction",
     "shape",
     "sorting",
     "special",
+    "spectral",
     "staging",
     "windows",
 ]

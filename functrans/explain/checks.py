@@ -54,6 +54,26 @@ def no_rule(primitive: Primitive) -> NotImplementedError:
     )
 
 
+def no_reverse(what: str, advice: str) -> ValueError:
+    return ValueError(f"{what} has no reverse-mode derivative, at {user_line()}. {advice}")
+
+
+def no_derivative(primitive: Any) -> ValueError:
+    return ValueError(
+        f"'{primitive}' at {user_line()} calls a function outside of JAX, whose derivative is not "
+        "known. Give the function around it a jax.custom_jvp or jax.custom_vjp rule, or stop the "
+        "derivative with jax.lax.stop_gradient."
+    )
+
+
+def no_transpose_solve() -> TypeError:
+    return TypeError(
+        f"custom_linear_solve at {user_line()} has no transpose_solve, which its reverse-mode "
+        "derivative calls. Pass transpose_solve, or symmetric=True if the operator is; or use "
+        "forward mode (jvp, jacfwd)."
+    )
+
+
 def traced_value(line: str) -> str:
     """What JAX's errors say of a tracer's origin, when a value was needed."""
     return (

@@ -30,6 +30,7 @@ class Case:
     complex: bool
     order: int
     kinks: bool
+    modes: tuple[str, ...]
     jax_modes: tuple[str, ...]
     half: bool
     vmap: bool
@@ -56,7 +57,8 @@ def case(
     complex: bool = False,
     order: int = 2,
     kinks: bool = False,
-    jax_modes: tuple[str, ...] = BOTH,
+    modes: tuple[str, ...] = BOTH,
+    jax_modes: tuple[str, ...] | None = None,
     half: bool = True,
     vmap: bool = True,
     rtol: float | None = None,
@@ -71,14 +73,18 @@ def case(
       complex: whether the row is also tried with complex numbers.
       order: the highest derivative that is checked.
       kinks: whether to compare with JAX alone, as finite differences do not exist there.
-      jax_modes: the modes that JAX has, and has right; the reason for leaving out one is in a
-        comment at the row. functrans has both, and finite differences are there for both.
+      modes: the modes that functrans has: both, where there are both.
+      jax_modes: those of them that JAX has, and has right; the reason for leaving out one is in a
+        comment at the row. Finite differences are there for all that functrans has.
       half: whether the function takes bfloat16 and float16.
       vmap: whether JAX can vectorize it.
       rtol, atol: tolerances other than `cross_check`'s, with the reason in a comment.
     """
     names = tuple(primitives.split())
-    CASES.append(Case(names, fun, makers, complex, order, kinks, jax_modes, half, vmap, rtol, atol))
+    theirs = modes if jax_modes is None else jax_modes
+    CASES.append(
+        Case(names, fun, makers, complex, order, kinks, modes, theirs, half, vmap, rtol, atol)
+    )
 
 
 def F(*shape: int, low: float = -2.0, high: float = 2.0) -> Maker:

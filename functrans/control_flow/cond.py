@@ -1,0 +1,174 @@
+"""A choice between functions: the derivative of the one that is chosen.
+
+    y = f_i(x)          forward:    y_dot = J f_i(x) x_dot
+                        reverse:    x_bar = J f_i(x)^T y_bar
+
+Every branch takes and gives the same types.  So a tangent that moves in one branch is written out
+as zeros in the others, and the residuals of all branches share places of equal type.
+
+Read next: `scan.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import compress
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr
+from jax.extend.core.primitives import cond_p
+
+from functrans import jaxpr as jx
+from functrans.control_flow.halves import halves
+from functrans.jaxpr import Linear
+from functrans.linearize import jvp_jaxpr
+from functrans.reverse import transpose_jaxpr
+from functrans.rules import Rule, call
+from functrans.tracer import stage
+
+
+def union(gaps: Sequence[list]) -> list:
+    """The gaps of all branches together: a tangent is zero if it is in each of them."""
+    return [None if None in column else column[0] for column in zip(*gaps, strict=True)]
+
+
+def filled(values: Sequence, own: list, wanted: list) -> list:
+    """The tangents of one branch for the gaps of all: zeros are written out where others move."""
+    pairs = zip(jx.fill(own, values), wanted, strict=True)
+    return [jx.instantiate(tangent) for tangent, gap in pairs if gap is None]
+
+
+def restage(fun: Any, like: ClosedJaxpr, avals: Sequence) -> ClosedJaxpr:
+    return stage(fun, avals, like.jaxpr.debug_info)
+
+
+# Derived programs hang on the first branch.
+
+
+@jx.cached_by_program
+def jvp_branches(first: ClosedJaxpr, others: tuple, moving: tuple[bool, ...]) -> tuple:
+    """The branches of `(x, x_dot) -> (y, y_dot)`, and the gaps of `y_dot`."""
+    derived = [jvp_jaxpr(branch, moving) for branch in (first, *others)]
+    wanted = union([gaps for _, gaps in derived])
+
+    def branch(program, own):
+        def run(*inputs):
+            outs = jx.evaluate(program, *inputs)
+            return [*outs[: len(own)], *filled(outs[len(own) :], own, wanted)]
+
+        return restage(run, program, program.in_avals)
+
+    return tuple(branch(*pair) for pair in derived), wanted
+
+
+@jx.cached_by_program
+def linear_branches(first: ClosedJaxpr, others: tuple, moving: tuple[bool, ...]) -> tuple:
+    """The branches of both halves, which of `(x, y)` the second ones read, and the gaps.
+
+    The first give `(y, places)`, where each fresh residual of each branch has a place; the second
+    take `(what they read of x and y, places, x_dot)`.
+    """
+    derived = [halves(branch, moving) for branch in (first, *others)]
+    wanted = union([half.gaps for half in derived])
+    places, located = _share([half.fresh for half in derived])
+    read = sorted({s for half in derived for s in half.sources if s[0] in ("in", "out")})
+
+    def primal(half, location):
+        def run(*inputs):
+            outs = jx.evaluate(half.first, *inputs)
+            given = dict(zip(location, outs[len(wanted) :], strict=True))
+            rest = [given[i] if i in given else jx.zeros(place) for i, place in enumerate(places)]
+            return [*outs[: len(wanted)], *rest]
+
+        return restage(run, half.first, half.first.in_avals)
+
+    def linear(half, location):
+        def run(*inputs):
+            known = dict(zip(read, inputs, strict=False))
+            known |= {("fresh", i): inputs[len(read) + at] for i, at in enumerate(location)}
+            given = [at if kind == "value" else known[kind, at] for kind, at in half.sources]
+            outs = jx.evaluate(half.second, *given, *inputs[len(read) + len(places) :])
+            return filled(outs, half.gaps, wanted)
+
+        of = {"in": first.in_avals, "out": first.out_avals}
+        tangent_avals = [a.to_tangent_aval() for a in compress(first.in_avals, moving)]
+        avals = [*(of[kind][i] for kind, i in read), *places, *tangent_avals]
+        return restage(run, half.second, avals)
+
+    pairs = list(zip(derived, located, strict=True))
+    primals, tangents = (tuple(half(*pair) for pair in pairs) for half in (primal, linear))
+    return primals, tangents, read, wanted
+
+
+def _share(residuals: Sequence[list]) -> tuple[list, list[list[int]]]:
+    """Places for the residuals of all branches, and for each residual the number of its place."""
+    places: list = []
+    located = []
+    for avals in residuals:
+        free = list(range(len(places)))
+        location = []
+        for aval in avals:
+            at = next((i for i in free if places[i] == aval), len(places))
+            if at == len(places):
+                places.append(aval)
+            else:
+                free.remove(at)
+            location.append(at)
+        located.append(location)
+    return places, located
+
+
+@jx.cached_by_program
+def transposed_branches(
+    first: ClosedJaxpr, others: tuple, linear: tuple[bool, ...], moving: tuple[bool, ...]
+) -> tuple:
+    """The branches of `(known inputs, y_bar) -> x_bar`, and the gaps of `x_bar`."""
+    derived = [transpose_jaxpr(branch, linear, moving) for branch in (first, *others)]
+    wanted = union([gaps for _, gaps in derived])
+
+    def branch(program, own):
+        def run(*inputs):
+            return filled(jx.evaluate(program, *inputs), own, wanted)
+
+        return restage(run, program, program.in_avals)
+
+    return tuple(branch(*pair) for pair in derived), wanted
+
+
+class CondRule(Rule):
+    """Derive each branch, and choose between the results."""
+
+    def forward(self, primitive, primals, tangents, params):
+        index, *operands = primals
+        first, *others = params["branches"]
+        branches, gaps = jvp_branches(first, tuple(others), jx.moving(tangents[1:]))
+        inputs = [*operands, *jx.present(tangents)]
+        outs = primitive.bind(index, *inputs, **params | {"branches": branches})
+        return outs[: len(gaps)], jx.fill(gaps, outs[len(gaps) :])
+
+    def linearize(self, primitive, primals, tangents, params):
+        index, *operands = primals
+        first, *others = params["branches"]
+        moving = jx.moving(tangents[1:])
+        primal, linear, read, gaps = linear_branches(first, tuple(others), moving)
+        outs = primitive.bind(*primals, **params | {"branches": primal})
+        outs, places = outs[: len(gaps)], outs[len(gaps) :]
+        given = {"in": operands, "out": outs}
+        inputs = [*(given[kind][i] for kind, i in read), *places, *jx.present(tangents)]
+        tangents_out = primitive.bind(index, *inputs, **params | {"branches": linear})
+        return outs, jx.fill(gaps, tangents_out)
+
+    def transpose(self, primitive, cotangents, inputs, params):
+        index, *operands = inputs
+        first, *others = params["branches"]
+        linear = tuple(type(x) is Linear for x in operands)
+        pulls, gaps = transposed_branches(first, tuple(others), linear, jx.moving(cotangents))
+        known = [x for x in operands if type(x) is not Linear]
+        pulled = primitive.bind(
+            index, *known, *jx.present(cotangents), **params | {"branches": pulls}
+        )
+        x_bars = iter(jx.fill(gaps, pulled))
+        return [None, *(next(x_bars) if is_linear else None for is_linear in linear)]
+
+
+call(cond_p, CondRule())

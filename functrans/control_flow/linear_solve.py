@@ -1,0 +1,82 @@
+"""The solution of a linear system by a function of the user's: `jax.lax.custom_linear_solve`.
+
+    A x = b          =>    A x_dot = b_dot - A_dot x         (differentiate both sides)
+    A x_dot = r      =>    A^T r_bar = x_bar                 (transpose)
+
+Both are linear solves again, by the same functions: the equation is bound again with another right
+hand side, or with the roles of `A` and `A^T` exchanged.
+
+Read next: `custom.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax import lax
+from jax.extend.core import Primitive
+
+from functrans import jaxpr as jx
+from functrans.explain import checks
+from functrans.jaxpr import Linear, Zero
+from functrans.linearize import jvp_jaxpr
+from functrans.rules import NotLinear, Rule, call
+
+PARTS = ("matvec", "vecmat", "solve", "transpose_solve")
+TRANSPOSED = dict(zip(PARTS, ("vecmat", "matvec", "transpose_solve", "solve"), strict=True))
+
+
+def split(inputs: Sequence, lengths: Any) -> tuple[dict[str, list], list]:
+    """The constants of each of the user's functions, and the right hand side."""
+    rest = list(inputs)
+    consts = {}
+    for part in PARTS:
+        consts[part], rest = rest[: getattr(lengths, part)], rest[getattr(lengths, part) :]
+    return consts, rest
+
+
+def exchanged(parts: Any) -> Any:
+    """`A` and its solver in the places of `A^T` and its."""
+    return parts._replace(**{part: getattr(parts, TRANSPOSED[part]) for part in PARTS})
+
+
+class LinearSolveRule(Rule):
+    """Solve again."""
+
+    def forward(self, primitive: Primitive, primals: list, tangents: list, params: dict) -> tuple:
+        outs = primitive.bind(*primals, **params)
+        (consts, b), (consts_dot, b_dot) = (
+            split(part, params["const_lengths"]) for part in (primals, tangents)
+        )
+        x = outs[: len(b)]  # what follows is the solver's `aux`
+        right = self._right(params["jaxprs"].matvec, consts["matvec"], consts_dot["matvec"], x)
+        r = [jx.add(new, minus) for new, minus in zip(b_dot, right, strict=True)]
+        x_dot: list = [Zero.like(out) for out in outs]
+        if jx.present(r):
+            given = [x for part in PARTS for x in consts[part]]
+            x_dot[: len(b)] = primitive.bind(*given, *map(jx.instantiate, r), **params)[: len(b)]
+        return outs, x_dot
+
+    def _right(self, matvec: Any, consts: list, consts_dot: list, x: list) -> list:
+        """`-A_dot x`."""
+        moving = (*jx.moving(consts_dot), *[False] * len(x))
+        program, gaps = jvp_jaxpr(matvec, moving)
+        moved = jx.evaluate(program, *consts, *x, *jx.present(consts_dot))[len(gaps) :]
+        return [t if type(t) is Zero else lax.neg(t) for t in jx.fill(gaps, moved)]
+
+    def transpose(self, primitive: Primitive, cotangents: list, inputs: list, params: dict) -> list:
+        lengths, jaxprs = params["const_lengths"], params["jaxprs"]
+        consts, b = split(inputs, lengths)
+        if any(type(x) is Linear for part in consts.values() for x in part):
+            raise NotLinear.at(primitive)
+        if jaxprs.transpose_solve is None:
+            raise checks.no_transpose_solve()
+        given = [x for part in PARTS for x in consts[TRANSPOSED[part]]]
+        x_bar = map(jx.instantiate, cotangents[: len(b)])
+        swapped = {"const_lengths": exchanged(lengths), "jaxprs": exchanged(jaxprs)}
+        r_bar = primitive.bind(*given, *x_bar, **params | swapped)[: len(b)]
+        return [*[None] * (len(inputs) - len(b)), *r_bar]
+
+
+call(lax.linear_solve_p, LinearSolveRule())

@@ -1,0 +1,53 @@
+"""What is done for its effect: it has no derivative, and some of it refuses to have one.
+
+    print x,    check x        d = 0: it happens once, where the primals are computed
+    y = callback(x)            what it does to x is not known here
+
+Read next: `random.py`.
+"""
+
+from typing import Any
+
+import jax
+from jax import lax
+from jax.experimental import checkify, io_callback
+
+from functrans.derivatives.common import emitted
+from functrans.explain import checks
+from functrans.rules import general, zero
+
+
+
+def checked(x):
+    checkify.check(x > 0, "x is not positive")
+    return x
+
+
+zero(*(primitive for primitive in emitted(checked) if primitive.name == "check"))
+zero(*emitted(lambda x: jax.debug.print("{}", x)))
+zero(*emitted(lambda x: jax.debug.callback(lambda x: None, x)))
+zero(*emitted(lambda x: (lax.dce_sink(x), x)[1]))
+
+
+def refuses(what: str) -> Any:
+    def jvp(primals, tangents, **params):
+        raise checks.no_derivative(what)
+
+    return jvp
+
+
+def pure(x):
+    return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct((), "float32"), x)
+
+
+def impure(x):
+    return io_callback(lambda x: x, jax.ShapeDtypeStruct((), "float32"), x)
+
+
+def foreign(x):
+    return jax.ffi.ffi_call("functrans_none", jax.ShapeDtypeStruct((), "float32"))(x)
+
+
+for function, name in ((pure, "pure_callback"), (impure, "io_callback"), (foreign, "ffi_call")):
+    for primitive in emitted(function):
+        general(primitive, refuses(name))
