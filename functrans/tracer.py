@@ -47,6 +47,10 @@ class Tracer(jax.core.Tracer):
 class Trace(jax.core.Trace):
     """To a call of functions, which JAX hands over apart, do as to any other operation."""
 
+    def __init__(self):
+        super().__init__()
+        self.requires_low = False  # of JAX's hi primitives the functions are differentiated
+
     def process_custom_jvp_call(self, primitive, fun, jvp, args, /, **params):
         return self.process_primitive(primitive, args, {"subfuns": (fun, jvp), **params})
 

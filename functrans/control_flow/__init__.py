@@ -10,10 +10,12 @@ from functrans.control_flow import (
     checkpoint,
     cond,
     custom,
+    hi,
     jit,
     linear_solve,
     reduce,
     scan,
+    shard_map,
     while_loop,
 )
 
@@ -22,9 +24,11 @@ __all__ = [
     "checkpoint",
     "cond",
     "custom",
+    "hi",
     "jit",
     "linear_solve",
     "reduce",
     "scan",
+    "shard_map",
     "while_loop",
 ]

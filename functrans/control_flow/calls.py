@@ -11,7 +11,7 @@ Read next: `../jit.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import Any
 
@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import linear_call
+from jax.extend.core import take_current_trace
 from jax.extend.core.primitives import call_p, closed_call_p
 
 from functrans import jaxpr as jx
 from functrans.derivatives.common import emitted
-from functrans.forward import forward
+from functrans.forward import ForwardTrace, forward
 from functrans.jaxpr import Linear, Zero
 from functrans.linearize import jvp_jaxpr
 from functrans.reverse import transpose
@@ -34,6 +35,23 @@ def transpose_inside(program: Any, inputs: Sequence, cotangents: Sequence) -> li
     """Transpose the equations of a call that is linear in some of its inputs."""
     x_bars = iter(transpose(*jx.opened(program, inputs), cotangents))
     return [next(x_bars) if type(x) is Linear else None for x in inputs]
+
+
+def pushed(function: Callable, primals: Sequence, tangents: Sequence) -> tuple[list, list]:
+    """Run a function of flat lists on pairs, here."""
+    outs, tangents_out, _ = forward(lambda *xs: (function(*xs), []), primals, tangents)
+    return outs, tangents_out
+
+
+def recorded(function: Callable, primals: Sequence, tangents: Sequence) -> tuple[list, list]:
+    """Run a function of flat lists on pairs whose tangents go to the tape that is running."""
+    with take_current_trace() as tape:
+        trace: Any = tape
+        nested = ForwardTrace(trace.parent, trace)
+        outs, tangents_out, _ = nested.run_function(
+            lambda *xs: (function(*xs), []), primals, tangents
+        )
+    return outs, tangents_out
 
 
 class CallRule(Rule):
@@ -53,9 +71,10 @@ class CallRule(Rule):
         return found if hasattr(found, "consts") else jx.with_constants(found, [])
 
     def forward(self, primitive, primals, tangents, params):
-        function = self.function(params)
-        outs, tangents_out, _ = forward(lambda *xs: (function(*xs), []), primals, tangents)
-        return outs, tangents_out
+        return pushed(self.function(params), primals, tangents)
+
+    def linearize(self, primitive, primals, tangents, params):
+        return recorded(self.function(params), primals, tangents)
 
     def transpose(self, primitive, cotangents, inputs, params):
         return transpose_inside(self.program(params), inputs, cotangents)
@@ -89,18 +108,15 @@ class CustomVmapRule(CallRule):
                 given = (jax.tree.unflatten(params["in_tree"], v) for v in (batched_primals, xs))
                 outs, out_batched = params["rule"](size, *given)
                 flags.extend(jax.tree.leaves(out_batched))
-                return jax.tree.leaves(outs), []
+                return jax.tree.leaves(outs)
 
-            outs, outs_dot, _ = forward(run, values[:count], jx.fill(zeros, values[count:]))
+            outs, outs_dot = pushed(run, values[:count], jx.fill(zeros, values[count:]))
             is_open = [gap is None for gap in gaps]
             moved = map(jx.instantiate, compress(outs_dot, is_open))
             return [*outs, *moved], [*flags, *compress(flags, is_open)]
 
         outs = pushforward(*primals, *jx.present(tangents))
         return outs[: len(gaps)], jx.fill(gaps, outs[len(gaps) :])
-
-    def linearize(self, primitive, primals, tangents, params):
-        return super().forward(primitive, primals, tangents, params)
 
 
 class LinearCallRule(Rule):

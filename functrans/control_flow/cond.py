@@ -11,19 +11,20 @@ Read next: `scan.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import compress
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, set_current_trace
 from jax.extend.core.primitives import cond_p
 
 from functrans import jaxpr as jx
-from functrans.control_flow.halves import halves
+from functrans.control_flow.halves import Halves, halves, located, merged, parted, split
 from functrans.jaxpr import Linear
 from functrans.linearize import jvp_jaxpr
 from functrans.reverse import transpose_jaxpr
-from functrans.rules import Rule, call
+from functrans.rules import Rule, call, staged
 from functrans.tracer import stage
 
 
@@ -63,41 +64,59 @@ def jvp_branches(first: ClosedJaxpr, others: tuple, moving: tuple[bool, ...]) ->
 
 @jx.cached_by_program
 def linear_branches(first: ClosedJaxpr, others: tuple, moving: tuple[bool, ...]) -> tuple:
-    """The branches of both halves, which of `(x, y)` the second ones read, and the gaps.
+    """The branches of both halves, what the second ones read, and the gaps of `y_dot`."""
+    derived = [halves(branch, moving) for branch in (first, *others)]
+    wanted = union([half.gaps for half in derived])
+    finish = [partial(filled, own=half.gaps, wanted=wanted) for half in derived]
+    avals = [a.to_tangent_aval() for a in compress(first.in_avals, moving)]
+    return *two_switches(derived, finish, avals), wanted
+
+
+@jx.cached_by_program
+def mixed_branches(first: ClosedJaxpr, others: tuple, linear: tuple[bool, ...]) -> tuple:
+    """Both halves of branches that are linear in some inputs, and which outputs are linear."""
+    branches = (first, *others)
+    found = [split(branch, linear, (False,) * len(first.out_avals))[2] for branch in branches]
+    either = tuple(map(any, zip(*found, strict=True)))
+    count = len(either) - sum(either)
+    derived = [located(*split(branch, linear, either)[:2], count) for branch in branches]
+    avals = parted(first.in_avals, linear)[1]
+    return *two_switches(derived, [list] * len(branches), avals), either
+
+
+def two_switches(derived: list[Halves], finish: Sequence[Callable], linear_avals: list) -> tuple:
+    """The branches of both halves, and which of `(x, y)` the second ones read.
 
     The first give `(y, places)`, where each fresh residual of each branch has a place; the second
     take `(what they read of x and y, places, x_dot)`.
     """
-    derived = [halves(branch, moving) for branch in (first, *others)]
-    wanted = union([half.gaps for half in derived])
-    places, located = _share([half.fresh for half in derived])
+    places, locations = _share([half.fresh for half in derived])
     read = sorted({s for half in derived for s in half.sources if s[0] in ("in", "out")})
+    known, count = derived[0].first, derived[0].count
 
-    def primal(half, location):
+    def primal(half, location, _):
         def run(*inputs):
             outs = jx.evaluate(half.first, *inputs)
-            given = dict(zip(location, outs[len(wanted) :], strict=True))
+            given = dict(zip(location, outs[count:], strict=True))
             rest = [given[i] if i in given else jx.zeros(place) for i, place in enumerate(places)]
-            return [*outs[: len(wanted)], *rest]
+            return [*outs[:count], *rest]
 
-        return restage(run, half.first, half.first.in_avals)
+        return restage(run, half.first, known.in_avals)
 
-    def linear(half, location):
+    def linear(half, location, finish):
         def run(*inputs):
-            known = dict(zip(read, inputs, strict=False))
-            known |= {("fresh", i): inputs[len(read) + at] for i, at in enumerate(location)}
-            given = [at if kind == "value" else known[kind, at] for kind, at in half.sources]
-            outs = jx.evaluate(half.second, *given, *inputs[len(read) + len(places) :])
-            return filled(outs, half.gaps, wanted)
+            at_hand = dict(zip(read, inputs, strict=False))
+            at_hand |= {("fresh", i): inputs[len(read) + at] for i, at in enumerate(location)}
+            given = [at if kind == "value" else at_hand[kind, at] for kind, at in half.sources]
+            return finish(jx.evaluate(half.second, *given, *inputs[len(read) + len(places) :]))
 
-        of = {"in": first.in_avals, "out": first.out_avals}
-        tangent_avals = [a.to_tangent_aval() for a in compress(first.in_avals, moving)]
-        avals = [*(of[kind][i] for kind, i in read), *places, *tangent_avals]
+        of = {"in": known.in_avals, "out": known.out_avals}
+        avals = [*(of[kind][i] for kind, i in read), *places, *linear_avals]
         return restage(run, half.second, avals)
 
-    pairs = list(zip(derived, located, strict=True))
-    primals, tangents = (tuple(half(*pair) for pair in pairs) for half in (primal, linear))
-    return primals, tangents, read, wanted
+    triples = list(zip(derived, locations, finish, strict=True))
+    primals, tangents = (tuple(half(*triple) for triple in triples) for half in (primal, linear))
+    return primals, tangents, read
 
 
 def _share(residuals: Sequence[list]) -> tuple[list, list[list[int]]]:
@@ -150,12 +169,9 @@ class CondRule(Rule):
         index, *operands = primals
         first, *others = params["branches"]
         moving = jx.moving(tangents[1:])
-        primal, linear, read, gaps = linear_branches(first, tuple(others), moving)
-        outs = primitive.bind(*primals, **params | {"branches": primal})
-        outs, places = outs[: len(gaps)], outs[len(gaps) :]
-        given = {"in": operands, "out": outs}
-        inputs = [*(given[kind][i] for kind, i in read), *places, *jx.present(tangents)]
-        tangents_out = primitive.bind(index, *inputs, **params | {"branches": linear})
+        *branches, gaps = linear_branches(first, tuple(others), moving)
+        known, linear = (index, operands), jx.present(tangents)
+        outs, tangents_out = choose_twice(primitive, params, branches, known, linear, len(gaps))
         return outs, jx.fill(gaps, tangents_out)
 
     def transpose(self, primitive, cotangents, inputs, params):
@@ -171,4 +187,31 @@ class CondRule(Rule):
         return [None, *(next(x_bars) if is_linear else None for is_linear in linear)]
 
 
+def choose_twice(primitive, params, branches, known, linear, count):
+    """Choose the first half, then the second one, which may run on a tape."""
+    (index, operands), (primal, tangent, read) = known, branches
+    outs = primitive.bind(index, *operands, **params | {"branches": primal})
+    outs, places = outs[:count], outs[count:]
+    given = {"in": operands, "out": outs}
+    inputs = [*(given[kind][i] for kind, i in read), *places, *linear]
+    return outs, primitive.bind(index, *inputs, **params | {"branches": tangent})
+
+
+def _mixed(trace, primitive, inputs, params):
+    """On a tape, do what the branches do beside their linear work now."""
+    if not trace.is_linear:
+        return None
+    (index, *operands), (first, *others) = inputs, params["branches"]
+    owned = tuple(map(trace.owns, operands))
+    *branches, linear = mixed_branches(first, tuple(others), owned)
+    if all(linear):
+        return None
+    known, rest = parted(operands, owned)
+    count = len(linear) - sum(linear)
+    with set_current_trace(trace):
+        outs = choose_twice(primitive, params, branches, (index, known), rest, count)
+    return merged(*outs, linear)
+
+
 call(cond_p, CondRule())
+staged(cond_p, _mixed)

@@ -13,6 +13,7 @@ Read next: `../jit.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -26,9 +27,8 @@ from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 from jax.interpreters import batching, mlir
 
 from functrans import jaxpr as jx
-from functrans.control_flow.calls import CallRule, transpose_inside
+from functrans.control_flow.calls import CallRule, pushed, recorded, transpose_inside
 from functrans.derivatives.common import emitted
-from functrans.forward import forward
 from functrans.jaxpr import Zero
 from functrans.linearize import linearize
 from functrans.reverse import transpose_function
@@ -40,7 +40,7 @@ def _to_symbolic(x: Any) -> Any:
     return SymbolicZero(x.aval) if type(x) is Zero else x
 
 
-def _from_symbolic(x: Any) -> Any:
+def from_symbolic(x: Any) -> Any:
     """A `Zero` for each way in which a user's rule may say zero: a symbol, or a float0 array."""
     if isinstance(x, SymbolicZero) or not jx.is_value(x) or jx.typeof(x).dtype == float0:
         return Zero(x.aval if hasattr(x, "aval") else jx.typeof(x))
@@ -55,7 +55,7 @@ class CustomJvpRule(Rule):
         given = _to_symbolic if params["symbolic_zeros"] else jx.instantiate
         outs = jvp.call_wrapped(*primals, *map(given, tangents))
         split = len(outs) // 2
-        return list(outs[:split]), [_from_symbolic(t) for t in outs[split:]]
+        return list(outs[:split]), [from_symbolic(t) for t in outs[split:]]
 
     def transpose(self, primitive, cotangents, inputs, params):
         # Only a linear function gets here, and it is its own derivative.
@@ -107,7 +107,7 @@ class BackwardRule:
         returned = self.bwd.call_wrapped(*residuals, *y_bars)
         # Since JAX 0.11 a backward rule returns logs beside the cotangents.
         x_bars = returned[0] if isinstance(returned, tuple) else returned
-        return [_from_symbolic(x) for x, moves in zip(x_bars, self.moving, strict=True) if moves]
+        return [from_symbolic(x) for x, moves in zip(x_bars, self.moving, strict=True) if moves]
 
     def push(self, residuals: Sequence, tangents: Sequence) -> list:
         """Transpose the user's rule: cotangents in the place of inputs, tangents of outputs."""
@@ -147,8 +147,10 @@ class TransposedRule(Rule):
     """To differentiate it, differentiate what it is evaluated by; to transpose it, run the rule."""
 
     def forward(self, primitive, primals, tangents, params):
-        outs, tangents_out, _ = forward(lambda *xs: (_push(*xs, **params), []), primals, tangents)
-        return outs, tangents_out
+        return pushed(partial(_push, **params), primals, tangents)
+
+    def linearize(self, primitive, primals, tangents, params):
+        return recorded(partial(_push, **params), primals, tangents)
 
     def transpose(self, primitive, cotangents, inputs, params):
         rule = params["rule"]

@@ -1,6 +1,6 @@
 """The two halves of a jaxpr, and where the second finds what it reads of the first.
 
-    halves : (x -> y)  ->  (x -> (y, fresh),  (residuals, x_dot) -> y_dot)
+    y = f(x)        ->        (y, residuals) = f1(x),        y_dot = f2(residuals, x_dot)
 
 A residual that is an input, an output or a constant is at hand anyway, so it is not fresh: no loop
 stacks it a second time, and no branch hands it over.
@@ -10,46 +10,57 @@ Read next: `cond.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import compress
 from typing import Any, NamedTuple
 
-from jax.extend.core import ClosedJaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, Literal, Var, set_current_trace, take_current_trace
 
 from functrans import jaxpr as jx
 from functrans.linearize import linearize_jaxpr
+from functrans.tracer import RecordingTrace, stage
 
 Source = tuple[str, Any]
 
 
 class Halves(NamedTuple):
-    """A linearized jaxpr: see `halves`."""
+    """A jaxpr in two: `x -> (y, fresh residuals)` and `(residuals, x_dot) -> y_dot`."""
 
     first: ClosedJaxpr
     second: ClosedJaxpr
-    gaps: list
+    count: int
+    """How many results the first has before the fresh residuals."""
     sources: list[Source]
     """For each residual `("in", i)`, `("out", i)`, `("fresh", i)` or `("value", x)`."""
+    gaps: list
+    """The zeros among `y_dot`, which the second half leaves out."""
 
     @property
     def fresh(self) -> list:
         """The types of the residuals that only the first half can give."""
-        return list(self.first.out_avals[len(self.gaps) :])
+        return list(self.first.out_avals[self.count :])
 
 
 @jx.cached_by_program
-def halves(
-    program: ClosedJaxpr,
-    moving: tuple[bool, ...],
-    inputs: tuple[bool, ...] | None = None,
-    outputs: tuple[bool, ...] | None = None,
+def halves(program: ClosedJaxpr, moving: tuple[bool, ...]) -> Halves:
+    """Linearize a jaxpr in the inputs that move; all its inputs and outputs are at hand."""
+    first, second, gaps = linearize_jaxpr(program, moving)
+    return located(first, second, len(gaps))._replace(gaps=gaps)
+
+
+def located(
+    first: ClosedJaxpr,
+    second: ClosedJaxpr,
+    count: int,
+    inputs: Sequence[bool] | None = None,
+    outputs: Sequence[bool] | None = None,
 ) -> Halves:
-    """Linearize a jaxpr in the inputs that move.
+    """Find the residuals, which are what `first` gives after `count` results.
 
     `inputs` and `outputs` say which are at hand for the second half; if left out, all are.
     """
-    first, second, gaps = linearize_jaxpr(program, moving)
     jaxpr = first.jaxpr
-    ys, atoms = jaxpr.outvars[: len(gaps)], jaxpr.outvars[len(gaps) :]
+    ys, atoms = jaxpr.outvars[:count], jaxpr.outvars[count:]
     found: dict[Any, Source] = {}
     for kind, variables, flags in (("in", jaxpr.invars, inputs), ("out", ys, outputs)):
         for i, var in enumerate(variables):
@@ -66,7 +77,58 @@ def halves(
             found[atom] = ("fresh", len(fresh))
             fresh.append(atom)
         sources.append(found[atom])
-    return Halves(jx.giving(first, [*ys, *fresh]), second, gaps, sources)
+    return Halves(jx.giving(first, [*ys, *fresh]), second, count, sources, [])
+
+
+@jx.cached_by_program
+def split(
+    program: ClosedJaxpr, linear: tuple[bool, ...], at_least: tuple[bool, ...]
+) -> tuple[ClosedJaxpr, ClosedJaxpr, tuple[bool, ...]]:
+    """Split a jaxpr that is linear in some of its inputs, and does other work as well.
+
+    A user's rule may call a loop that carries both values and tangents.  On a tape its values are
+    computed now, and only what is linear is written down.
+
+    Args:
+      linear: which inputs the program is linear in.
+      at_least: which outputs are to be given by the second half in any case.
+
+    Returns:
+      `known inputs -> (known outputs, residuals)`, `(residuals, linear inputs) -> linear outputs`,
+      and which outputs are linear.
+    """
+    half: list = []
+
+    def known_part(*known):
+        with take_current_trace() as parent:
+            tape = RecordingTrace(parent)
+            new = map(tape.new_input, compress(program.in_avals, linear))
+            inputs = merged(known, new, linear)
+            try:
+                with set_current_trace(tape):
+                    outs = jx.evaluate(program, *inputs)
+                flags = [tape.owns(x) or forced for x, forced in zip(outs, at_least, strict=True)]
+                info = program.jaxpr.debug_info
+                jaxpr, residuals = tape.finish(list(compress(outs, flags)), info)
+            finally:
+                tape.invalidate()
+        half.extend([jaxpr, tuple(flags)])
+        return [*parted(outs, flags)[0], *residuals]
+
+    first = stage(known_part, parted(program.in_avals, linear)[0], program.jaxpr.debug_info)
+    return first, jx.with_constants(half[0], []), half[1]
+
+
+def parted(values: Sequence, flags: Sequence[bool]) -> tuple[list, list]:
+    """The values without the flag, and those with it."""
+    pairs = list(zip(values, flags, strict=True))
+    return [x for x, flag in pairs if not flag], [x for x, flag in pairs if flag]
+
+
+def merged(unflagged: Iterable, flagged: Iterable, flags: Sequence[bool]) -> list:
+    """The inverse of `parted`."""
+    parts: Any = iter(unflagged), iter(flagged)
+    return [next(parts[flag]) for flag in flags]
 
 
 def hoist(half: Halves, consts: int) -> tuple[ClosedJaxpr, Halves]:
@@ -75,7 +137,7 @@ def hoist(half: Halves, consts: int) -> tuple[ClosedJaxpr, Halves]:
     Returns the program that computes them from the constants, the first inputs of the body, and the
     halves in which their sources are `("outer", i)`.
     """
-    jaxpr, count = half.first.jaxpr, len(half.gaps)
+    jaxpr, count = half.first.jaxpr, half.count
     fixed = {*jaxpr.constvars, *jaxpr.invars[:consts]}
     equations = []
     for equation in jaxpr.eqns:

@@ -15,18 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import compress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax import lax
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, set_current_trace
 from jax.extend.core.primitives import scan_p
 
 from functrans import jaxpr as jx
-from functrans.control_flow.halves import Halves, halves, hoist
+from functrans.control_flow.halves import Halves, hoist, located, merged, parted, split
 from functrans.jaxpr import Linear
-from functrans.linearize import jvp_jaxpr
+from functrans.linearize import jvp_jaxpr, linearize_jaxpr
 from functrans.reverse import transpose_jaxpr
-from functrans.rules import NotLinear, Rule, call
+from functrans.rules import NotLinear, Rule, call, staged
 
 
 class Loop(NamedTuple):
@@ -61,16 +61,52 @@ class Loop(NamedTuple):
                 return moving, *derived, gaps
             moving[self.consts : self.consts + self.carry] = after
 
-    def halves(self, program: ClosedJaxpr, moving: tuple[bool, ...]) -> tuple[Halves, list]:
-        """Both halves of the body; of a carry, the second finds no more than what was stacked."""
-        inputs = [not self.consts <= i < self.consts + self.carry for i in range(len(moving))]
-        outputs = [i >= self.carry for i in range(len(program.out_avals))]
-        half = halves(program, moving, tuple(inputs), tuple(outputs))
-        return half, half.gaps
-
     def carried(self, tangents: Sequence, moving: Sequence[bool]) -> list:
         """The tangents of the carry, where a zero is written out if it moves in another step."""
         return [jx.instantiate(t) for t in compress(tangents, self.split(moving)[1])]
+
+
+def loop_halves(first: Any, second: Any, count: int, consts: int, carry: int) -> Halves:
+    """Both halves of a body; of a carry, the second finds no more than what was stacked."""
+    inputs = [not consts <= i < consts + carry for i in range(len(first.in_avals))]
+    return located(first, second, count, inputs, [i >= carry for i in range(count)])
+
+
+def two_loops(half: Halves, known: Any, linear: Any, finish: Callable, options: dict) -> tuple:
+    """Loop over the first half, then over the second, which may run on a tape.
+
+    Args:
+      known, linear: consts, carry and xs of either loop.
+      finish: takes what the second half returns apart, in carry and ys.
+
+    Returns:
+      The carry and the ys of the first loop, and those of the second.
+    """
+    (consts, carry, xs), (linear_consts, linear_carry, linear_xs) = known, linear
+    outer, half = hoist(half, len(consts))
+    size = len(carry)
+
+    def body(c, x):
+        outs = jx.evaluate(half.first, *consts, *c, *x)
+        return outs[:size], (outs[size : half.count], outs[half.count :])
+
+    new_carry, (ys, stacked) = lax.scan(body, carry, xs, **options)
+    fixed = {("in", i): x for i, x in enumerate(consts)}
+    fixed |= {("outer", i): x for i, x in enumerate(jx.evaluate(outer, *consts))}
+    given = {("fresh", i): x for i, x in enumerate(stacked)}
+    given |= {("in", i + len(consts) + size): x for i, x in enumerate(xs)}
+    given |= {("out", i + size): y for i, y in enumerate(ys)}
+    read = sorted({source for source in half.sources if source in given})
+
+    def linear_body(c, step):
+        x, values = step
+        at_hand = fixed | dict(zip(read, values, strict=True))
+        residuals = [at if kind == "value" else at_hand[kind, at] for kind, at in half.sources]
+        return finish(jx.evaluate(half.second, *residuals, *linear_consts, *c, *x))
+
+    steps = linear_xs, [given[source] for source in read]
+    c_linear, y_linear = lax.scan(linear_body, linear_carry, steps, **options)
+    return new_carry, ys, c_linear, y_linear
 
 
 class ScanRule(Rule):
@@ -99,34 +135,17 @@ class ScanRule(Rule):
 
     def linearize(self, primitive, primals, tangents, params):
         loop = Loop.of(params)
-        moving, half, gaps = loop.fixed_point(loop.halves, tangents)
-        outer, half = hoist(half, loop.consts)
-        (consts, carry, xs), (k_dots, c_dots, x_dots) = loop.split(primals), loop.split(tangents)
+        moving, first, second, gaps = loop.fixed_point(linearize_jaxpr, tangents)
+        half = loop_halves(first, second, len(gaps), loop.consts, loop.carry)
+        k_dots, c_dots, x_dots = loop.split(tangents)
 
-        def primal_body(c, x):
-            outs = jx.evaluate(half.first, *consts, *c, *x)
-            ys, residuals = outs[loop.carry : len(gaps)], outs[len(gaps) :]
-            return outs[: loop.carry], (ys, residuals)
-
-        carry, (ys, stacked) = lax.scan(primal_body, carry, xs, **loop.options)
-        fixed = {("in", i): x for i, x in enumerate(consts)}
-        fixed |= {("outer", i): x for i, x in enumerate(jx.evaluate(outer, *consts))}
-        given = {("fresh", i): x for i, x in enumerate(stacked)}
-        given |= {("in", i + loop.consts + loop.carry): x for i, x in enumerate(xs)}
-        given |= {("out", i + loop.carry): y for i, y in enumerate(ys)}
-        read = sorted({source for source in half.sources if source in given})
-
-        def linear_body(c_dot, step):
-            x_dot, values = step
-            known = fixed | dict(zip(read, values, strict=True))
-            residuals = [s[1] if s[0] == "value" else known[s] for s in half.sources]
-            outs = jx.evaluate(half.second, *residuals, *jx.present(k_dots), *c_dot, *x_dot)
+        def finish(outs):
             outs_dot = jx.fill(gaps, outs)
             return loop.carried(outs_dot, moving), jx.present(outs_dot[loop.carry :])
 
-        start = loop.carried(c_dots, moving)
-        steps = jx.present(x_dots), [given[source] for source in read]
-        c_dot, y_dots = lax.scan(linear_body, start, steps, **loop.options)
+        known = loop.split(primals)
+        linear = jx.present(k_dots), loop.carried(c_dots, moving), jx.present(x_dots)
+        carry, ys, c_dot, y_dots = two_loops(half, known, linear, finish, loop.options)
         return [*carry, *ys], self._tangents(loop, moving, gaps, [*carry, *ys], c_dot, y_dots)
 
     def _tangents(self, loop, moving, gaps, outs, c_dot, y_dots):
@@ -171,4 +190,28 @@ class ScanRule(Rule):
         ]
 
 
+def _mixed(trace, primitive, inputs, params):
+    """On a tape, run what a loop does beside its linear work now."""
+    if not trace.is_linear:
+        return None
+    loop, linear = Loop.of(params), list(map(trace.owns, inputs))
+    carry = slice(loop.consts, loop.consts + loop.carry)
+    while True:
+        forced = (*linear[carry], *[False] * (len(loop.program.out_avals) - loop.carry))
+        first, second, found = split(loop.program, tuple(linear), forced)
+        if list(found[: loop.carry]) == linear[carry]:
+            break
+        linear[carry] = found[: loop.carry]
+    if all(found):
+        return None
+    parts = [parted(*pair) for pair in zip(loop.split(inputs), loop.split(linear), strict=True)]
+    known, rest = zip(*parts, strict=True)
+    size = sum(linear[carry])
+    half = loop_halves(first, second, len(found) - sum(found), len(known[0]), len(known[1]))
+    with set_current_trace(trace):
+        outs = two_loops(half, known, rest, lambda outs: (outs[:size], outs[size:]), loop.options)
+    return merged([*outs[0], *outs[1]], [*outs[2], *outs[3]], found)
+
+
 call(scan_p, ScanRule())
+staged(scan_p, _mixed)

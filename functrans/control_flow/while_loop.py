@@ -11,15 +11,18 @@ Read next: `scan.py`, the loop with a known number of steps.
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Any
 
 from jax import lax
+from jax.extend.core import set_current_trace
 from jax.extend.core.primitives import while_p
 
 from functrans import jaxpr as jx
+from functrans.control_flow.halves import merged, parted, split
 from functrans.explain import checks
 from functrans.linearize import jvp_jaxpr
-from functrans.rules import Rule, call
+from functrans.rules import Rule, call, staged
 
 
 class WhileRule(Rule):
@@ -66,4 +69,33 @@ class WhileRule(Rule):
         )
 
 
+def _mixed(trace, primitive, inputs, params):
+    """On a tape, compute what does not depend on it now; what does is the whole loop again."""
+    if not trace.is_linear:
+        return None
+    count, start = params["cond_nconsts"], params["body_nconsts"]
+    linear = list(map(trace.owns, inputs))[count:]
+    while True:
+        first, _, found = split(params["body_jaxpr"], tuple(linear), tuple(linear[start:]))
+        if list(found) == linear[start:]:
+            break
+        linear[start:] = found
+    if all(found):
+        return None
+    known, size = parted(inputs[count:], linear)[0], len(found) - sum(found)
+    consts, carry = known[: len(known) - size], known[len(known) - size :]
+    # The condition does not read what is linear, of which zeros take the places.
+    types = list(compress(params["cond_jaxpr"].in_avals[count:], found))
+
+    def condition(c):
+        values = merged(c, map(jx.zeros, types), found)
+        return jx.evaluate(params["cond_jaxpr"], *inputs[:count], *values)[0]
+
+    with set_current_trace(trace):
+        outs = lax.while_loop(condition, lambda c: jx.evaluate(first, *consts, *c)[:size], carry)
+    written = trace.write(primitive, inputs, params)
+    return merged(outs, compress(written, found), found)
+
+
 call(while_p, WhileRule())
+staged(while_p, _mixed)

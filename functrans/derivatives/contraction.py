@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax import lax
 
-from functrans.derivatives.common import cast_like, sharding_of
+from functrans.derivatives.common import cast_like, emitted, sharding_of
 from functrans.rules import multilinear
 
 # ---- dot_general ---------------------------------------------------------------------------------
@@ -99,6 +100,86 @@ def dot_general_right(y_bar, x, w, *, dimension_numbers, precision, preferred_el
 
 
 multilinear(lax.dot_general_p, dot_general_left, dot_general_right)
+
+# ---- ragged_dot_general --------------------------------------------------------------------------
+
+
+# The ragged dimension r of x is divided into groups; with g(r) the group of r, and in the letters
+# of einsum, there are three modes:
+#
+#     y[m=r,n]   = sum_c x[r,c] w[g(r),c,n]        x_bar[r,c]   = sum_n y_bar[r,n] w[g(r),c,n]
+#                                                  w_bar[g,c,n] = sum_(r in g) x[r,c] y_bar[r,n]
+#
+#     y[g,m,n]   = sum_(c=r in g) x[m,r] w[r,n]    x_bar[m,r]   = sum_n w[r,n] y_bar[g(r),m,n]
+#                                                  w_bar[r,n]   = sum_m x[m,r] y_bar[g(r),m,n]
+#
+#     y[b=r,m,n] = sum_c x[r,m,c] w[r,c,n]         as in a product without groups
+#
+# Each transpose is again of one of these modes. The factor with the letter r must be the left one.
+GROUP = ("g", 0)
+
+
+def ragged_letters(x, w, numbers):
+    """The letters of x, w and y, and the ragged one."""
+    x_letters, w_letters, _ = letters_of(x, w, numbers.dot_dimension_numbers)
+    ragged = x_letters[numbers.lhs_ragged_dimensions[0]]
+    w_letters = tuple(
+        GROUP if d in numbers.rhs_group_dimensions else a for d, a in enumerate(w_letters)
+    )
+    batch = sorted(a for a in x_letters if a[0] == "b")
+    free = [a for a in x_letters if a[0] == "m"] + [a for a in w_letters if a[0] == "n"]
+    groups = [GROUP] if ragged[0] == "c" else []
+    return x_letters, w_letters, (*groups, *batch, *free), ragged
+
+
+def ragged_product(left, right, letters, ragged, group_sizes, params):
+    """The sum over all letters but these, in their order."""
+    # In the batch the dimensions have their old order, which is that of the sizes of the groups.
+    numbers, found = product(left, right, tuple(sorted(letters)))
+    found = tuple(a for a in found if a != GROUP)
+    if GROUP not in right.letters and ragged not in found:
+        found = (GROUP, *found)
+    groups = [right.letters.index(GROUP)] if GROUP in right.letters else []
+    wide = lax.dtype(params["preferred_element_type"] or left.array.dtype)
+    answer = lax.ragged_dot_general(
+        lax.convert_element_type(left.array, wide),
+        lax.convert_element_type(right.array, wide),
+        group_sizes,
+        lax.RaggedDotDimensionNumbers(numbers, [left.letters.index(ragged)], groups),
+        precision=params["precision"],
+        preferred_element_type=params["preferred_element_type"],
+        group_offset=params["group_offset"],
+    )
+    return lax.transpose(answer, [found.index(a) for a in letters])
+
+
+def ragged_left(y_bar, x, w, group_sizes, *, ragged_dot_dimension_numbers, **params):
+    x_letters, w_letters, y_letters, ragged = ragged_letters(x, w, ragged_dot_dimension_numbers)
+    if ragged in y_letters:
+        factors = Factor(y_bar, y_letters), Factor(w, w_letters)
+    else:
+        order = sorted(range(w.ndim), key=lambda d: w_letters[d])
+        factors = (
+            Factor(lax.transpose(w, order), tuple(sorted(w_letters))),
+            Factor(y_bar, y_letters),
+        )
+        if isinstance(params["precision"], tuple):
+            params["precision"] = params["precision"][::-1]
+    return cast_like(ragged_product(*factors, x_letters, ragged, group_sizes, params), x)
+
+
+def ragged_right(y_bar, x, w, group_sizes, *, ragged_dot_dimension_numbers, **params):
+    x_letters, w_letters, y_letters, ragged = ragged_letters(x, w, ragged_dot_dimension_numbers)
+    factors = Factor(x, x_letters), Factor(y_bar, y_letters)
+    return cast_like(ragged_product(*factors, w_letters, ragged, group_sizes, params), w)
+
+
+def ragged_square(x):
+    return lax.ragged_dot(x, lax.expand_dims(x, (0,)), lax.full((1,), 1, np.int32))
+
+
+*_, ragged_dot_general_p = emitted(ragged_square, (1, 1))
+multilinear(ragged_dot_general_p, ragged_left, ragged_right, None)
 
 # ---- conv_general_dilated ------------------------------------------------------------------------
 

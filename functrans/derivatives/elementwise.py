@@ -11,11 +11,9 @@ Read next: `shape.py`.
 
 from functools import reduce
 from math import log as log_of
-from math import pi
-from math import sqrt as sqrt_of
 
 from jax import lax
-from jax.lax import cos, cosh, exp, log, neg, rsqrt, select_n, sin, sinh, square
+from jax.lax import cos, cosh, log, neg, rsqrt, select_n, sin, sinh, square
 
 from functrans.derivatives.common import (
     add,
@@ -32,14 +30,24 @@ from functrans.derivatives.common import (
     sub,
     zeros_like,
 )
-from functrans.rules import LINEAR, Linear, Zero, elementwise, general, instantiate, linear, zero
+from functrans.rules import (
+    LINEAR,
+    Elementwise,
+    Linear,
+    Zero,
+    call,
+    elementwise,
+    general,
+    instantiate,
+    linear,
+    zero,
+)
 
 # ---- arithmetic ----------------------------------------------------------------------------------
 
 elementwise(lax.neg_p, -1)
 elementwise(lax.add_p, 1, 1)
 elementwise(lax.sub_p, 1, -1)
-elementwise(lax.mul_p, LINEAR, LINEAR)
 elementwise(lax.div_p, LINEAR, lambda z, x, y: neg(div(z, y)))
 # x = n y + z with n a whole number that does not change nearby, so dz = dx - n dy.
 elementwise(lax.rem_p, 1, lambda z, x, y: neg(lax.round(div(sub(x, z), y))))
@@ -56,6 +64,19 @@ for add_any_p in find("add_jaxvals"):
     elementwise(add_any_p, 1, 1)
 for one_minus_square_p in find("one_minus_square"):
     elementwise(one_minus_square_p, lambda y, x: mul(-2, x))
+
+
+class Product(Elementwise):
+    """A product may be asked for in another type, `out_dtype`, than that of its factors."""
+
+    def transpose(self, primitive, cotangents, inputs, params):
+        factor = next(x for x in inputs if type(x) is Linear)
+        if params.get("out_dtype") is not None:
+            params = {**params, "out_dtype": factor.dtype}
+        return super().transpose(primitive, cotangents, inputs, params)
+
+
+call(lax.mul_p, Product([LINEAR, LINEAR]))
 
 
 # d(x^y)/dx = y x^(y-1), which is 0 for y = 0 also where x^(-1) is infinite.
@@ -130,12 +151,6 @@ elementwise(
     lambda z, x, y: div(y, add(square(x), square(y))),
     lambda z, x, y: neg(div(x, add(square(x), square(y)))),
 )
-
-# ---- the error function --------------------------------------------------------------------------
-
-elementwise(lax.erf_p, lambda y, x: mul(2 / sqrt_of(pi), exp(neg(square(x)))))
-elementwise(lax.erfc_p, lambda y, x: mul(-2 / sqrt_of(pi), exp(neg(square(x)))))
-elementwise(lax.erf_inv_p, lambda y, x: mul(sqrt_of(pi) / 2, exp(square(y))))
 
 # ---- extrema and selection -----------------------------------------------------------------------
 

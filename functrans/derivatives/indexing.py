@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from functrans.derivatives.common import (
+    add,
     div,
     eq,
     find,
@@ -23,7 +24,8 @@ from functrans.derivatives.common import (
     partly_linear,
     zeros_like,
 )
-from functrans.rules import Linear, Zero, general, instantiate, linear
+from functrans.derivatives.reduction import before, compose
+from functrans.rules import Linear, Zero, checks, general, instantiate, linear
 
 # ---- at one place --------------------------------------------------------------------------------
 
@@ -169,26 +171,54 @@ def wins(shape, indices, u, params):
 def require_plain(params):
     if params["update_jaxpr"] is not None:
         raise NotImplementedError(
-            "the derivative of a scatter that applies a function to the elements, as "
-            "`x.at[i].apply(f)` does; write `x.at[i].set(f(x[i]))`."
+            "there is no derivative of a scatter that applies a function to the elements, as "
+            f"`x.at[i].apply(f)` does at {checks.user_line()}; write `x.at[i].set(f(x[i]))`."
         )
 
 
 partly_linear(lax.scatter_p, scatter_jvp, scatter_transpose, argnums=(0, 2))
 
 
-# y = x times the product of the updates u_j to that place, hence dy/dx is that product and
-# dy/du_j = y / u_j, which for the only update to its place is x.
+# y = x times the product of the updates u_j to that place, hence dy/dx is that product, and dy/du_j
+# is x times the other updates. To divide y by u_j would be wrong where an update is 0.
 def scatter_mul_jvp(primals, tangents, **params):
     (x, indices, u), (x_dot, _, u_dot) = primals, tangents
     y = lax.scatter_mul_p.bind(x, indices, u, **params)
     if type(x_dot) is not Zero:
         x_dot = lax.scatter_mul_p.bind(x_dot, indices, u, **params)
     if type(u_dot) is not Zero:
-        only = params["unique_indices"]
-        partial = read_back(x if only else y, indices, u, params)
-        u_dot = mul(u_dot, partial if only else div(partial, u))
+        partial = read_back(x, indices, u, params)
+        if not params["unique_indices"]:
+            places = lax.reshape(lax.iota(np.int32, prod(x.shape)), x.shape)
+            places = read_back(add(places, 1), indices, u, params)  # 0 is out of bounds
+            partial = mul(partial, product_of_others(places, u))
+        u_dot = mul(u_dot, partial)
     return y, write_sum(x_dot, indices, u_dot, params)
+
+
+# Sorted by their places, updates to one place are neighbours, and those before k have the product
+#
+#     p_k = u_(k-1) p_(k-1)        or 1 if k is the first at its place
+#
+# which is a linear recurrence; and so have those behind it.
+def product_of_others(places, u):
+    """For each element of `u` the product of the other elements that have its place."""
+    order = lax.iota(np.int32, prod(u.shape))
+    places, order, factors = lax.sort(
+        (lax.reshape(places, order.shape), order, lax.reshape(u, order.shape)), num_keys=1
+    )
+    others = mul(*(product_so_far(places, factors, reverse) for reverse in (False, True)))
+    return lax.reshape(lax.sort((order, others), num_keys=1)[1], u.shape)
+
+
+def product_so_far(places, factors, reverse):
+    is_first = lax.ne(places, before(places, -1, 0, reverse))
+    one, zeros = lax.full_like(factors, 1), zeros_like(factors)
+    steps = (
+        lax.select(is_first, zeros, before(factors, 1, 0, reverse)),
+        lax.select(is_first, one, zeros),
+    )
+    return lax.associative_scan(compose, steps, reverse=reverse)[1]
 
 
 def scatter_mul_transpose(y_bar, x, indices, u, **params):

@@ -11,8 +11,10 @@ Read next: `sorting.py`.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from jax import lax
 
+from functrans.derivatives.common import add, eq, number, zeros_like
 from functrans.derivatives.contraction import Window
 from functrans.rules import general, instantiate, linear
 
@@ -49,14 +51,54 @@ general(lax.reduce_window_min_p, extremum_of_windows(lax.reduce_window_min_p, la
 
 
 # y_i = x_dot at the place where x is extreme in window i: linear in x_dot, constant in x.
-def gather_transpose(y_bar, x_dot, x, *, base_dilation, window_dilation, **params):
+def gather_transpose(y_bar, x_dot, x, *, select_prim, base_dilation, window_dilation, **params):
     if any(d != 1 for d in (*base_dilation, *window_dilation)):
-        raise NotImplementedError(
-            "the reverse-mode derivative of the maximum or minimum over dilated windows "
-            f"(base_dilation={base_dilation}, window_dilation={window_dilation}): XLA's "
-            "select-and-scatter has no dilation. Slice the dilated input by hand, or use jvp."
+        windows = DilatedWindows(
+            x.shape, base_dilation=base_dilation, window_dilation=window_dilation, **params
         )
-    return lax.select_and_scatter_add_p.bind(y_bar, x, **params)
+        return windows.scatter(y_bar, windows.places(x, select_prim))
+    return lax.select_and_scatter_add_p.bind(y_bar, x, select_prim=select_prim, **params)
+
+
+# XLA's select-and-scatter has no dilation. Element k of all windows is a slice with strides, and
+# the transpose of that puts it back between zeros.
+class DilatedWindows:
+    """How windows lie in an array of this shape when it is padded and dilated."""
+
+    def __init__(
+        self, shape, *, window_dimensions, window_strides, padding, base_dilation, window_dilation
+    ):
+        self.strides, self.base_dilation = window_strides, base_dilation
+        self.padding = [(*pair, d - 1) for pair, d in zip(padding, base_dilation, strict=True)]
+        self.offsets = np.array([*np.ndindex(*window_dimensions)]) * window_dilation
+        spread = (np.array(shape) - 1) * base_dilation + 1
+        self.padded = spread + np.sum(padding, axis=1)
+        # From an element of the first window to the same one of the last.
+        self.span = (self.padded - self.offsets[-1] - 1) // window_strides * window_strides
+
+    def places(self, x: Any, select: Any) -> Any:
+        """For each window the number of the element that is selected, the first of several."""
+        pick, worst = (lax.argmax, -np.inf) if select is lax.ge_p else (lax.argmin, np.inf)
+        x = lax.pad(x, number(worst, x), self.padding)
+        elements = [
+            lax.slice(x, offset, (offset + self.span + 1).tolist(), self.strides)
+            for offset in self.offsets.tolist()
+        ]
+        stacked = lax.concatenate([lax.expand_dims(e, (0,)) for e in elements], 0)
+        return pick(stacked, 0, np.int32)
+
+    def scatter(self, y_bar: Any, places: Any) -> Any:
+        """The array with `y_bar` where it was selected, and 0 elsewhere."""
+        total = lax.full(self.padded.tolist(), 0, y_bar.dtype)
+        for k, offset in enumerate(self.offsets):
+            part = lax.select(eq(places, k), y_bar, zeros_like(y_bar))
+            rest = self.padded - offset - self.span - 1
+            gaps = [stride - 1 for stride in self.strides]
+            config = zip(offset.tolist(), rest.tolist(), gaps, strict=True)
+            total = add(total, lax.pad(part, number(0, part), [*config]))
+        cropped = [(-low, -high, 0) for low, high, _ in self.padding]
+        total = lax.pad(total, number(0, total), cropped)
+        return lax.slice(total, [0] * total.ndim, total.shape, self.base_dilation)
 
 
 def scatter_transpose(x_bar, y, x, **params):

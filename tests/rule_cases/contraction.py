@@ -96,3 +96,51 @@ case(
 )
 case("conv_general_dilated", conv(None, (2,), "SAME", rhs_dilation=(2,)), F(2, 2, 6), F(3, 2, 2))
 case("conv_general_dilated", conv(None, (), ()), F(2, 3), F(4, 3))
+
+
+# Products with groups: where the ragged dimension is kept, summed or a batch.
+
+
+def ragged(
+    sizes: Any, contract: Any, batch: Any, ragged_dimension: int, group: Any = (), **options: Any
+) -> Callable:
+    """`lax.ragged_dot_general` with these dimensions and sizes of groups."""
+    numbers = lax.RaggedDotDimensionNumbers((contract, batch), [ragged_dimension], group)
+    groups = jnp.array(sizes)
+    return lambda x, y: lax.ragged_dot_general(x, y, groups, numbers, **options)
+
+
+SIZES = [2, 0, 2]  # of five rows, the last of which is in no group
+EACH = [[2, 1, 1], [1, 0, 3]]
+NO_BATCH = ((), ())
+RAGGED = {
+    "kept": [
+        (ragged(SIZES, ((1,), (1,)), NO_BATCH, 0, (0,)), F(5, 3), F(3, 3, 2)),
+        (ragged(SIZES, ((0,), (2,)), NO_BATCH, 1, (1,)), F(3, 5), F(2, 3, 3)),
+        (ragged(EACH, ((2,), (2,)), ((0,), (1,)), 1, (0,)), F(2, 4, 3), F(3, 2, 3, 2)),
+        (ragged(EACH, ((2,), (1,)), NO_BATCH, 1, (0,)), F(2, 4, 3), F(3, 3, 2)),
+    ],
+    "summed": [
+        (ragged(SIZES, ((1,), (0,)), NO_BATCH, 1), F(4, 5), F(5, 3)),
+        (ragged(SIZES, ((0,), (1,)), NO_BATCH, 0), F(5, 2), F(3, 5)),
+        (ragged(EACH, ((1,), (2,)), ((0,), (1,)), 1), F(2, 4, 3), F(2, 2, 4)),
+        (ragged(EACH, ((1, 2), (2, 1)), NO_BATCH, 2), F(3, 2, 4), F(3, 4, 2)),
+    ],
+    "batch": [(ragged(SIZES, ((2,), (1,)), ((0,), (0,)), 0), F(5, 2, 3), F(5, 3, 2))],
+}
+for kind, rows in RAGGED.items():
+    for fun, x, y in rows:
+        # JAX transposes the first kind alone, and what comes of it is of the second. It vectorizes
+        # over the first dimensions alone.
+        if kind == "kept":
+            case("ragged_dot_general", fun, x, y, order=1, complex=True, vmap=False)
+        case("ragged_dot_general", fun, x, y, jax_modes=(), vmap=False)
+case(
+    "ragged_dot_general",
+    ragged(SIZES, ((1,), (1,)), NO_BATCH, 0, (0,), preferred_element_type=jnp.float32),
+    F(5, 3),
+    F(3, 3, 2),
+    order=1,
+    kinks=True,
+    vmap=False,
+)

@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import primitives as extended
@@ -39,6 +40,9 @@ case("sub", lax.sub_p.bind, F(3), F(), complex=True)
 case("sub", lax.sub_p.bind, F(), F(3), complex=True)
 case("mul", partial(lax.mul_p.bind, out_dtype=None), F(3), F(), complex=True)
 case("mul", partial(lax.mul_p.bind, out_dtype=None), F(), F(3), complex=True)
+in_single = partial(lax.mul_p.bind, out_dtype=np.dtype(np.float32))
+case("mul", in_single, F(3), F(3), kinks=True)
+case("mul", in_single, F(3), F(), kinks=True)
 case("div", lax.div_p.bind, F(3), apart(), complex=True)
 case("div", lax.div_p.bind, F(), apart(3), complex=True)
 case("max", lax.max_p.bind, values(-1.0, 0.5, 2.0), F(low=0.0, high=0.2))
@@ -85,11 +89,6 @@ case("pow", lambda x: lax.pow(x, jnp.arange(4)), values(0.0, 0.0, 0.0, 0.0), ord
 case("pow", lambda x: lax.pow(x, jnp.arange(4)), values(0.0, 0.0, 0.0, 0.0), jax_modes=())
 case("pow", lambda y: lax.pow(jnp.zeros_like(y), y), values(1.0, 2.0, 0.5))
 
-# Special functions.
-
-case("erf", lax.erf, F(3, 2))
-case("erfc", lax.erfc, F(3, 2))
-case("erf_inv", lax.erf_inv, F(3, 2, low=-0.8, high=0.8))
 if hasattr(lax, "log2_p"):  # 0.12 has primitives for these, 0.10 composes them
     case("log2", jnp.log2, POSITIVE, complex=True)
     case("polynomial", lambda x, *a: lax.polynomial(x, a), F(3), F(3), F(3), F(3), complex=True)
@@ -101,6 +100,8 @@ if hasattr(lax, "log2_p"):  # 0.12 has primitives for these, 0.10 composes them
 INSIDE = F(3, 2, low=-0.8, high=0.8)
 
 case("sin", lax.sin, F(3, 2), complex=True)
+# At 0 too, where it is not `sin(x) / x`.
+case("div", jnp.sinc, values(0.0, 0.3, -1.0, 2.5))
 case("cos", lax.cos, F(3, 2), complex=True)
 case("tan", lax.tan, INSIDE, complex=True)
 case("asin", lax.asin, INSIDE, complex=True)

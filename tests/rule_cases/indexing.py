@@ -103,6 +103,14 @@ for name, method in SCATTERS.items():
 for method in ("add", "subtract"):
     name = "scatter-sub" if method == "subtract" else "scatter-add"
     case(name, update(method), F(3, 2), indices(0, 2, 0), F(3, 2), complex=True)
+# Of a product the derivative in one factor is the product of the others, also where some are 0.
+# JAX has none for indices that may repeat.
+ONE_ZERO, TWO_ZEROS = values(0.5, 0.0, -1.5, 2.0), values(0.0, 0.0, -1.5, 2.0)
+REPEATED, OUTSIDE = indices(1, 0, 1, 1), indices(9, 0, -7, 0)
+product = update("multiply")
+case("scatter-mul", product, F(3), REPEATED, ONE_ZERO, complex=True, jax_modes=())
+case("scatter-mul", update("multiply", "drop"), F(3), OUTSIDE, TWO_ZEROS, jax_modes=())
+case("scatter-mul", update("multiply", "clip"), F(3, 1), OUTSIDE, F(4, 1), jax_modes=())
 # With `set`, which of two updates of one place wins is up to XLA; functrans decides as JAX does.
 case("scatter", update("set"), F(3, 2), indices(0, 2, 0), F(3, 2), complex=True)
 case("scatter", lambda x, y: x.at[1:3, ::2].set(y), F(4, 3), F(2, 2), complex=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -12,6 +13,7 @@ from rule_cases.table import (
     booleans,
     case,
     distinct,
+    integers,
     values,
 )
 
@@ -36,6 +38,51 @@ case(
     distinct(2, 3),
 )
 case("argmax", lambda x: x[lax.argmax(x, 0, jnp.int32)], distinct(3))
+
+# By a function of one's own. JAX has no derivative in the initial value, and none where one of
+# several operands has no tangent.
+
+
+def start(value: float, x: jax.Array) -> jax.Array:
+    return jnp.full((), value, x.dtype)
+
+
+def either(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`1 - (1 - a)(1 - b)`, with the neutral element 0."""
+    return a + b - a * b
+
+
+def then(first: tuple, second: tuple) -> tuple:
+    """`(a, b)` stands for the function `a x + b`. The order matters."""
+    (a, b), (c, d) = first, second
+    return c * a, c * b + d
+
+
+def larger(first: tuple, second: tuple) -> tuple:
+    (x, i), (y, j) = first, second
+    return jnp.where(x >= y, x, y), jnp.where(x >= y, i, j)
+
+
+case("reduce", lambda x: lax.reduce(x, start(0, x), either, (0,)), F(5, 2), complex=True)
+case("reduce", lambda x: lax.reduce(x, start(0, x), either, (2, 0)), F(2, 2, 3))
+case("reduce", lambda x, y0: lax.reduce(x, y0, either, (1,)), F(2, 3), F(), jax_modes=())
+case("reduce", lambda x, y0: lax.reduce(x, y0, either, (0,)), F(0, 2), F(), jax_modes=())
+case("reduce", lambda x: lax.reduce(x, start(-jnp.inf, x), jnp.logaddexp, (0,)), F(4))
+# JAX combines elements that are not neighbours, and also the value is then another.
+case(
+    "reduce",
+    lambda x, y: lax.reduce((x, y), (start(1, x), start(0, y)), then, (0,)),
+    F(5),
+    F(5),
+    jax_modes=(),
+)
+case(
+    "reduce",
+    lambda x, n: lax.reduce((x, n), (start(-jnp.inf, x), start(0, n)), larger, (0,)),
+    distinct(5),
+    integers(0, 9, 5),
+    jax_modes=(),
+)
 
 CUMULATIVE = {
     "cumsum": (lax.cumsum, F(3, 4), True),

@@ -1,0 +1,208 @@
+"""The derivatives of eigenvalues, singular values, and their vectors.
+
+    A V = V diag(w)        =>        V^-1 A_dot V = diag(w_dot) + X diag(w) - diag(w) X,
+                                     V_dot = V X
+
+so that `w_dot` is the diagonal of the left side, and `X_ij = (V^-1 A_dot V)_ij / (w_j - w_i)`.
+
+Where two eigenvalues are equal, their vectors are any basis of a plane, and have no derivative; a
+result in which the choice of that basis cancels may have one.  Here vectors with equal eigenvalues
+do not turn into each other, `X_ij = 0`, and so the derivatives are right, with repeated eigenvalues
+too, of
+
+    - the symmetric functions of the eigenvalues, such as their sum or the sum of their logarithms;
+    - what depends on no more than the space that equal eigenvalues have in common, such as the
+      projector onto it, or onto another.
+
+They are not right, and no values for V_dot could make them so, where the result depends on how the
+perturbation splits equal eigenvalues: `V f(w) V^H` as a matrix, and second derivatives of functions
+of the eigenvalues.  The same holds of singular values.
+
+Read next: `fft.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jax import lax
+from jax.lax import conj, real
+from jax.lax.linalg import eig_p, eigh_p, svd_p
+
+from functrans.derivatives.common import add, div, eq, is_complex, mul, sub, zeros_like
+from functrans.derivatives.linalg import (
+    adjoint,
+    conjugate,
+    diagonal,
+    hermitian,
+    matmul,
+    places,
+    scale_columns,
+    solve,
+)
+from functrans.rules import checks, general
+
+# ---- differences of values -----------------------------------------------------------------------
+
+
+def pairs(values: Any) -> tuple[Any, Any]:
+    """`w_i` and `w_j`, each as a matrix."""
+    last, shape = values.ndim, (*values.shape, values.shape[-1])
+    batch = range(last - 1)
+    rows = lax.broadcast_in_dim(values, shape, (*batch, last - 1))
+    return rows, lax.broadcast_in_dim(values, shape, (*batch, last))
+
+
+def reciprocal(x: Any, values: Any) -> Any:
+    """`1 / x`, and 0 where x, one of the values or a sum or difference of two, is zero.
+
+    The values are known up to rounding, which is relative to the largest: so x is zero up to that.
+    """
+    largest = lax.reduce_max(lax.abs(values), (values.ndim - 1,))
+    rounding = mul(values.shape[-1] * float(np.finfo(values.dtype).eps), largest)
+    rounding = lax.broadcast_in_dim(rounding, x.shape, range(rounding.ndim))
+    is_zero = lax.le(lax.abs(x), rounding)
+    return lax.select(is_zero, zeros_like(x), div(1, lax.select(is_zero, lax.full_like(x, 1), x)))
+
+
+def gap_reciprocals(values: Any) -> Any:
+    """`1 / (w_j - w_i)`"""
+    rows, columns = pairs(values)
+    return reciprocal(sub(columns, rows), values)
+
+
+def times(weights: Any, x: Any) -> Any:
+    """The entries of a matrix, which may be complex, times weights."""
+    return mul(lax.convert_element_type(weights, x.dtype), x)
+
+
+def inner(x: Any, y: Any) -> Any:
+    """`x_j^H y_j` for each pair of columns."""
+    return lax.reduce_sum(mul(conjugate(x), y), (x.ndim - 2,))
+
+
+def only_whole(subset: Any, what: str) -> None:
+    if subset is not None:
+        raise NotImplementedError(
+            f"the derivative of some of the {what} (subset_by_index={subset}), at "
+            f"{checks.user_line()}: it depends on the others too. Compute all, and take some."
+        )
+
+
+# ---- Hermitian matrices --------------------------------------------------------------------------
+
+
+# V is unitary, V^-1 = V^H, and so the motion of V, X = V^H V_dot, is skew-Hermitian. Its diagonal,
+# which turns the phases of complex vectors, is arbitrary, and here zero. Of A one triangle is read.
+def eigh_jvp(primals, tangents, *, lower, subset_by_index, **params):
+    only_whole(subset_by_index, "eigenvectors of a Hermitian matrix")
+    v, w = eigh_p.bind(*primals, lower=lower, subset_by_index=subset_by_index, **params)
+    moved = matmul(hermitian(tangents[0], lower), v)
+    x = times(gap_reciprocals(w), matmul(adjoint(v), moved))
+    return [v, w], [matmul(v, x), real_part(inner(v, moved))]
+
+
+def real_part(x):
+    return real(x) if is_complex(x) else x
+
+
+general(eigh_p, eigh_jvp)
+
+# ---- singular values -----------------------------------------------------------------------------
+
+
+# A = U S V^H. With P = U^H A_dot V, and the motions X = U^H U_dot and Y = V^H V_dot, both
+# skew-Hermitian,
+#
+#     P = X S + S_dot - S Y,
+#
+# whose Hermitian and skew-Hermitian parts are, for i /= j,
+#
+#     P+_ij = (X + Y)_ij (s_j - s_i) / 2,        P-_ij = (X - Y)_ij (s_j + s_i) / 2.
+#
+# On the diagonal P+ = S_dot, and P- gives X - Y as above, while X + Y, which turns the phases of
+# both vectors, is arbitrary; here it is such that Y is zero. To the motion of U within its columns
+# is added that out of them, which is (1 - U U^H) A_dot V S^-1; and so for V, with A_dot^H.
+def svd_jvp(primals, tangents, *, full_matrices, compute_uv, subset_by_index, **params):
+    (a,), (a_dot,) = primals, tangents
+    m, n = a.shape[-2:]
+    only_whole(subset_by_index, "singular vectors")
+    if compute_uv and full_matrices and m != n:
+        raise NotImplementedError(
+            f"the derivative of the singular vectors of a {m} x {n} matrix with full matrices, at "
+            f"{checks.user_line()}: those without a singular value are any basis of the complement "
+            "of the others, so that they have no derivative. Use full_matrices=False; the projector"
+            " onto the complement is 1 - U U^H."
+        )
+    vectors = {"full_matrices": False, "compute_uv": True, "subset_by_index": None}
+    s, u, vh = svd_p.bind(a, **vectors, **params)
+    v = adjoint(vh)
+    moved = matmul(a_dot, v)
+    s_dot = real_part(inner(u, moved))
+    if not compute_uv:
+        return [s], [s_dot]
+    p = matmul(adjoint(u), moved)
+    hermitian_part, skew_part = mul(0.5, add(p, adjoint(p))), mul(0.5, sub(p, adjoint(p)))
+    mean = times(gap_reciprocals(s), hermitian_part)
+    difference = times(reciprocal(add(*pairs(s)), s), skew_part)
+    if is_complex(p):
+        mean = add(mean, lax.select(eq(*places(p)), difference, zeros_like(difference)))
+    u_dot, v_dot = matmul(u, add(mean, difference)), matmul(v, sub(mean, difference))
+    if m > n:
+        outside = sub(moved, matmul(u, p))
+        u_dot = add(u_dot, scale_columns(outside, reciprocal(s, s)))
+    if n > m:
+        outside = sub(matmul(adjoint(a_dot), u), matmul(v, adjoint(p)))
+        v_dot = add(v_dot, scale_columns(outside, reciprocal(s, s)))
+    return [s, u, vh], [s_dot, u_dot, adjoint(v_dot)]
+
+
+general(svd_p, svd_jvp)
+
+# ---- general square matrices ---------------------------------------------------------------------
+
+
+# The left eigenvectors, W^H A = diag(w) W^H, are the eigenvectors of A^H, whose eigenvalues are
+# those of A, conjugated.
+def eig_jvp(primals, tangents, *, compute_left_eigenvectors, compute_right_eigenvectors, **params):
+    (a,), (a_dot,) = primals, tangents
+    w, *left, v = eig_p.bind(
+        a,
+        compute_left_eigenvectors=compute_left_eigenvectors,
+        compute_right_eigenvectors=True,
+        **params,
+    )
+    a_dot = lax.convert_element_type(a_dot, w.dtype)
+    p = solve(v, matmul(a_dot, v))
+    outs, tangents_out = [w, *left], [diagonal(p)]
+    for u in left:
+        p_left = solve(u, matmul(adjoint(a_dot), u))
+        tangents_out.append(vectors_tangent(conj(w), u, p_left))
+    if compute_right_eigenvectors:
+        outs, tangents_out = [*outs, v], [*tangents_out, vectors_tangent(w, v, p)]
+    return outs, tangents_out
+
+
+# Each vector has length 1, and its largest component, number k, is real. What of v_dot = (V X)_j
+# would change that, a multiple c of v, is taken away:
+#
+#     Re v^H (v_dot - c v) = 0        =>    Re c = Re v^H v_dot
+#     Im (v_dot - c v)_k = 0          =>    Im c = Im (v_dot)_k / v_k
+def vectors_tangent(w, v, p):
+    v_dot = matmul(v, mul(gap_reciprocals(w), p))
+    k = lax.argmax(lax.abs(v), v.ndim - 2, np.int32)
+    is_largest = eq(places(v)[0], lax.broadcast_in_dim(k, v.shape, _without(v, v.ndim - 2)))
+
+    def largest(x):
+        return lax.reduce_sum(lax.select(is_largest, x, zeros_like(x)), (x.ndim - 2,))
+
+    phase = div(lax.imag(largest(v_dot)), lax.real(largest(v)))
+    return sub(v_dot, scale_columns(v, lax.complex(lax.real(inner(v, v_dot)), phase)))
+
+
+def _without(x, axis):
+    return [d for d in range(x.ndim) if d != axis]
+
+
+general(eig_p, eig_jvp)

@@ -1,0 +1,453 @@
+"""Linear algebra: closed forms, matrices that are hard, and the library functions of JAX.
+
+Every rule by itself is in `rule_cases/linalg.py`. Here are the gradients that have a formula in
+the textbooks; repeated eigenvalues and singular values, where the formulas for vectors divide by
+zero; matrices without full rank, and nearly so; and what has no derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg as jsp
+import numpy as np
+import pytest
+from jax import lax
+
+import functrans as ft
+from functrans.testing import check_grads
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def array(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).normal(size=shape)
+
+
+def orthogonal(n: int, seed: int = 0) -> np.ndarray:
+    return np.linalg.qr(array(n, n, seed=seed))[0]
+
+
+def close(got: Any, want: Any, rtol: float = 1e-9) -> None:
+    size = float(np.max(np.abs(want)))
+    chex.assert_trees_all_close(np.asarray(got), np.asarray(want), rtol=rtol, atol=rtol * size)
+
+
+def symmetric(x: Any) -> Any:
+    return (x + x.T) / 2
+
+
+# Closed forms.
+
+A, B, C = array(3, 3), array(3), array(3, seed=1)
+
+
+def by_lu(a, b):
+    return jsp.lu_solve(jsp.lu_factor(a), b)
+
+
+def by_qr(a, b):
+    q, r = jnp.linalg.qr(a)
+    return jsp.solve_triangular(r, q.T @ b)
+
+
+def by_normal_equations(a, b):
+    return jsp.cho_solve(jsp.cho_factor(a.T @ a), a.T @ b)
+
+
+SOLVERS = [jnp.linalg.solve, by_lu, by_qr, by_normal_equations]
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_the_solution_of_a_linear_system(solve: Callable) -> None:
+    """`A x = b`: dL/db = A^-T dL/dx,  dL/dA = -A^-T (dL/dx) x^T."""
+    x = np.linalg.solve(A, B)
+    x_bar = 2 * x + C
+    a_bar, b_bar = ft.grad(lambda a, b: jnp.sum(solve(a, b) ** 2) + C @ solve(a, b), (0, 1))(A, B)
+    close(b_bar, np.linalg.solve(A.T, x_bar))
+    close(a_bar, -np.outer(np.linalg.solve(A.T, x_bar), x))
+
+
+def by_lstsq(a, b):
+    return jnp.linalg.lstsq(a, b)[0]
+
+
+def by_pinv(a, b):
+    return jnp.linalg.pinv(a) @ b
+
+
+@pytest.mark.parametrize("solve", [by_qr, by_normal_equations, by_pinv, by_lstsq])
+def test_least_squares(solve: Callable) -> None:
+    """With r = b - A x and z = (A^T A)^-1 dL/dx: dL/db = A z,  dL/dA = r z^T - A z x^T."""
+    a, b, c = array(5, 3), array(5), array(3)
+    x = np.linalg.lstsq(a, b)[0]
+    z = np.linalg.solve(a.T @ a, c)
+    a_bar, b_bar = ft.grad(lambda a, b: c @ solve(a, b), (0, 1))(a, b)
+    close(b_bar, a @ z)
+    close(a_bar, np.outer(b - a @ x, z) - np.outer(a @ z, x))
+    check_grads(solve, (a, b), order=1)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (4, 2), (2, 4)])
+@pytest.mark.parametrize("full", [False, True])
+def test_a_loss_of_singular_values(shape: tuple[int, int], full: bool) -> None:
+    """dL/dW = U diag(dL/dsigma) V^T, whether or not the vectors are asked for."""
+
+    def loss(w):
+        s = jnp.linalg.svd(w, full_matrices=False)[1] if full else jnp.linalg.svdvals(w)
+        return jnp.sum(jnp.sin(s) * s)
+
+    w = array(*shape)
+    u, s, vt = np.linalg.svd(w, full_matrices=False)
+    close(ft.grad(loss)(w), u @ np.diag(np.cos(s) * s + np.sin(s)) @ vt)
+
+
+def test_determinant_and_inverse() -> None:
+    """d det A = det A tr(A^-1 dA),  d log|det A| = tr(A^-1 dA),  d A^-1 = -A^-1 dA A^-1."""
+    inverse, direction = np.linalg.inv(A), array(3, 3, seed=1)
+    close(ft.grad(jnp.linalg.det)(A), np.linalg.det(A) * inverse.T)
+    close(ft.grad(lambda a: jnp.linalg.slogdet(a)[1])(A), inverse.T)
+    close(ft.jvp(jnp.linalg.inv, (A,), (direction,))[1], -inverse @ direction @ inverse)
+
+
+def test_a_function_of_eigenvalues() -> None:
+    """d tr f(A) = tr(f'(A) dA), for a symmetric matrix and for one with complex eigenvalues."""
+    a = symmetric(A)
+    close(ft.grad(lambda a: jnp.sum(jnp.linalg.eigvalsh(a) ** 3))(a), 3 * a @ a)
+    rotating = np.array([[1.0, 2.0, 0.5], [-2.0, 1.0, 0.3], [0.1, 0.2, 3.0]])
+    assert np.iscomplexobj(np.linalg.eigvals(rotating))
+    for eigenvalues in (jnp.linalg.eigvals, lambda a: jnp.linalg.eig(a)[0]):
+        got = ft.grad(lambda a, eigenvalues=eigenvalues: jnp.sum(eigenvalues(a) ** 3).real)
+        close(got(rotating), 3 * (rotating @ rotating).T)
+
+
+def test_reflections_of_a_factorization_are_its_unitary_factor() -> None:
+    """Q from `qr`, and Q from the product of the reflections that `qr` in its raw mode returns."""
+
+    def by_reflections(a):
+        packed, taus = jnp.linalg.qr(a, mode="raw")
+        return lax.linalg.householder_product(packed.mT, taus)
+
+    for a in (array(4, 3), A, A + 1j * array(3, 3, seed=1)):
+        direction = jnp.cos(a)
+        want, want_dot = ft.jvp(lambda a: jnp.linalg.qr(a)[0], (a,), (direction,))
+        got, got_dot = ft.jvp(by_reflections, (a,), (direction,))
+        close(got, want)
+        close(got_dot, want_dot)
+
+
+def test_a_triangle_that_is_not_read_has_no_gradient() -> None:
+    """`jax.scipy.linalg.cholesky` reads one triangle. As a function of that it has this gradient,
+    which finite differences confirm; both triangles together say the same of a symmetric matrix."""
+    a = A @ A.T + np.eye(3)
+
+    def of_scipy(a):
+        return jnp.sum(jnp.sin(jsp.cholesky(a, lower=True)))
+
+    def of_numpy(a):
+        return jnp.sum(jnp.sin(jnp.linalg.cholesky(a)))
+
+    one, both = ft.grad(of_scipy)(a), ft.grad(of_numpy)(a)
+    assert np.any(one) and not np.any(np.triu(one, 1))
+    close((one + one.T) / 2, both)
+    check_grads(of_scipy, (a,), order=1)
+
+
+# Repeated eigenvalues and singular values.
+
+Q = orthogonal(3)
+REPEATED = {
+    "identity": np.eye(3),
+    "multiple of the identity": 2.5 * np.eye(3),
+    "two of three, diagonal": np.diag([2.0, 5.0, 2.0]),
+    "two of three": symmetric(Q @ np.diag([1.0, 1.0, 2.0]) @ Q.T),  # equal up to rounding
+}
+repeated = pytest.mark.parametrize("a", REPEATED.values(), ids=REPEATED)
+
+
+@repeated
+@pytest.mark.parametrize("eigenvalues", [jnp.linalg.eigvalsh, jnp.linalg.eigvals])
+def test_functions_of_repeated_eigenvalues(a: np.ndarray, eigenvalues: Callable) -> None:
+    close(ft.grad(lambda a: jnp.sum(eigenvalues(a) ** 3).real)(a), 3 * a @ a)
+    close(ft.grad(lambda a: jnp.sum(jnp.log(eigenvalues(a))).real)(a), np.linalg.inv(a))
+
+
+@repeated
+def test_the_trace_of_a_matrix_function_with_repeated_eigenvalues(a: np.ndarray) -> None:
+    """The vectors have a cotangent here, and it cancels: d tr exp(A) = tr(exp(A) dA)."""
+
+    def trace(a):
+        w, v = jnp.linalg.eigh(a)
+        return jnp.trace((v * jnp.exp(w)) @ v.T)
+
+    close(ft.grad(trace)(a), jax.scipy.linalg.expm(a))
+    direction = symmetric(array(3, 3))
+    pushed = ft.jvp(trace, (a,), (direction,))[1]
+    close(pushed, np.sum(jax.scipy.linalg.expm(a) * direction))
+
+
+def test_the_projector_onto_a_simple_eigenvalue_beside_a_repeated_one() -> None:
+    """With A = a + (b - a) p p^T: dP = (1 - P) dA P / (b - a) + its transpose."""
+    p = Q[:, 2]
+    a = symmetric(np.eye(3) + np.outer(p, p))
+
+    def projector(a):
+        v = jnp.linalg.eigh(a)[1]
+        return jnp.outer(v[:, 2], v[:, 2])
+
+    direction, weights = symmetric(array(3, 3)), symmetric(array(3, 3, seed=1))
+    half = (np.eye(3) - np.outer(p, p)) @ direction @ np.outer(p, p)
+    close(ft.jvp(projector, (a,), (direction,))[1], half + half.T)
+    gradient = ft.grad(lambda a: jnp.sum(weights * projector(a)))(a)
+    close(np.sum(gradient * direction), np.sum(weights * (half + half.T)))
+    check_grads(lambda a: projector(symmetric(a)), (a,), order=1)
+
+
+def test_what_vectors_with_equal_eigenvalues_cannot_say() -> None:
+    """At the identity exp(A + dA) = e (1 + dA + ...), of which eigenvalues and vectors have only
+    the part that is diagonal in the basis that they happen to be."""
+
+    def exponential(a):
+        w, v = jnp.linalg.eigh(a)
+        return (v * jnp.exp(w)) @ v.T
+
+    direction = symmetric(array(3, 3))
+    got = ft.jvp(exponential, (np.eye(3),), (direction,))[1]
+    close(got, np.e * np.diag(np.diag(direction)))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_repeated_singular_values(scale: float) -> None:
+    """At a multiple of an orthogonal matrix, where the nuclear norm and the polar factor U V^T are
+    smooth: the gradient of the norm is U V^T, and d(U V^T) = U V^T skew(V U^T dA) / scale."""
+    a, direction = scale * Q, array(3, 3)
+
+    def nuclear(a):
+        return jnp.linalg.norm(a, "nuc")
+
+    def polar(a):
+        u, _, vt = jnp.linalg.svd(a)
+        return u @ vt
+
+    close(ft.grad(nuclear)(a), Q)
+    m = Q.T @ direction / scale
+    close(ft.jvp(polar, (a,), (direction,))[1], Q @ (m - m.T) / 2)
+    check_grads(polar, (a,), order=1)
+    close(ft.jvp(ft.grad(nuclear), (a,), (direction,))[1], Q @ (m - m.T) / 2)
+
+
+def test_the_product_of_the_factors() -> None:
+    """U S V^T and V diag(w) V^T are the matrix, to the second derivative."""
+
+    def from_singular(a):
+        u, s, vt = jnp.linalg.svd(a, full_matrices=False)
+        return (u * s) @ vt
+
+    a, direction = array(4, 3), array(4, 3, seed=1)
+    close(ft.jvp(from_singular, (a,), (direction,))[1], direction)
+    twice = ft.jvp(lambda a: ft.jvp(from_singular, (a,), (direction,))[1], (a,), (direction,))[1]
+    assert np.max(np.abs(twice)) < 1e-12
+
+
+# Rank.
+
+
+def test_singular_values_without_full_rank() -> None:
+    """The gradient of those that are not zero; all are finite."""
+    u, v = orthogonal(4)[:, 0], orthogonal(3)[:, 0]
+    a = 3 * np.outer(u, v)
+    for values in (jnp.linalg.svdvals, lambda a: jnp.linalg.svd(a, full_matrices=False)[1]):
+        close(ft.grad(lambda a, values=values: values(a)[0])(a), np.outer(u, v))
+        assert np.all(np.isfinite(ft.jacrev(values)(a)))
+
+
+def test_the_best_approximation_of_rank_one_at_rank_one() -> None:
+    """It is the projection onto the tangent space of the matrices of rank one."""
+    u, v = orthogonal(4)[:, 0], orthogonal(3)[:, 0]
+
+    def best(a):
+        u, s, vt = jnp.linalg.svd(a, full_matrices=False)
+        return s[0] * jnp.outer(u[:, 0], vt[0])
+
+    a, direction = 3 * np.outer(u, v), array(4, 3)
+    lost = (np.eye(4) - np.outer(u, u)) @ direction @ (np.eye(3) - np.outer(v, v))
+    close(ft.jvp(best, (a,), (direction,))[1], direction - lost)
+    check_grads(best, (a,), order=1)
+
+
+def test_qr_without_full_rank_is_seen() -> None:
+    """Q jumps there; the tangents are not finite numbers."""
+    a = np.array([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]])
+    q_dot = ft.jvp(lambda a: jnp.linalg.qr(a)[0], (a,), (array(3, 2),))[1]
+    assert not np.all(np.isfinite(q_dot))
+
+
+def exact_inverse_and_determinant(a: np.ndarray) -> tuple[np.ndarray, Fraction]:
+    """By Gauss and Jordan in rational numbers, of which each float is one."""
+    n = len(a)
+    rows = [[*map(Fraction, row), *(Fraction(i == j) for j in range(n))] for i, row in enumerate(a)]
+    determinant = Fraction(1)
+    for i in range(n):
+        pivot = max(range(i, n), key=lambda k, i=i: abs(rows[k][i]))
+        if pivot != i:
+            rows[i], rows[pivot] = rows[pivot], rows[i]
+            determinant = -determinant
+        determinant *= rows[i][i]
+        rows[i] = [x / rows[i][i] for x in rows[i]]
+        for k in range(n):
+            if k != i:
+                rows[k] = [x - rows[k][i] * y for x, y in zip(rows[k], rows[i], strict=True)]
+    return np.array([row[n:] for row in rows], dtype=object), determinant
+
+
+def test_a_nearly_singular_matrix() -> None:
+    """With a condition number of 1e8 the inverse has about eight digits, and so do the gradients.
+    (One that divided by the condition twice would have none.)"""
+    a = orthogonal(4) @ np.diag([1.0, 0.1, 1e-3, 1e-8]) @ orthogonal(4, seed=1)
+    b, c = array(4), array(4, seed=1)
+    assert 0.9e8 < np.linalg.cond(a) < 1.1e8
+    inverse, determinant = exact_inverse_and_determinant(a)
+    x, z = inverse @ list(map(Fraction, b)), inverse.T @ list(map(Fraction, c))
+    want = {
+        "solve": -np.outer(z, x),
+        "inverse": -np.outer(z, x),
+        "determinant": determinant * inverse.T,
+        "logarithm": inverse.T,
+    }
+    functions = {
+        "solve": lambda a: c @ jnp.linalg.solve(a, b),
+        "inverse": lambda a: c @ jnp.linalg.inv(a) @ b,
+        "determinant": jnp.linalg.det,
+        "logarithm": lambda a: jnp.linalg.slogdet(a)[1],
+    }
+    for name, fun in functions.items():
+        exact = np.array(want[name], dtype=float)
+        error = np.max(np.abs(ft.grad(fun)(a) - exact)) / np.max(np.abs(exact))
+        assert error < 1e-6, (name, error)
+
+
+# Higher order.
+
+
+def log_likelihood(a, x):
+    """Of a normal distribution, by the Cholesky factor of its covariance."""
+    l = jnp.linalg.cholesky(a @ a.T + jnp.eye(3))
+    z = jsp.solve_triangular(l, x, lower=True)
+    return jnp.sum(jnp.log(jnp.diag(l))) + z @ z / 2
+
+
+HIGHER = {
+    "cholesky": log_likelihood,
+    "solve": lambda a, x: x @ jnp.linalg.solve(a, jnp.sin(x)),
+    "eigenvalues": lambda a, x: jnp.sum(jnp.sin(jnp.linalg.eigvalsh(a + jnp.outer(x, x)))),
+    "singular values": lambda a, x: jnp.sum(jnp.linalg.svdvals(a * x) ** 1.5),
+}
+
+
+@pytest.mark.parametrize("name", HIGHER)
+def test_the_gradient_of_the_gradient(name: str) -> None:
+    check_grads(HIGHER[name], (A, B), order=2, modes=("rev",))
+    got = ft.hessian(HIGHER[name])(A, B)
+    close(got, jax.hessian(HIGHER[name])(A, B), rtol=1e-8)
+
+
+# The library functions of JAX, which are made of these.
+
+
+def dominant(x: Any) -> Any:
+    return x + 4 * jnp.eye(x.shape[-1])
+
+
+def positive(x: Any) -> Any:
+    return x @ jnp.conj(x.mT) + jnp.eye(x.shape[-1])
+
+
+def of_vectors(x: Any) -> Any:
+    """Without the phases."""
+    w, v = jnp.linalg.eigh(positive(x))
+    return w, v * jnp.conj(v)
+
+
+FUNCTIONS: dict[str, Callable] = {
+    "solve": lambda x: jnp.linalg.solve(dominant(x), x[:, :2]),
+    "solve, one column": lambda x: jnp.linalg.solve(dominant(x), x[0]),
+    "scipy solve": lambda x: jsp.solve(positive(x), x[0], assume_a="pos"),
+    "inv": lambda x: jnp.linalg.inv(dominant(x)),
+    "det": jnp.linalg.det,
+    "slogdet": lambda x: jnp.linalg.slogdet(x),
+    "pinv": lambda x: (jnp.linalg.pinv(x[:, :2]), jnp.linalg.pinv(x[:2])),
+    "matrix_power": lambda x: (
+        jnp.linalg.matrix_power(x, 3),
+        jnp.linalg.matrix_power(dominant(x), -2),
+    ),
+    "expm": jsp.expm,
+    "lstsq": lambda x: jnp.linalg.lstsq(x[:, :2], x[:, 2])[0],
+    "cho_solve": lambda x: jsp.cho_solve((jnp.linalg.cholesky(positive(x)), True), x[0]),
+    "lu_solve": lambda x: jsp.lu_solve(jsp.lu_factor(dominant(x)), x, trans=2),
+    "lu": lambda x: jsp.lu(x)[1:],
+    "eigvalsh": lambda x: jnp.linalg.eigvalsh(positive(x)),
+    "eigh": of_vectors,
+    "svdvals": lambda x: jnp.linalg.svdvals(x[:2]),
+    "norms": lambda x: (jnp.linalg.norm(x, "nuc"), jnp.linalg.norm(x, 2), jnp.linalg.cond(x)),
+    "qr": lambda x: (jnp.linalg.qr(x[:, :2]), jnp.linalg.qr(x, mode="r")),
+    "qr, complete": lambda x: jnp.linalg.qr(x, mode="complete"),
+    "polar": lambda x: jsp.polar(x[:, :2], method="svd"),
+    "solve_triangular": lambda x: jsp.solve_triangular(dominant(x), x, trans="C", lower=True),
+    "tensorsolve": lambda x: jnp.linalg.tensorsolve(dominant(x), x[0]),
+    "multi_dot": lambda x: jnp.linalg.multi_dot([x, x[:, :2], x[:2]]),
+}
+
+
+@pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_library_functions(name: str, is_complex: bool) -> None:
+    """Forward and reverse mode, of a batch and compiled, against JAX's."""
+    x = jnp.asarray(array(2, 3, 3) + (1j * array(2, 3, 3, seed=1) if is_complex else 0))
+    x_dot = jnp.cos(x)
+
+    def derivatives(ad):
+        def both(x, x_dot):
+            y, pushed = ad.jvp(FUNCTIONS[name], (x,), (x_dot,))
+            return pushed, ad.vjp(FUNCTIONS[name], x)[1](jax.tree.map(jnp.sin, y))
+
+        return jax.jit(jax.vmap(both))(x, x_dot)
+
+    got, want = derivatives(ft), derivatives(jax)
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
+    jax.tree.map(close, got, want)
+
+
+# What has no derivative.
+
+
+@pytest.mark.parametrize(
+    ("fun", "message"),
+    [
+        (lambda x: jnp.linalg.qr(x, mode="complete")[1], "QR factorization of a 4 x 3 matrix"),
+        (lambda x: jnp.linalg.svd(x)[0], "singular vectors of a 4 x 3 matrix"),
+        (lambda x: jnp.linalg.svd(x.T)[0], "singular vectors of a 3 x 4 matrix"),
+    ],
+)
+def test_a_basis_of_the_complement_has_no_derivative(fun: Callable, message: str) -> None:
+    """The message says why, in which line of which file, and what to do."""
+    for differentiate in (
+        lambda x: ft.jvp(fun, (x,), (x,)),
+        lambda x: ft.grad(lambda x: jnp.sum(fun(x)))(x),
+        ft.jit(lambda x: ft.jvp(fun, (x,), (x,))),
+    ):
+        with pytest.raises(NotImplementedError, match=message) as error:
+            differentiate(jnp.asarray(array(4, 3)))
+        assert "full_matrices=False" in str(error.value)
+        assert "test_linalg.py" in str(error.value)
+
+
+def test_no_rule_is_said() -> None:
+    """The factors of a Schur decomposition: those of equal eigenvalues are any, as above, and
+    LAPACK's order and blocks are its own. JAX has no rule either."""
+    with pytest.raises(NotImplementedError, match="schur"):
+        ft.jvp(lambda x: jsp.schur(x)[0], (A,), (A,))
