@@ -188,13 +188,6 @@ def with_constants(jaxpr: Jaxpr, values: Sequence) -> ClosedJaxpr:
     return closed(variables[split:], outputs, equations, info, variables[:split], values)
 
 
-def giving(program: ClosedJaxpr, outputs: Sequence[Any]) -> ClosedJaxpr:
-    """The program with these outputs, and with the equations that they need."""
-    jaxpr, equations = program.jaxpr, live(program.jaxpr.eqns, outputs)
-    info = jaxpr.debug_info
-    return closed(jaxpr.invars, outputs, equations, info, jaxpr.constvars, program.consts)
-
-
 def number(value: Any, aval: Any) -> Any:
     """A scalar constant of a type, as a literal; that of a weak type is a Python number."""
     constant = aval.dtype.type(value)

@@ -63,7 +63,7 @@ def names_used(tree: ast.Module) -> set[str]:
 
 TOUR = ["jaxpr", "rules", "tracer", "forward", "linearize", "reverse", "control_flow"]
 TOUR += ["jit", "transforms", "jacobians"]
-SIDE_ROOMS = {"derivatives": {"rules"}, "explain": {"jaxpr"}}
+SIDE_ROOMS = {"derivatives": {"rules", "explain"}, "explain": {"jaxpr"}}
 ITSELF = {"derivatives", "explain", "control_flow"}
 ENTRANCES = {"", "testing", "__main__"}
 """The package, and what uses it as anyone would."""
@@ -80,6 +80,7 @@ def may_import(name: str) -> set[str]:
     if room(name) in SIDE_ROOMS:
         return SIDE_ROOMS[room(name)] | {room(name)}
     before = set(TOUR[: TOUR.index(room(name))]) | {"explain"}
+    before |= {"derivatives"} if room(name) == "control_flow" else set()
     return before | ({room(name)} & ITSELF)
 
 
@@ -132,7 +133,8 @@ def test_only_the_public_interface_of_jax(name: str) -> None:
 @every_module
 def test_no_derivative_is_that_of_jax(name: str) -> None:
     used = names_used(SOURCES[name])
-    assert not {full for full in used if full.startswith("jax.interpreters.ad")}
+    if name != "functrans.derivatives.foreign":  # which reads what other packages say there
+        assert not {full for full in used if full.startswith("jax.interpreters.ad")}
     assert not {full for full in used if full.startswith("jax.ad_")}
     if room(name) not in ("testing", "__main__"):  # which compare with JAX
         assert not used & DERIVATIVES_OF_JAX

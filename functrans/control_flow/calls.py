@@ -141,7 +141,7 @@ class LinearCallRule(Rule):
         return outs, total
 
     def transpose(self, primitive, cotangents, inputs, params):
-        known, x = self.split(params, inputs)
+        known, _ = self.split(params, inputs)
         if any(type(value) is Linear for value in known):
             raise NotLinear.at(primitive)
         program, consts = params["transpose_thunk"]()

@@ -79,7 +79,8 @@ def mixed_branches(first: ClosedJaxpr, others: tuple, linear: tuple[bool, ...]) 
     found = [split(branch, linear, (False,) * len(first.out_avals))[2] for branch in branches]
     either = tuple(map(any, zip(*found, strict=True)))
     count = len(either) - sum(either)
-    derived = [located(*split(branch, linear, either)[:2], count) for branch in branches]
+    pairs = [split(branch, linear, either)[:2] for branch in branches]
+    derived = [located(one, two, count) for one, two in pairs]
     avals = parted(first.in_avals, linear)[1]
     return *two_switches(derived, [list] * len(branches), avals), either
 

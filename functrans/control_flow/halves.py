@@ -77,7 +77,7 @@ def located(
             found[atom] = ("fresh", len(fresh))
             fresh.append(atom)
         sources.append(found[atom])
-    return Halves(jx.giving(first, [*ys, *fresh]), second, count, sources, [])
+    return Halves(giving(first, [*ys, *fresh]), second, count, sources, [])
 
 
 @jx.cached_by_program
@@ -131,6 +131,13 @@ def merged(unflagged: Iterable, flagged: Iterable, flags: Sequence[bool]) -> lis
     return [next(parts[flag]) for flag in flags]
 
 
+def giving(program: ClosedJaxpr, outputs: Sequence[Any]) -> ClosedJaxpr:
+    """The program with these outputs, and with the equations that they need."""
+    jaxpr, equations = program.jaxpr, jx.live(program.jaxpr.eqns, outputs)
+    info = jaxpr.debug_info
+    return jx.closed(jaxpr.invars, outputs, equations, info, jaxpr.constvars, program.consts)
+
+
 def hoist(half: Halves, consts: int) -> tuple[ClosedJaxpr, Halves]:
     """What a loop need not do again: the residuals that depend on nothing but its constants.
 
@@ -164,5 +171,5 @@ def hoist(half: Halves, consts: int) -> tuple[ClosedJaxpr, Halves]:
         places[kind] += 1
     sources = [found[at] if kind == "fresh" else (kind, at) for kind, at in half.sources]
     kept = [var for var, is_moved in zip(fresh, moved, strict=True) if not is_moved]
-    first = jx.giving(half.first, [*jaxpr.outvars[:count], *kept])
+    first = giving(half.first, [*jaxpr.outvars[:count], *kept])
     return outer, half._replace(first=first, sources=sources)

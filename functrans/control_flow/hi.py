@@ -2,8 +2,8 @@
 
     y = p(x)          is          y = expand_p(x)
 
-Since JAX 0.11 some functions of `jax.numpy` and `jax.lax` are one such primitive.  They are replaced
-by their functions wherever they appear, also inside the jaxprs of calls and loops.  The root of an
+Since JAX 0.11 some functions of `jax.numpy` and `jax.lax` are one such primitive.  Functions take
+their places wherever they appear, also inside the jaxprs of calls and loops.  The root of an
 equation is more than the function that finds it: its derivative is that of the implicit function,
 
     f(p, x) = 0          =>          x_dot = -(df/dx)^-1 (df/dp p_dot)

@@ -22,6 +22,7 @@ from jax.extend.core import ClosedJaxpr, Literal, Var, set_current_trace
 from jax.extend.core.primitives import jit_p
 
 from functrans import jaxpr as jx
+from functrans.control_flow.halves import giving
 from functrans.jaxpr import Linear
 from functrans.linearize import jvp_jaxpr, linearize_jaxpr
 from functrans.reverse import transpose_jaxpr
@@ -204,4 +205,4 @@ def _without_copies(program: ClosedJaxpr) -> tuple[ClosedJaxpr, list, list]:
             source = found[atom]
         sources.append(source)
     kept = [jaxpr.outvars[i] for i in positions]
-    return jx.giving(program, kept), positions, sources
+    return giving(program, kept), positions, sources

@@ -17,7 +17,6 @@ from functrans.explain import checks
 from functrans.rules import general, zero
 
 
-
 def checked(x):
     checkify.check(x > 0, "x is not positive")
     return x

@@ -17,7 +17,7 @@ from typing import Any
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
-from functrans.rules import ADOPTED, NotLinear, Rule, Zero, Linear, call, results
+from functrans.rules import ADOPTED, Linear, NotLinear, Rule, Zero, call, results
 
 
 def adopt(primitive: Primitive) -> bool:
