@@ -1,22 +1,30 @@
-"""`jax.checkpoint`: keep the inputs of a function, and compute the rest again where it is needed.
+"""`jax.checkpoint`: keep what the policy says of a function, and compute the rest where it is needed.
 
-    linearize f at x:    y = f(x) now,    and later  (x, x_dot) -> y_dot,  which evaluates f again
+    linearize f at x:    (y, s) = f(x) now,    and later  (x, s, x_dot) -> y_dot,  which evaluates f
+                         again, but for what was saved in s
 
-The linear half is one equation of the same primitive. It reads no residuals but `x`; its transpose
-evaluates what is not linear in it first, and that is the recomputation.
+The linear half is one equation of the same primitive.  It reads no residuals but `x` and `s`; its
+transpose evaluates what is not linear in it first, and that is the recomputation.
 
 Read next: `custom.py`.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr
-from jax.extend.core.primitives import remat_p
+import jax
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Literal, Var
+from jax.extend.core.primitives import jit_p, remat_p, scan_p
 
 from functrans import jaxpr as jx
+from functrans.control_flow.halves import giving
+from functrans.control_flow.scan import Loop
+from functrans.explain import checks
 from functrans.jaxpr import Linear
 from functrans.linearize import jvp_jaxpr, linearize_jaxpr
 from functrans.reverse import transpose_jaxpr
@@ -24,28 +32,145 @@ from functrans.rules import Rule, call
 from functrans.tracer import stage
 
 
-def bind(program: ClosedJaxpr, args: list, params: dict) -> list:
+def bind(program: ClosedJaxpr, args: list, params: dict, differentiated: bool = True) -> list:
     """Evaluate a derived jaxpr in place of the one that the equation with these params carries."""
     jaxpr, inputs = jx.opened(program, args)
-    return remat_p.bind(*inputs, **{**params, "jaxpr": jaxpr, "differentiated": True})
+    return remat_p.bind(*inputs, **params | {"jaxpr": jaxpr, "differentiated": differentiated})
+
+
+# ---- what is saved -------------------------------------------------------------------------------
+
+
+def saves(policy: Callable | None, equation: Any) -> bool:
+    """Whether the results of an equation are kept; a policy answers by a truth value or a symbol."""
+    if policy is None:
+        return False
+    avals = [atom.aval for atom in equation.invars]
+    answer = policy(equation.primitive, *avals, **equation.params)
+    kind = type(answer).__name__
+    if kind == "Offloadable":
+        warnings.warn(checks.not_offloaded(), stacklevel=2)
+    return bool(answer) and kind != "RecomputeType"
+
+
+def walk(program: ClosedJaxpr, inputs: Sequence, meet: Callable) -> list:
+    """Evaluate a program and what it calls; `meet(equation, inputs)` gives an equation's results."""
+    values = jx.environment(program, inputs)
+
+    def read(atom):
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for equation in program.jaxpr.eqns:
+        given = list(map(read, equation.invars))
+        if equation.primitive is jit_p:
+            with jx.context_of(equation):
+                outs = walk(equation.params["jaxpr"], given, meet)
+        else:
+            outs = meet(equation, given)
+        values.update(zip(equation.outvars, outs, strict=True))
+    return list(map(read, program.jaxpr.outvars))
+
+
+def scan_again(equation: Any, inputs: Sequence, xs: list, run: Callable) -> tuple[list, list]:
+    """Evaluate a `scan` whose step is `run(body, inputs, x) -> (outs, y)`; return outs and ys."""
+    loop = Loop.of(equation.params)
+    consts, carry, given = loop.split(inputs)
+
+    def body(c, step):
+        x, more = step
+        outs, y = run(loop.program, [*consts, *c, *x], more)
+        return outs[: loop.carry], (outs[loop.carry :], y)
+
+    with jx.context_of(equation):
+        carry, (ys, more) = lax.scan(body, carry, (given, xs), **loop.options)
+    return [*carry, *ys], more
+
+
+def saving(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence) -> tuple[list, list]:
+    """Evaluate a program; return its results, and what the policy keeps."""
+    saved: list = []
+
+    def meet(equation, given):
+        if equation.primitive is scan_p:
+
+            def step(body, given, _):
+                return saving(policy, body, given)
+
+            outs, kept = scan_again(equation, given, [], step)
+            saved.append(kept)
+            return outs
+        outs = jx.bind(equation, given)
+        if saves(policy, equation):
+            saved.append(outs)
+        return outs
+
+    return walk(program, inputs, meet), saved
+
+
+def using(
+    policy: Callable | None, program: ClosedJaxpr, inputs: Sequence, saved: Iterator
+) -> list:
+    """Evaluate a program, but for what `saving` has kept."""
+
+    def meet(equation, given):
+        if equation.primitive is scan_p:
+
+            def step(body, given, kept):
+                return using(policy, body, given, iter(kept)), []
+
+            return scan_again(equation, given, next(saved), step)[0]
+        return next(saved) if saves(policy, equation) else jx.bind(equation, given)
+
+    return walk(program, inputs, meet)
+
+
+# ---- the derived programs ------------------------------------------------------------------------
 
 
 @jx.cached_by_program
-def tangents_alone(program: ClosedJaxpr, moving: tuple[bool, ...]) -> tuple[ClosedJaxpr, list]:
-    """The jaxpr of `(x, x_dot) -> y_dot`; and the gaps of `y_dot`, which it fills.
+def checkpointed(program: ClosedJaxpr, moving: tuple[bool, ...], policy: Callable | None) -> tuple:
+    """The jaxprs of `x -> (y, s)` and of `(x, s, x_dot) -> y_dot`; and the gaps of `y_dot`.
 
-    Its equations are linear in `x_dot` or do not read it, so that they can be transposed.
+    The equations of the second are linear in `x_dot` or do not read it, so that they can be
+    transposed. Of what the policy keeps, `s` is what they read.
     """
     first, second, gaps = linearize_jaxpr(program, moving)
-    count = len(moving)
+    count, structure = len(gaps), None
+
+    def primal(*inputs):
+        nonlocal structure
+        outs, saved = saving(policy, first, inputs)
+        leaves, structure = jax.tree.flatten(saved)
+        return [*outs[:count], *leaves]
+
+    info = program.jaxpr.debug_info
+    whole = stage(primal, program.in_avals, info)
+    saved_avals = whole.out_avals[count:]
+
+    def recomputed(*inputs):
+        given, leaves = inputs[: len(moving)], inputs[len(moving) :]
+        saved = jax.tree.unflatten(structure, leaves)
+        return using(policy, first, given, iter(saved))[count:]
+
+    again = stage(recomputed, [*program.in_avals, *saved_avals], info)
+    again = giving(again, again.jaxpr.outvars)
+    atoms = [*again.jaxpr.outvars, *(a for eqn in again.jaxpr.eqns for a in eqn.invars)]
+    read = {atom for atom in atoms if isinstance(atom, Var)}
+    is_read = [var in read for var in again.jaxpr.invars[len(moving) :]]
+    kept = compress(whole.jaxpr.outvars[count:], is_read)
+    primal_program = giving(whole, [*whole.jaxpr.outvars[:count], *kept])
+    kept_avals = list(compress(saved_avals, is_read))
 
     def pushforward(*inputs):
-        outs = jx.evaluate(first, *inputs[:count])
-        return jx.evaluate(second, *outs[len(gaps) :], *inputs[count:])
+        given, rest = inputs[: len(moving)], inputs[len(moving) :]
+        kept, tangents = iter(rest[: len(kept_avals)]), rest[len(kept_avals) :]
+        pairs = zip(saved_avals, is_read, strict=True)
+        saved = [next(kept) if flag else jx.zeros(aval) for aval, flag in pairs]
+        return jx.evaluate(second, *jx.evaluate(again, *given, *saved), *tangents)
 
     tangent_avals = [a.to_tangent_aval() for a in compress(program.in_avals, moving)]
-    avals = [*program.in_avals, *tangent_avals]
-    return stage(pushforward, avals, program.jaxpr.debug_info), gaps
+    avals = [*program.in_avals, *kept_avals, *tangent_avals]
+    return primal_program, stage(pushforward, avals, info), gaps
 
 
 # The equation carries an open jaxpr; what derives from it hangs on this closed one.
@@ -61,9 +186,12 @@ class CheckpointRule(Rule):
         return outs[: len(gaps)], jx.fill(gaps, outs[len(gaps) :])
 
     def linearize(self, primitive, primals, tangents, params):
-        program, gaps = tangents_alone(closed_of(params["jaxpr"]), jx.moving(tangents))
-        outs = primitive.bind(*primals, **params)
-        return outs, jx.fill(gaps, bind(program, [*primals, *jx.present(tangents)], params))
+        program, moving = closed_of(params["jaxpr"]), jx.moving(tangents)
+        first, second, gaps = checkpointed(program, moving, params["policy"])
+        outs = bind(first, primals, params, params["differentiated"])
+        outs, saved = outs[: len(gaps)], outs[len(gaps) :]
+        pushed = bind(second, [*primals, *saved, *jx.present(tangents)], params)
+        return outs, jx.fill(gaps, pushed)
 
     def transpose(self, primitive, cotangents, inputs, params):
         linear = tuple(type(x) is Linear for x in inputs)

@@ -58,6 +58,13 @@ def no_reverse(what: str, advice: str) -> ValueError:
     return ValueError(f"{what} has no reverse-mode derivative, at {user_line()}. {advice}")
 
 
+def not_offloaded() -> str:
+    return (
+        f"the checkpoint policy at {user_line()} offloads values to the host's memory; functrans "
+        "saves them on the device instead"
+    )
+
+
 def no_derivative(primitive: Any) -> ValueError:
     return ValueError(
         f"'{primitive}' at {user_line()} calls a function outside of JAX, whose derivative is not "
