@@ -49,6 +49,7 @@ class ForwardTrace(Trace):
 
     def __init__(self, parent: Any, tape: Any = None):
         super().__init__()
+        self.requires_low = False
         self.parent, self.tape = parent, tape
 
     def equation(self, primitive: Any, primals: list, tangents: list, params: dict) -> tuple:

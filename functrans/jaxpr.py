@@ -70,7 +70,16 @@ def zeros(aval: Any) -> Any:
     if aval.dtype == jax.dtypes.float0:
         return np.zeros(aval.shape, jax.dtypes.float0)
     array = lax.full(aval.shape, 0, aval.dtype)
-    return cast(array, aval) if aval.weak_type else array
+    return varying_as(cast(array, aval) if aval.weak_type else array, aval)
+
+
+def varying_as(x: Any, aval: Any) -> Any:
+    """Copy to the devices of the mesh axes over which values of this type vary."""
+    kind = getattr(aval, "manual_axis_type", None)  # not every type is that of an array
+    if type(x) is Zero or not (kind and kind.varying):
+        return x
+    missing = kind.varying - typeof(x).manual_axis_type.varying
+    return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
 
 def cast(x: Any, aval: Any) -> Any:
@@ -119,12 +128,6 @@ def is_value(x: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-def shape_of(x: Any) -> jax.ShapeDtypeStruct:
-    """The type of a value, as an argument for `jax.make_jaxpr`."""
-    aval = typeof(x)
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
 
 
 # ---- the arithmetic of tangents ------------------------------------------------------------------
@@ -214,16 +217,17 @@ def named_like(fun: Callable, transformed: Callable) -> Callable:
 
 def abstract_eval(primitive: Primitive, avals: tuple, params: dict) -> tuple[list, Any]:
     """The types of an equation's results, and its effects."""
-    # Of params that hold programs nothing is remembered, lest dead programs be kept alive.
-    if any(map(callable, params.values())) or next(iter(jex.jaxprs_in_params(params)), None):
-        out, effects = primitive.abstract_eval(*avals, **params)
-    else:
-        out, effects = _abstract_eval(primitive, avals, tuple(params.items()))
+    # Of params that hold programs nothing is remembered, lest dead programs be kept alive; and the
+    # types of an equation without inputs come from the context alone.
+    programs = any(map(callable, params.values())) or any(jex.jaxprs_in_params(params))
+    find = _abstract_eval.__wrapped__ if programs or not avals else _abstract_eval
+    out, effects = find(primitive, avals, tuple(params.items()), jax.sharding.get_abstract_mesh())
     return results(primitive, out), effects
 
 
 @functools.lru_cache(maxsize=8192)
-def _abstract_eval(primitive: Primitive, avals: tuple, params: tuple) -> Any:
+def _abstract_eval(primitive: Primitive, avals: tuple, params: tuple, mesh: Any) -> Any:
+    del mesh  # a part of the types, and of what is remembered
     return primitive.abstract_eval(*avals, **dict(params))
 
 
@@ -241,8 +245,7 @@ def context_of(equation: JaxprEqn, inlined: bool = False):
     """
     source = source_info_util.current() if inlined else equation.source_info
     stack = source_info_util.current_name_stack() + equation.source_info.name_stack
-    user_context = source_info_util.user_context(source.traceback, name_stack=stack)
-    with user_context, equation.ctx.manager:
+    with source_info_util.user_context(source.traceback, name_stack=stack), equation.ctx.manager:
         yield
 
 

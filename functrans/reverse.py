@@ -49,7 +49,7 @@ def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
 
     linear = _evaluate_known(jaxpr, known, read)
     for atom, cotangent in zip(jaxpr.outvars, cotangents, strict=True):
-        accumulate(atom, cotangent)
+        accumulate(atom, jx.varying_as(cotangent, atom.aval))
     for equation in reversed(linear):
         y_bars = [accumulated.pop(v, Zero(v.aval)) for v in equation.outvars]
         if not jx.present(y_bars):

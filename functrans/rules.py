@@ -256,7 +256,7 @@ def call(primitive: Primitive, rule: Rule) -> None:
 instantiate = jx.instantiate
 cast = jx.cast
 constant = jx.number
-results = jx.results
+varying_as = jx.varying_as
 
 
 def rule_of(primitive: Primitive) -> Rule:

@@ -47,10 +47,6 @@ class Tracer(jax.core.Tracer):
 class Trace(jax.core.Trace):
     """To a call of functions, which JAX hands over apart, do as to any other operation."""
 
-    def __init__(self):
-        super().__init__()
-        self.requires_low = False  # of JAX's hi primitives the functions are differentiated
-
     def process_custom_jvp_call(self, primitive, fun, jvp, args, /, **params):
         return self.process_primitive(primitive, args, {"subfuns": (fun, jvp), **params})
 
@@ -58,7 +54,7 @@ class Trace(jax.core.Trace):
         return self.process_primitive(primitive, args, {"subfuns": (fun, fwd, bwd), **params})
 
     def process_shard_map(self, primitive, fun, args, /, **params):
-        return self.process_primitive(primitive, args, {"subfuns": (fun,), **params})
+        return STAGED["shard_map"](self, primitive, fun, args, params)
 
 
 class StagingTrace(Trace):
@@ -68,6 +64,7 @@ class StagingTrace(Trace):
 
     def __init__(self):
         super().__init__()
+        self.requires_low = False  # JAX's hi primitives come as they are
         self.inputs: list[Var] = []
         self.equations: list = []
         self.constants: dict[int, tuple[Var, Any]] = {}

@@ -1,4 +1,4 @@
-"""`jax.checkpoint`: keep what the policy says of a function, and compute the rest where it is needed.
+"""`jax.checkpoint`: keep what the policy says of a function, and compute the rest again.
 
     linearize f at x:    (y, s) = f(x) now,    and later  (x, s, x_dot) -> y_dot,  which evaluates f
                          again, but for what was saved in s
@@ -42,7 +42,7 @@ def bind(program: ClosedJaxpr, args: list, params: dict, differentiated: bool = 
 
 
 def saves(policy: Callable | None, equation: Any) -> bool:
-    """Whether the results of an equation are kept; a policy answers by a truth value or a symbol."""
+    """Whether the results of an equation are kept; the policy answers, by a bool or a symbol."""
     if policy is None:
         return False
     avals = [atom.aval for atom in equation.invars]
@@ -54,7 +54,7 @@ def saves(policy: Callable | None, equation: Any) -> bool:
 
 
 def walk(program: ClosedJaxpr, inputs: Sequence, meet: Callable) -> list:
-    """Evaluate a program and what it calls; `meet(equation, inputs)` gives an equation's results."""
+    """Evaluate a program and what it calls; `meet(equation, inputs)` gives the results of each."""
     values = jx.environment(program, inputs)
 
     def read(atom):
@@ -107,9 +107,7 @@ def saving(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence) -> t
     return walk(program, inputs, meet), saved
 
 
-def using(
-    policy: Callable | None, program: ClosedJaxpr, inputs: Sequence, saved: Iterator
-) -> list:
+def using(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence, saved: Iterator) -> list:
     """Evaluate a program, but for what `saving` has kept."""
 
     def meet(equation, given):

@@ -172,17 +172,11 @@ def _staged(trace, primitive, args, params):
     if trace.is_linear and primitive in (custom_jvp_call_p, custom_vjp_call_p):
         with set_current_trace(trace):
             return params["subfuns"][0].call_wrapped(*args)
-    structure: Any = None
 
     def call(*inputs):
-        nonlocal structure
-        outs = primitive.bind(*inputs, **params)
-        # Not the tracers, which must not outlive this.
-        structure = None if isinstance(outs, list | tuple) else outs.map(jx.typeof)
-        return list(outs)
+        return list(primitive.bind(*inputs, **params))
 
-    outs = trace.replay(jax.make_jaxpr(call)(*map(jx.shape_of, args)), args)
-    return outs if structure is None else structure.update(outs)
+    return trace.replay(jax.make_jaxpr(call)(*args), args)
 
 
 staged(CALL, _staged)

@@ -96,7 +96,7 @@ def two_loops(half: Halves, known: Any, linear: Any, finish: Callable, options: 
     given = {("fresh", i): x for i, x in enumerate(stacked)}
     given |= {("in", i + len(consts) + size): x for i, x in enumerate(xs)}
     given |= {("out", i + size): y for i, y in enumerate(ys)}
-    read = sorted({source for source in half.sources if source in given})
+    read = sorted({s for s in half.sources if s[0] != "value" and s in given})
 
     def linear_body(c, step):
         x, values = step

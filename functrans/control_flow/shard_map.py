@@ -40,8 +40,7 @@ from functrans.control_flow.halves import Halves, halves
 from functrans.jaxpr import Linear
 from functrans.linearize import jvp_jaxpr
 from functrans.reverse import transpose_jaxpr
-from functrans.rules import Rule, call
-from functrans.tracer import Trace
+from functrans.rules import Rule, call, staged
 
 # The equation carries an open jaxpr; what derives from it hangs on this closed one.
 closed_of = jx.cached_by_program(lambda jaxpr: jx.with_constants(jaxpr, []))
@@ -131,7 +130,7 @@ def written(primitive: Any, args: Sequence, params: dict) -> tuple[dict, list, A
     return equation.params, inputs, lambda outs: form.update(list(outs))
 
 
-def process_shard_map(trace: Trace, primitive: Any, fun: Callable, args: Any, /, **params: Any):
+def live(trace: Any, primitive: Any, fun: Callable, args: Any, params: dict) -> Any:
     """How each of our traces treats a live call: as one without closures."""
     params, inputs, given_back = written(primitive, args, {"subfuns": (fun,), **params})
     return given_back(trace.process_primitive(primitive, inputs, primitive.get_bind_params(params)))
@@ -234,5 +233,4 @@ def _shard_map_p() -> Any:
 
 
 call(_shard_map_p(), ShardMapRule())
-# A live call is not given to `process_primitive`.
-Trace.process_shard_map = process_shard_map  # type: ignore[method-assign]
+staged("shard_map", live)

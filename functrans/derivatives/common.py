@@ -17,7 +17,7 @@ import jax
 from jax import lax
 from jax.extend.core import Primitive, primitives
 
-from functrans.rules import General, Linear, LinearRule, call, cast, constant
+from functrans.rules import General, Linear, LinearRule, call, cast, constant, varying_as
 
 
 def _with_numbers(operation: Callable) -> Callable:
@@ -67,7 +67,8 @@ def indicator(mask: Any, like: Any) -> Any:
 def zeros_like(x: Any) -> Any:
     """An array of zeros of the type and sharding of `x`, which may be `Linear`."""
     aval = aval_of(x)
-    return lax.broadcast_in_dim(constant(0, aval), aval.shape, (), out_sharding=sharding_of(aval))
+    zero, sharding = constant(0, aval), sharding_of(aval)
+    return varying_as(lax.broadcast_in_dim(zero, aval.shape, (), out_sharding=sharding), aval)
 
 
 def sharding_of(aval: Any, order: Sequence[int] | None = None) -> Any:

@@ -11,37 +11,45 @@ Read next: `../control_flow/__init__.py`, the primitives that carry jaxprs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
-from functrans.rules import ADOPTED, Linear, NotLinear, Rule, Zero, call, results
+from functrans.rules import ADOPTED, Linear, NotLinear, Rule, Zero, call
+
+_WRAPPERS = ad.defjvp.__module__
+"""Where JAX keeps the functions in which it wraps what a package has declared."""
 
 
 def adopt(primitive: Primitive) -> bool:
     """Declare the rule that another package has registered, if one has."""
     tables = (ad.primitive_jvps, ad.primitive_transposes)
-    functions = [f for table in tables for f in _functions(table.get(primitive))]
-    is_foreign = any(f.__module__.partition(".")[0] not in ("jax", "functools") for f in functions)
+    packages = {name for table in tables for name in _packages(table.get(primitive))}
+    # If some of it is JAX's, the primitive is, and another package has added the rest.
+    is_foreign = bool(packages) and "jax" not in packages
     if is_foreign:
         call(primitive, ForeignRule())
     return is_foreign
 
 
-def _functions(rule: Any) -> Iterator[Any]:
-    """The functions that a declaration is made of; JAX wraps what it is given."""
-    if hasattr(rule, "func"):  # a functools.partial
-        for part in (rule.func, *rule.args, *rule.keywords.values()):
-            yield from _functions(part)
+def _packages(rule: Any) -> Iterator[str]:
+    """The packages that have written the functions of a declaration."""
+    if isinstance(rule, functools.partial):
+        is_wrapped = rule.func.__module__ == _WRAPPERS
+        parts: Iterable = (*rule.args, *rule.keywords.values()) if is_wrapped else (rule.func,)
     elif isinstance(rule, tuple | list):
-        for part in rule:
-            yield from _functions(part)
-    elif hasattr(rule, "__closure__"):
-        yield rule
-        for cell in rule.__closure__ or ():
-            yield from _functions(cell.cell_contents)
+        parts = rule
+    elif callable(rule) and rule.__module__ == _WRAPPERS:
+        parts = [cell.cell_contents for cell in getattr(rule, "__closure__", None) or ()]
+    else:
+        parts = ()
+        if callable(rule):
+            yield rule.__module__.partition(".")[0]
+    for part in parts:
+        yield from _packages(part)
 
 
 class ForeignRule(Rule):
@@ -55,8 +63,9 @@ class ForeignRule(Rule):
             )
         given = [ad.Zero(t.aval) if type(t) is Zero else t for t in tangents]
         outs, tangents_out = ad.primitive_jvps[primitive](primals, given, **params)
-        pairs = results(primitive, outs), results(primitive, tangents_out)
-        return pairs[0], [_from_jax(t) for t in pairs[1]]
+        if not primitive.multiple_results:
+            outs, tangents_out = [outs], [tangents_out]
+        return list(outs), [_from_jax(t) for t in tangents_out]
 
     def transpose(self, primitive, cotangents, inputs, params):
         if primitive not in ad.primitive_transposes:
@@ -65,7 +74,8 @@ class ForeignRule(Rule):
         y_bars = [ad.Zero(t.aval) if type(t) is Zero else t for t in cotangents]
         y_bar = y_bars if primitive.multiple_results else y_bars[0]
         x_bars = ad.primitive_transposes[primitive](y_bar, *given, **params)
-        return [None if x_bar is None else _from_jax(x_bar) for x_bar in x_bars]
+        # To return the class itself is how a rule says that they are all zero.
+        return [None] * len(inputs) if x_bars is ad.Zero else [_from_jax(x_bar) for x_bar in x_bars]
 
 
 def _from_jax(tangent: Any) -> Any:

@@ -16,6 +16,7 @@ from jax import lax
 
 from functrans.derivatives.common import (
     add,
+    aval_of,
     div,
     eq,
     find,
@@ -25,7 +26,7 @@ from functrans.derivatives.common import (
     zeros_like,
 )
 from functrans.derivatives.reduction import before, compose
-from functrans.rules import Linear, Zero, checks, general, instantiate, linear
+from functrans.rules import Linear, Zero, checks, general, instantiate, linear, varying_as
 
 # ---- at one place --------------------------------------------------------------------------------
 
@@ -163,8 +164,10 @@ def scatter_transpose(y_bar, x, indices, u, **params):
 
 
 def wins(shape, indices, u, params):
-    numbers = lax.reshape(lax.iota(np.int32, prod(u.shape)), u.shape)
-    written = lax.scatter_p.bind(lax.full(shape, -1, np.int32), indices, numbers, **params)
+    aval = aval_of(indices)
+    numbers = varying_as(lax.reshape(lax.iota(np.int32, prod(u.shape)), u.shape), aval)
+    nothing = varying_as(lax.full(shape, -1, np.int32), aval)
+    written = lax.scatter_p.bind(nothing, indices, numbers, **params)
     return lax.eq(read_back(written, indices, u, params), numbers)
 
 

@@ -1,0 +1,41 @@
+"""The primitives for which JAX has a derivative and functrans has none: `name -> reason`.
+
+    rules  =  (primitives with a jvp or a transpose in JAX)  -  exclusions  +  others
+
+What is excluded is a mutable object, and no value, or it is written by no public function of JAX.
+`tests/test_coverage.py` allows no other gap, and no entry without need; `docs/primitives.md` shows
+this table beneath those of the rules.
+
+Read next: `../derivatives/__init__.py`, the primitives that have rules.
+"""
+
+REFERENCE = "a mutable array, which is no value: what is read from it depends on when"
+BOX = "a mutable object of an experiment that JAX has ended"
+
+EXCLUSIONS = {
+    "new_ref": REFERENCE,
+    "empty_ref": REFERENCE,
+    "get": REFERENCE,
+    "swap": REFERENCE,
+    "addupdate": REFERENCE,
+    "freeze": REFERENCE,
+    "free_ref": REFERENCE,
+    "run_state": REFERENCE,
+    "accum_grad_in_ref": "a mutable array, in which JAX's reverse mode is to add up a gradient",
+    "tie": "one value, held back until there is another; no function of JAX binds it",
+    "to_edtype": "numbers as elements of an extended dtype; no dtype that JAX has allows it",
+    "from_edtype": "elements of an extended dtype as numbers; no dtype that JAX has allows it",
+}
+
+UNTIL_10 = {
+    "new_box": BOX,
+    "box_get": BOX,
+    "box_set": BOX,
+    "new_log": BOX,
+    "log_read": BOX,
+    "log_extend": BOX,
+    "call_hi_primitive": "a primitive of the user's own; none of JAX's functions binds it yet",
+    "custom_lin": "the linear part of a `custom_vjp` function, as JAX's own AD writes it",
+    "eval_jaxpr": "a function of mutable boxes, as it is lowered",
+}
+"""More of them in JAX 0.10; later JAX has no such primitive, or functrans has a rule."""
