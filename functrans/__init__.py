@@ -16,6 +16,7 @@ from functrans.jacobians import jacfwd, jacrev, jacobian, hessian, hvp
 from functrans.jacobians import value_and_jacfwd, value_and_jacrev
 from functrans.jit import jit
 from functrans.transforms import make_jaxpr
+from functrans.explain.residuals import saved_residuals
 
 __version__ = "0.1.0"
 
@@ -23,5 +24,5 @@ __version__ = "0.1.0"
 __all__ = [
     "jvp", "vjp", "linearize", "linear_transpose", "grad", "value_and_grad",
     "jacfwd", "jacrev", "jacobian", "hessian", "hvp", "value_and_jacfwd", "value_and_jacrev",
-    "jit", "make_jaxpr", "rules", "control_flow", "derivatives",
+    "jit", "make_jaxpr", "saved_residuals", "rules", "control_flow", "derivatives",
 ]

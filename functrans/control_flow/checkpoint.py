@@ -71,6 +71,12 @@ def walk(program: ClosedJaxpr, inputs: Sequence, meet: Callable) -> list:
     return list(map(read, program.jaxpr.outvars))
 
 
+@jx.cached_by_program
+def inlined(program: ClosedJaxpr) -> ClosedJaxpr:
+    """The program with the equations of the functions that it calls."""
+    return stage(lambda *xs: walk(program, xs, jx.bind), program.in_avals, program.jaxpr.debug_info)
+
+
 def scan_again(equation: Any, inputs: Sequence, xs: list, run: Callable) -> tuple[list, list]:
     """Evaluate a `scan` whose step is `run(body, inputs, x) -> (outs, y)`; return outs and ys."""
     loop = Loop.of(equation.params)

@@ -27,6 +27,7 @@ from functrans.derivatives.common import (
     mul,
     number,
     partly_linear,
+    pushed_by,
     sub,
     zeros_like,
 )
@@ -59,6 +60,19 @@ elementwise(
     lax.integer_pow_p,
     lambda z, x, *, y: mul(y, lax.integer_pow(x, y - 1)) if y else zeros_like(x),
 )
+
+
+# z y = x  =>  z_dot = (x_dot - z y_dot) / y, which keeps nothing but the quotient and the divisor.
+def quotient_jvp(primals, tangents):
+    (x, y), (x_dot, y_dot) = primals, tangents
+    z = lax.div_p.bind(x, y)
+    if type(y_dot) is Zero:
+        return z, div(x_dot, y)
+    slope = mul(z, y_dot)
+    return z, div(neg(slope) if type(x_dot) is Zero else sub(x_dot, slope), y)
+
+
+pushed_by(lax.div_p, quotient_jvp)
 
 for add_any_p in find("add_jaxvals"):
     elementwise(add_any_p, 1, 1)

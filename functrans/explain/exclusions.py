@@ -20,7 +20,7 @@ EXCLUSIONS = {
     "addupdate": REFERENCE,
     "freeze": REFERENCE,
     "free_ref": REFERENCE,
-    "run_state": REFERENCE,
+    "run_state": "a function that is run on mutable arrays",
     "accum_grad_in_ref": "a mutable array, in which JAX's reverse mode is to add up a gradient",
     "tie": "one value, held back until there is another; no function of JAX binds it",
     "to_edtype": "numbers as elements of an extended dtype; no dtype that JAX has allows it",

@@ -100,8 +100,9 @@ if hasattr(lax, "log2_p"):  # 0.12 has primitives for these, 0.10 composes them
 INSIDE = F(3, 2, low=-0.8, high=0.8)
 
 case("sin", lax.sin, F(3, 2), complex=True)
-# At 0 too, where it is not `sin(x) / x`.
-case("div", jnp.sinc, values(0.0, 0.3, -1.0, 2.5))
+case("div", jnp.sinc, values(0.3, -1.0, 2.5))
+# At 0 it is not `sin(x) / x`; near 0 JAX's formula loses digits, and differences with them.
+case("div", jnp.sinc, values(0.0, 0.3), kinks=True)
 case("cos", lax.cos, F(3, 2), complex=True)
 case("tan", lax.tan, INSIDE, complex=True)
 case("asin", lax.asin, INSIDE, complex=True)

@@ -1,0 +1,86 @@
+"""What reverse mode keeps: `(a -> b), a -> [residual]`.
+
+    f(x + x_dot) = f(x) + L(c1, c2, ...) x_dot + ...        the residuals are c1, c2, ...
+
+Read next: `../linearize.py`, which finds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import source_info_util
+from jax.extend.core import Literal
+
+from functrans import jaxpr as jx
+from functrans.control_flow.checkpoint import inlined
+from functrans.explain import checks
+from functrans.linearize import linearize_jaxpr
+from functrans.tracer import stage
+
+
+class Residual(NamedTuple):
+    """One array that the reverse pass keeps."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    size: int
+    """In bytes."""
+    origin: str
+    """The argument that it is, or the operation that made it and the line of the user's code."""
+
+    def __str__(self) -> str:
+        dimensions = ",".join(map(str, self.shape))
+        return f"{self.dtype.name}[{dimensions}] ({self.size:,} bytes): {self.origin}"
+
+
+def saved_residuals(fun: Callable, *args: Any, **kwargs: Any) -> list[Residual]:
+    """List what the reverse pass of a function keeps from the forward pass.
+
+    Args:
+      fun: a function of arrays, or pytrees of arrays, to the same.
+      *args, **kwargs: its arguments: arrays, or `jax.ShapeDtypeStruct`s; nothing is computed.
+
+    Returns:
+      A `Residual` for each array, with its `shape`, its `dtype`, its `size` in bytes and its
+      `origin`. Numbers that are known without the arguments are not counted.
+
+    Raises:
+      TypeError: if an argument or a result is not an array.
+
+    >>> import jax.numpy as jnp, functrans as ft
+    >>> for residual in ft.saved_residuals(lambda x: jnp.sum(jnp.sin(x) ** 2), jnp.ones(3)):
+    ...     print(residual)  # doctest: +ELLIPSIS
+    float32[3] (12 bytes): cos at ...
+    float32[3] (12 bytes): ... at ...
+    """
+    checks.is_function(fun)
+    paths, tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
+    avals = [checks.type_of("saved_residuals", x) for _, x in paths]
+
+    def flat(*xs):
+        inner_args, inner_kwargs = jax.tree.unflatten(tree, xs)
+        outs = jax.tree.leaves(fun(*inner_args, **inner_kwargs))
+        checks.are_values(fun, outs)
+        return outs
+
+    program = stage(flat, avals, jx.debug_info("saved_residuals", fun))
+    moving = tuple(map(jx.is_differentiable, avals))
+    first, _, gaps = linearize_jaxpr(program, moving)
+    jaxpr = inlined(first).jaxpr
+    origins = {
+        var: f"the argument {jax.tree_util.keystr(path[1:])} of {jx.name_of(fun)}"
+        for var, (path, _) in zip(jaxpr.invars, paths, strict=True)
+    }
+    origins.update((var, "a constant") for var in jaxpr.constvars)
+    for equation in jaxpr.eqns:
+        line = source_info_util.summarize(equation.source_info)
+        origins.update((var, f"{equation.primitive} at {line}") for var in equation.outvars)
+    kept = dict.fromkeys(v for v in jaxpr.outvars[len(gaps) :] if not isinstance(v, Literal))
+    return [_residual(var.aval, origins[var]) for var in kept]
+
+
+def _residual(aval: Any, origin: str) -> Residual:
+    return Residual(aval.shape, aval.dtype, aval.size * aval.dtype.itemsize, origin)

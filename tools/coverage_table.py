@@ -1,0 +1,176 @@
+"""Write `docs/primitives.md`: every primitive of JAX's, with its derivative.
+
+    make coverage-table        or        python tools/coverage_table.py [file]
+
+The rules and their kinds come from `functrans.rules`, what is checked from `tests/rule_cases/`, and
+the formulas from `formulas.py`.  It fails if a rule has no formula, or a formula no rule.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from formulas import ROOMS, SINCE_11, UNTIL_10
+from jax.interpreters import ad
+
+import functrans as ft
+from functrans.explain import exclusions
+from functrans.rules import RULES
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGE = REPOSITORY / "docs" / "primitives.md"
+IS_OLD = jax.__version_info__ < (0, 11)
+HEAD = ("primitive", "rule", "derivative", "modes", "order", "complex", "vmap", "JAX")
+
+INTRO = """\
+# Every primitive and its derivative
+
+A function that JAX runs is a sequence of primitive operations, and its derivative follows from
+theirs.  Here are all of them.
+
+`x_dot` is the tangent of `x`, and `x_bar` its cotangent:
+
+    y = f(x)        forward:    y_dot = J_f(x) x_dot        reverse:    x_bar = J_f(x)^T y_bar
+
+Each primitive has one formula.  Where it is one of `y_dot`, the transpose follows, since the formula
+is linear in `x_dot`.  Where it is one of `x_bar`, the operation is itself linear in `x`, so that
+`y_dot = f(x_dot)`.  The inputs are `x`, or `x, y` with the answer `z`, unless the formula gives them
+names.  A transpose conjugates nothing, `Re<y_bar, J x_dot> = Re<J^T y_bar, x_dot>` with
+`<a, b> = sum a b`, also where the numbers are complex; `A^H` is the conjugate of the matrix `A^T`.
+
+What the columns say:
+
+- **rule**: the kind of declaration, of those in `functrans/rules.py`; one that is *linear in part*
+  has a pushforward of its own, and the transpose in the inputs in which it is linear;
+- **modes**, **order**: what is checked against finite differences, and against JAX where JAX has it
+  and has it right: forward or reverse mode or both, up to the first or second derivative;
+- **complex**, **vmap**: whether it is checked with complex numbers, and vectorized by `jax.vmap`;
+- **JAX**: whether JAX has an entry for it in `jax.interpreters.ad`.
+"""
+
+EXCLUDED = """\
+## Without a rule
+
+In JAX these have an entry in `jax.interpreters.ad`.  What differentiates through one raises a
+`NotImplementedError` that names it.
+
+| primitive | what it is |
+| --- | --- |
+"""
+
+
+def name_of(primitive: Any) -> str:
+    """Two names end in `_p` in JAX 0.10."""
+    return primitive.name.removesuffix("_p")
+
+
+def primitives_of_jax() -> set[str]:
+    """Those for which JAX has a derivative.  Other packages, and the parts of JAX that are imported
+    by name (`jax.experimental.sparse`), add theirs when they are imported; nothing here does."""
+    parts = ("jvps", "transposes", "linearizations")
+    return {name_of(p) for part in parts for p in getattr(ad, f"primitive_{part}", ())}
+
+
+def excluded() -> dict[str, str]:
+    """The exclusions of this version of JAX, with the reasons."""
+    return exclusions.EXCLUSIONS | (exclusions.UNTIL_10 if IS_OLD else {})
+
+
+def formulas() -> dict[str, dict[str, str]]:
+    """For each room the formulas of the primitives that this version of JAX has."""
+    absent = SINCE_11 if IS_OLD else UNTIL_10
+    return {
+        room: {name: formula for name, formula in table.items() if name not in absent}
+        for room, (_, _, table) in ROOMS.items()
+    }
+
+
+def gaps() -> list[str]:
+    """What a formula is missing for, and which formulas are for nothing."""
+    rules, written = set(map(name_of, RULES)), {name for t in formulas().values() for name in t}
+    return [f"tools/formulas.py has no formula for {name}" for name in sorted(rules - written)] + [
+        f"tools/formulas.py has a formula for {name}, which has no rule"
+        for name in sorted(written - rules)
+    ]
+
+
+def kind_of(rule: Any) -> str:
+    """How a rule is declared."""
+    kinds = (
+        (ft.rules.Multilinear, "multilinear"),
+        (ft.rules.Elementwise, "elementwise"),
+        (ft.rules.LinearRule, "linear in part" if "forward" in vars(rule) else "linear"),
+        (ft.rules.ZeroRule, "zero"),
+        (ft.rules.General, "general"),
+    )
+    return next((kind for cls, kind in kinds if isinstance(rule, cls)), "call")
+
+
+def checked(name: str) -> list[str]:
+    """What the rows of `tests/rule_cases/` put a primitive through."""
+    sys.path.append(str(REPOSITORY / "tests"))
+    cases = [
+        case
+        for case in importlib.import_module("rule_cases").CASES
+        if name in {primitive.removesuffix("_p") for primitive in case.primitives}
+    ]
+    modes = {mode for case in cases for mode in case.modes}
+    return [
+        " ".join(sorted(modes)),
+        str(max((case.order for case in cases), default="")),
+        mark(any(case.complex for case in cases)),
+        mark(any(case.vmap for case in cases)),
+    ]
+
+
+def mark(is_so: bool) -> str:
+    return "✓" if is_so else ""
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    """A table of Markdown."""
+    yield f"| {' | '.join(head)} |"
+    yield f"| {' | '.join('---' for _ in head)} |"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def sections() -> Iterator[str]:
+    """The page, piece by piece."""
+    rules = {name_of(primitive): rule for primitive, rule in RULES.items()}
+    known = primitives_of_jax()
+    yield INTRO
+    yield (
+        f"There are {len(rules)} rules.  This page was written by `make coverage-table`, with JAX "
+        f"{jax.__version__}; to change it, change `tools/formulas.py` or the rules.\n"
+    )
+    for room, written in formulas().items():
+        title, sentence, _ = ROOMS[room]
+        path = f"functrans/{room.replace('.', '/')}"
+        place = f"`{path}/`" if (REPOSITORY / path).is_dir() else f"`{path}.py`"
+        yield f"## {title}\n\n{sentence}  ({place})\n"
+        rows = [
+            [f"`{name}`", kind_of(rules[name]), formula, *checked(name), mark(name in known)]
+            for name, formula in written.items()
+        ]
+        yield "\n".join(table(HEAD, rows)) + "\n"
+    yield EXCLUDED + "\n".join(f"| `{name}` | {why} |" for name, why in excluded().items()) + "\n"
+
+
+def main(path: Path = PAGE) -> int:
+    """Write the page."""
+    if wrong := gaps():
+        print(*wrong, sep="\n", file=sys.stderr)
+        return 1
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(sections()), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(Path, sys.argv[1:])))

@@ -1,0 +1,441 @@
+"""The derivative of every primitive in one line, room by room, as `docs/primitives.md` shows them.
+
+    ROOMS : room -> (title, what its derivatives rest on, primitive -> formula)
+
+The inputs are `x`, or `x, y`, or what the formula calls them; the answer is `y`, or `z` if `y` is an
+input.  A formula of `y_dot` is the pushforward.  One of `x_bar` is the transpose of an operation
+that is linear, whose pushforward is the operation itself.
+"""
+
+from __future__ import annotations
+
+SAME = "`y_dot = x_dot`"
+STEP = "`y_dot = 0`: a step function"
+TRUTH = "`y_dot = 0`: a truth value"
+BITS = "`y_dot = 0`: an operation on bits"
+INDEX = "`y_dot = 0`: an index"
+SOURCE = "`y_dot = 0`: no input has a tangent"
+RANDOM = "`y_dot = 0`: random bits, or a key"
+INSIDE = "that of the equations inside"
+REFUSED = "an error: it calls a function outside of JAX, whose derivative is not known"
+COPIED = "`x_bar = y_bar`"
+SOLVED = "`A x = b`: `x_dot = A^-1 (b_dot - A_dot x)`, `b_bar = A^-T x_bar`"
+MEAN = "`y_dot` = the mean of `x_i_dot` over all `i` with `x_i = y`"
+MEAN_SCATTERED = "`y_dot` = the mean of `x_dot` and `u_j_dot`, of those that are equal to `y`"
+
+# ---- element by element --------------------------------------------------------------------------
+
+ELEMENTWISE = {
+    "neg": "`y_dot = -x_dot`",
+    "add": "`z_dot = x_dot + y_dot`",
+    "sub": "`z_dot = x_dot - y_dot`",
+    "mul": "`z_dot = y x_dot + x y_dot`",
+    "div": "`z_dot = (x_dot - z y_dot) / y`",
+    "rem": "`x = n y + z`, `n` an integer: `z_dot = x_dot - n y_dot`",
+    "add_any": "`z_dot = x_dot + y_dot`",
+    "square": "`y_dot = 2 x x_dot`",
+    "one_minus_square": "`y_dot = -2 x x_dot`",
+    "sqrt": "`y_dot = x_dot / (2 y)`",
+    "rsqrt": "`y_dot = -y x_dot / (2 x)`",
+    "cbrt": "`y_dot = x_dot / (3 y^2)`",
+    "integer_pow": "`y = x^n`: `y_dot = n x^(n-1) x_dot`",
+    "pow": "`z = x^y`: `z_dot = y x^(y-1) x_dot + log(x) z y_dot`",
+    "polynomial": "`y = sum_i c_i x^i`: `y_dot = sum_i (i c_i x^(i-1) x_dot + c_i_dot x^i)`",
+    "exp": "`y_dot = y x_dot`",
+    "exp2": "`y_dot = log(2) y x_dot`",
+    "expm1": "`y_dot = (y + 1) x_dot`",
+    "log": "`y_dot = x_dot / x`",
+    "log1p": "`y_dot = x_dot / (1 + x)`",
+    "log2": "`y_dot = x_dot / (log(2) x)`",
+    "logistic": "`y_dot = y (1 - y) x_dot`",
+    "sin": "`y_dot = cos(x) x_dot`",
+    "cos": "`y_dot = -sin(x) x_dot`",
+    "tan": "`y_dot = (1 + y^2) x_dot`",
+    "sinh": "`y_dot = cosh(x) x_dot`",
+    "cosh": "`y_dot = sinh(x) x_dot`",
+    "tanh": "`y_dot = (1 - y^2) x_dot`",
+    "asin": "`y_dot = x_dot / sqrt(1 - x^2)`",
+    "acos": "`y_dot = -x_dot / sqrt(1 - x^2)`",
+    "atan": "`y_dot = x_dot / (1 + x^2)`",
+    "asinh": "`y_dot = x_dot / sqrt(1 + x^2)`",
+    "acosh": "`y_dot = x_dot / (sqrt(x - 1) sqrt(x + 1))`",
+    "atanh": "`y_dot = x_dot / (1 - x^2)`",
+    "atan2": "`z_dot = (y x_dot - x y_dot) / (x^2 + y^2)`",
+    "max": "`z_dot = x_dot` where `x > y`, `y_dot` where `x < y`, their mean where `x = y`",
+    "min": "`z_dot = x_dot` where `x < y`, `y_dot` where `x > y`, their mean where `x = y`",
+    "clamp": "`y_dot = x_dot` where `low < x < high`, `low_dot` below, `high_dot` above",
+    "select_n": "`y = x_k`: `y_dot = x_k_dot`, and `x_k_bar = y_bar` where `k` is selected, else 0",
+    "real": "`y = Re x`: `x_bar = y_bar`",
+    "imag": "`y = Im x`: `x_bar = -i y_bar`",
+    "conj": "`x_bar = conj(y_bar)`",
+    "complex": "`z = x + i y`: `x_bar = Re z_bar`, `y_bar = -Im z_bar`",
+    "abs": "`y_dot = Re(conj(sign x) x_dot)`",
+    "sign": "`y_dot = i y Im(conj(y) x_dot) / abs(x)`, which is 0 for real `x`",
+    "convert_element_type": f"{COPIED}, in the type of `x`",
+    "reduce_precision": f"{COPIED}, rounded as `y` is",
+    "copy": SAME,
+    "nextafter": "`z_dot = x_dot`",
+    "name": SAME,
+    **dict.fromkeys(("floor", "ceil", "round"), STEP),
+    "is_finite": TRUTH,
+    "stop_gradient": "`y_dot = 0`: that is what it is for",
+    **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to"), TRUTH),
+    **dict.fromkeys(("and", "or", "xor", "not", "population_count", "clz"), BITS),
+    **dict.fromkeys(("shift_left", "shift_right_logical", "shift_right_arithmetic"), BITS),
+    "bitcast_convert_type": BITS,
+    "mulhi": "`y_dot = 0`: a product of integers",
+}
+
+# ---- moving, adding up ---------------------------------------------------------------------------
+
+SHAPE = {
+    "reshape": "`x_bar = reshape(y_bar)`, to the shape of `x`",
+    "squeeze": "`x_bar = expand_dims(y_bar)`",
+    "transpose": "`x_bar = transpose(y_bar)`, by the inverse permutation",
+    "rev": "`x_bar = rev(y_bar)`",
+    "broadcast_in_dim": "`x_bar` = the sum of `y_bar` over the dimensions along which `x` is copied",
+    "tile": "`x_bar` = the sum of the tiles of `y_bar`",
+    "concatenate": "`x_i_bar` = part `i` of `y_bar`",
+    "split": "`x_bar = concatenate(y_1_bar, ..., y_n_bar)`",
+    "stack": "`x_i_bar = y_bar[i]`",
+    "unstack": "`x_bar = stack(y_1_bar, ..., y_n_bar)`",
+    "slice": "`x_bar = pad(y_bar)`, with 0 where nothing was read",
+    "pad": "`x_bar` = `y_bar` without its padding, `value_bar` = the sum of its padding",
+    "device_put": f"{COPIED}, on the device of `x`",
+    "optimization_barrier": f"{COPIED}, with a barrier",
+    "sharding_constraint": f"{COPIED}, with the same constraint",
+    "layout_constraint": f"{COPIED}, with the same constraint",
+    "reshard": f"{COPIED}, with the sharding of `x`",
+    **dict.fromkeys(("iota", "empty", "empty2", "create_token", "after_all"), SOURCE),
+}
+
+REDUCTION = {
+    "reduce_sum": "`x_i_bar = y_bar`",
+    "cumsum": "`x_i_bar = sum_(k >= i) y_k_bar`",
+    "reduce_max": MEAN,
+    "reduce_min": MEAN,
+    "reduce_prod": "in pairs: `(a, a_dot) (b, b_dot) = (a b, a_dot b + a b_dot)`",
+    "cumprod": "`y_k_dot = x_k y_(k-1)_dot + y_(k-1) x_k_dot`",
+    "cummax": "`y_k_dot` = that of the larger of `y_(k-1)` and `x_k`, the mean if they are equal",
+    "cummin": "`y_k_dot` = that of the smaller of `y_(k-1)` and `x_k`, the mean if they are equal",
+    "cumlogsumexp": "`y_k_dot = exp(y_(k-1) - y_k) y_(k-1)_dot + exp(x_k - y_k) x_k_dot`",
+    "argmax": INDEX,
+    "argmin": INDEX,
+    **dict.fromkeys(("reduce_and", "reduce_or", "reduce_xor"), BITS),
+}
+
+CONTRACTION = {
+    "dot_general": (
+        "`y[b,m,n] = sum_c x[b,m,c] w[b,c,n]`: `x_bar[b,m,c] = sum_n y_bar[b,m,n] w[b,c,n]`, "
+        "`w_bar[b,c,n] = sum_m x[b,m,c] y_bar[b,m,n]`"
+    ),
+    "ragged_dot_general": (
+        "the same, with a `w` for each group `g` of rows `r`: "
+        "`x_bar[r,c] = sum_n y_bar[r,n] w[g(r),c,n]`, "
+        "`w_bar[g,c,n] = sum_(r in g) x[r,c] y_bar[r,n]`"
+    ),
+    "conv_general_dilated": (
+        "`y[i] = sum_k x[s i + d k] w[k]`: "
+        "`x_bar[q] = sum_(s i + d k = q) y_bar[i] w[k]`, "
+        "`w_bar[k] = sum_i x[s i + d k] y_bar[i]`"
+    ),
+}
+
+INDEXING = {
+    "dynamic_slice": "`x_bar = dynamic_update_slice(0, y_bar, i)`",
+    "dynamic_update_slice": (
+        "`u_bar = dynamic_slice(y_bar, i)`, `x_bar` = `y_bar` with 0 where `u` was written"
+    ),
+    "gather": "`y_j = x[i_j]`: `x_bar[i_j] += y_j_bar`",
+    "scatter": "`y[i_j] = u_j`: `u_j_bar = y_bar[i_j]`, `x_bar` = `y_bar` with 0 where `u` was written",
+    "scatter-add": "`y[i_j] += u_j`: `x_bar = y_bar`, `u_j_bar = y_bar[i_j]`",
+    "scatter-sub": "`y[i_j] -= u_j`: `x_bar = y_bar`, `u_j_bar = -y_bar[i_j]`",
+    "scatter-mul": (
+        "`y = x prod_j u_j` at each place: "
+        "`y_dot = x_dot prod_j u_j + x sum_j u_j_dot prod_(k /= j) u_k`"
+    ),
+    "scatter-max": MEAN_SCATTERED,
+    "scatter-min": MEAN_SCATTERED,
+}
+
+WINDOWS = {
+    "reduce_window_sum": "`x_i_bar` = the sum of `y_w_bar` over the windows `w` with `x_i` in them",
+    "reduce_window_max": "`y_w_dot = x_i_dot`, where `x_i` is the largest in the window `w`",
+    "reduce_window_min": "`y_w_dot = x_i_dot`, where `x_i` is the smallest in the window `w`",
+    "select_and_gather_add": (
+        "`y_w = t_i` where `x_i` is selected in the window `w`: `t_i_bar = sum_w y_w_bar`"
+    ),
+    "select_and_scatter_add": (
+        "`y_i = sum_w s_w` where `x_i` is selected in the window `w`: `s_w_bar = y_i_bar`"
+    ),
+}
+
+SORTING = {
+    "sort": "`y = x[s]`, `s` the permutation that sorts: `y_dot = x_dot[s]`",
+    "top_k": "`y = x[s]`, `s` the places of the largest: `y_dot = x_dot[s]`",
+    "approx_top_k": "`y = x[s]`, `s` the places that were found: `y_dot = x_dot[s]`",
+}
+
+# ---- functions and matrices ----------------------------------------------------------------------
+
+SPECIAL = {
+    "erf": "`y_dot = (2 / sqrt(pi)) exp(-x^2) x_dot`",
+    "erfc": "`y_dot = -(2 / sqrt(pi)) exp(-x^2) x_dot`",
+    "erf_inv": "`y_dot = (sqrt(pi) / 2) exp(y^2) x_dot`",
+    "lgamma": "`y_dot = digamma(x) x_dot`",
+    "digamma": "`y_dot = polygamma(1, x) x_dot`",
+    "polygamma": "`y = polygamma(m, x)`: `y_dot = polygamma(m + 1, x) x_dot`",
+    "zeta": (
+        "`y = sum_n (n + q)^(-s)`: "
+        "`y_dot = -sum_n log(n + q) (n + q)^(-s) s_dot - s zeta(s + 1, q) q_dot`"
+    ),
+    "igamma": "`y = P(a, x)`: `y_dot = P_a a_dot + x^(a-1) exp(-x) / Gamma(a) x_dot`",
+    "igammac": "`y = 1 - P(a, x)`: `y_dot` = minus that of `igamma`",
+    "igamma_grad_a": (
+        "`y = P_a(a, x)`: `y_dot = (log(x) - digamma(a)) x^(a-1) exp(-x) / Gamma(a) x_dot`"
+    ),
+    "regularized_incomplete_beta": "`y = I(a, b, x)`: `y_dot = x^(a-1) (1-x)^(b-1) / B(a, b) x_dot`",
+    "random_gamma": "`P(a, y)` stays as it was drawn: `y_dot = -(P_a / P_y) a_dot`",
+    "bessel_i0e": "`y_dot = (i1e(x) - sign(x) y) x_dot`",
+    "bessel_i1e": "`y_dot = (i0e(x) - y / x - sign(x) y) x_dot`",
+}
+
+LINALG = {
+    "triangular_solve": SOLVED,
+    "tridiagonal_solve": SOLVED,
+    "cholesky": "`A = L L^H`: `L_dot = L Phi(L^-1 A_dot L^-H)`",
+    "cholesky_update": (
+        "`S^T S = R^T R + w w^T`: `S_dot^T = L Phi(L^-1 (R^T R + w w^T)_dot L^-T)`, with `L = S^T`"
+    ),
+    "symmetric_product": (
+        "`y = alpha a a^T + beta c`: `y_dot = alpha (a_dot a^T + a a_dot^T) + beta c_dot`"
+    ),
+    "lu": "`P A = L U`: `L_dot = L tril(X, -1)`, `U_dot = triu(X) U`, with `X = L^-1 P A_dot U^-1`",
+    "lu_pivots_to_permutation": "`y_dot = 0`: a permutation",
+}
+
+ORTHOGONAL = {
+    "qr": (
+        "`Q_dot = Q W + (1 - Q Q^H) A_dot R^-1`, `R_dot = Q^H A_dot - W R`, with "
+        "`W = Phi(X) - Phi(X)^H`, `X = Q^H A_dot R^-1`"
+    ),
+    "householder_product": (
+        "`Q = 1 - V T V^H`: `Q_dot = -(V_dot T V^H + V T_dot V^H + V T V_dot^H)`"
+    ),
+    "ormqr": "`y = Q c`: `y_dot = Q_dot c + Q c_dot`, `c_bar = Q^T y_bar`",
+    "geqrf": "`R_dot` as for `qr`; `V_dot` from the factorization `E - Q = V U`, as for `lu`",
+    "geqp3": "as `geqrf`, with the columns of `A_dot` in the order of the pivots",
+}
+
+SPECTRAL = {
+    "eigh": (
+        "`P = V^H A_dot V`: `w_dot = diag(P)`, `V_dot = V X`, with `X_ij = P_ij / (w_j - w_i)`, "
+        "`X_ii = 0`"
+    ),
+    "svd": (
+        "`P = U^H A_dot V`: `s_dot = Re diag(P)`, `U_dot = U X + (1 - U U^H) A_dot V S^-1`, and so "
+        "for `V`, with `P = X S + S_dot - S Y` and skew-Hermitian `X` and `Y`"
+    ),
+    "eig": (
+        "`P = V^-1 A_dot V`: `w_dot = diag(P)`, `V_dot = V X` with `X_ij = P_ij / (w_j - w_i)`, "
+        "but for what would change the length and phase of a vector"
+    ),
+}
+
+FFT = {
+    "fft": (
+        "`F = F^T`: `x_bar = F y_bar`; of a real signal, where a frequency stands for `c = 1` or 2, "
+        "`x_bar = n irfft(conj(y_bar) / c)` and `x_bar = (c / n) conj(rfft(y_bar))`"
+    ),
+}
+
+# ---- devices, randomness, effects ----------------------------------------------------------------
+
+COLLECTIVES = {
+    "psum": "`x_e_bar = sum_d y_d_bar`",
+    "all_gather": "`x_e_bar = sum_d y_d_bar[e]`: a `reduce_scatter`",
+    "reduce_scatter": "`x_e_bar = (y_0_bar, y_1_bar, ...)`: an `all_gather`",
+    "all_to_all": "`x_e_bar = (y_0_bar[e], y_1_bar[e], ...)`: an `all_to_all`",
+    "ppermute": "`y_p(e) = x_e`: `x_e_bar = y_p(e)_bar`",
+    "pbroadcast": "`y_d = x_s`: `x_s_bar = sum_d y_d_bar`",
+    "pbroadcast_dynamic": "`y_d = x_s`: `x_s_bar = sum_d y_d_bar`",
+    "ragged_all_to_all": "the rows of `x_bar` are those of `y_bar`, sent back",
+    "psum_invariant": "`x_d_bar = y_bar`: a `pvary`",
+    "pvary": "`x_bar = sum_d y_d_bar`: a `psum_invariant`",
+    "all_gather_invariant": "`x_e_bar = y_bar[e]`: a slice",
+    "vary_unreduced_cast": "`x_d_bar = y_bar`: a `reduced_vary_cast`",
+    "reduced_vary_cast": "`x_bar = sum_d y_d_bar`, not carried out: a `vary_unreduced_cast`",
+    "unreduced_psum": "`x_bar = y_bar`: a `preduced`",
+    "preduced": "`x_bar` = the sum that `y_bar` stands for: an `unreduced_psum`",
+    "unreduced_reduce_scatter": "`x_bar = (y_0_bar, y_1_bar, ...)`: an `all_gather_reduced`",
+    "all_gather_reduced": "`x_e_bar` = part `e` of that sum: an `unreduced_reduce_scatter`",
+    "inspect_sharding": "no output; it happens once, with the primals",
+}
+
+RANDOM_BITS = dict.fromkeys(
+    [
+        "random_seed",
+        "random_split",
+        "random_fold_in",
+        "random_bits",
+        "random_wrap",
+        "random_unwrap",
+        "random_clone",
+        "threefry2x32",
+        "rng_bit_generator",
+    ],
+    RANDOM,
+)
+
+EFFECTS = {
+    **dict.fromkeys(
+        ("debug_print", "debug_callback", "check", "dce_sink"),
+        "no output; it happens once, with the primals",
+    ),
+    **dict.fromkeys(("pure_callback", "io_callback", "ffi_call"), REFUSED),
+}
+
+# ---- functions inside functions ------------------------------------------------------------------
+
+CONTROL_FLOW = {
+    "jit": "`jit (jvp f)`; transposed, `jit` of the transpose of the linear half",
+    "call": INSIDE,
+    "closed_call": INSIDE,
+    "eval_jaxpr": INSIDE,
+    "composite": INSIDE,
+    "call_hi_primitive": "that of the function for which it stands; of a root, "
+    "`f(p, x) = 0`: `x_dot = -(df/dx)^-1 (df/dp) p_dot`",
+    "custom_vmap_call": "that of the equations inside, batched by the derivative of the user's rule",
+    "linear_call": "`y = A(r) x`: `y_dot = A x_dot + A_dot x`, `x_bar` by the user's transpose",
+    "remat2": "`x, x_dot -> y_dot`, which evaluates `f` again",
+    "custom_jvp_call": "`y_dot` by the user's rule",
+    "custom_vjp_call": "`x_bar` by the user's rule, `y_dot` by the transpose of that rule",
+    "transposed_backward_rule": "functrans's own, for a `custom_vjp` rule that waits for `y_bar`: "
+    "`<y_bar, y_dot> = <bwd(r, y_bar), x_dot>`",
+    "remat_opt": INSIDE,
+    "cond": "`y = f_i(x)`: `y_dot = J f_i(x) x_dot`, `x_bar = J f_i(x)^T y_bar`",
+    "scan": "a loop over pairs, `(c, c_dot), (x, x_dot) -> (c', c_dot'), (y, y_dot)`; "
+    "the transpose runs backwards",
+    "while": "`(c, c_dot) = (f(c), J f(c) c_dot)` while `g(c)`; there is no transpose",
+    "custom_linear_solve": SOLVED,
+    "reduce": "that of `f` on pairs of neighbours, and on pairs of those",
+    "reduce_window": "that of `f` on pairs of neighbours, and on pairs of those",
+    "shard_map": "`shard_map (jvp f)`; transposed, the specs of inputs and outputs change sides",
+}
+
+# ---- the page ------------------------------------------------------------------------------------
+
+ROOMS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "derivatives.elementwise": (
+        "Element by element",
+        "The Jacobian is diagonal, hence its own transpose: `z_dot = sum_i x_i_dot dz/dx_i`, "
+        "`x_i_bar = z_bar dz/dx_i`.",
+        ELEMENTWISE,
+    ),
+    "derivatives.shape": (
+        "Shapes",
+        "Elements move and are not computed with; the transpose puts each back to where it came "
+        "from, adds up the copies, and puts 0 where nothing was read.",
+        SHAPE,
+    ),
+    "derivatives.reduction": (
+        "Reductions",
+        "The transpose of a sum is a broadcast; an extremum is the sum over the elements that "
+        "attain it, divided by their number; what is cumulative is a linear recurrence in its "
+        "tangents.",
+        REDUCTION,
+    ),
+    "derivatives.contraction": (
+        "Products",
+        "Bilinear: the transpose in one factor is a product of the cotangent with the other.",
+        CONTRACTION,
+    ),
+    "derivatives.indexing": (
+        "Indices",
+        "To read at computed indices and to add there are transposes of each other; the indices "
+        "have no derivative.",
+        INDEXING,
+    ),
+    "derivatives.windows": (
+        "Windows",
+        "A sum over windows is a convolution with ones; an extremum selects one element of each "
+        "window, and its transpose adds to where that was found.",
+        WINDOWS,
+    ),
+    "derivatives.sorting": (
+        "Sorting",
+        "The permutation is constant nearby, and the tangents are permuted as the primals are.",
+        SORTING,
+    ),
+    "derivatives.special": (
+        "Special functions",
+        "The derivative of an integral is its integrand; where there is none, a recurrence serves.",
+        SPECIAL,
+    ),
+    "derivatives.linalg": (
+        "Systems and triangular factors",
+        "The equation that defines the answer is differentiated and solved for the tangent. "
+        "`Phi(X)` is the lower triangle of `X` with half of its diagonal, so that "
+        "`X = Phi(X) + Phi(X)^H` if `X` is Hermitian.",
+        LINALG,
+    ),
+    "derivatives.orthogonal": (
+        "Orthogonal factors",
+        "From `Q^H Q = 1` follows that the motion `Q^H Q_dot` is skew-Hermitian, and known when its "
+        "lower triangle is.",
+        ORTHOGONAL,
+    ),
+    "derivatives.spectral": (
+        "Eigenvalues and singular values",
+        "The motion of the vectors is divided by the gaps of the values, and is zero between equal "
+        "ones.",
+        SPECTRAL,
+    ),
+    "derivatives.fft": (
+        "Fourier transforms",
+        "Linear; the matrix of the transform is symmetric, and so is its inverse.",
+        FFT,
+    ),
+    "derivatives.collectives": (
+        "Devices",
+        "A sum over the devices `d` of a mesh and a copy to each of them are transposes. `x_e` is "
+        "the value on device `e`; without an index it is one number for all of them.",
+        COLLECTIVES,
+    ),
+    "derivatives.random": (
+        "Random bits",
+        "They have no derivative; a sample has one in the parameters of its distribution, by the "
+        "arithmetic that makes it from the bits.",
+        RANDOM_BITS,
+    ),
+    "derivatives.effects": (
+        "Effects",
+        "What is done for its effect has no derivative, and a function outside of JAX has none that "
+        "is known.",
+        EFFECTS,
+    ),
+    "derivatives.staging": (
+        "Staging",
+        "An identity that is always an equation of its own.",
+        {"stage": SAME},
+    ),
+    "control_flow": (
+        "Functions inside functions",
+        "A call, a branch or a loop carries jaxprs, of which the forward, the linear and the "
+        "transposed one are derived: the derivative of a loop is a loop.",
+        CONTROL_FLOW,
+    ),
+}
+
+UNTIL_10 = {"call", "closed_call"}
+"""What has a rule with JAX 0.10 only."""
+
+SINCE_11 = {
+    "call_hi_primitive",
+    "eval_jaxpr",
+    "log2",
+    "one_minus_square",
+    "pbroadcast_dynamic",
+    "polynomial",
+}
+"""What has a rule since JAX 0.11."""
