@@ -1,7 +1,8 @@
-"""What the reverse pass keeps: peak memory beside JAX, the policies of `checkpoint`, a list of it."""
+"""What the reverse pass keeps: peak memory beside JAX, policies of `checkpoint`, a list of it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 import functrans as ft
 
@@ -99,3 +101,154 @@ def test_peak_memory_is_at_most_that_of_jax(name):
     )
     ours, theirs = temporary_memory(ft.grad(fun), *args), temporary_memory(jax.grad(fun), *args)
     assert ours <= theirs
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_is_kept_is_what_is_listed(name):
+    """The residuals of the pullback are those of the list, to the byte."""
+    fun, args = PROGRAMS[name]
+    listed = ft.saved_residuals(fun, *args)
+    kept = jax.tree.leaves(ft.vjp(fun, *args)[1])
+    assert sum(r.size for r in listed) == sum(x.nbytes for x in kept if x.ndim)
+
+
+# Loops.
+
+
+def stacked_and_kept(fun: Callable, *args: Any, steps: int) -> tuple[list, list]:
+    """The shapes of the residuals with an axis for the steps, and of those without."""
+    shapes = [residual.shape for residual in ft.saved_residuals(fun, *args)]
+    return (
+        sorted(shape for shape in shapes if shape[:1] == (steps,)),
+        sorted(shape for shape in shapes if shape[:1] != (steps,)),
+    )
+
+
+def test_what_is_the_same_in_each_step_is_computed_once():
+    def fun(w, xs):
+        def step(c, x):
+            c = c + jnp.exp(w) @ x
+            return c, None
+
+        return lax.scan(step, jnp.zeros(3), xs)[0]
+
+    stacked, kept = stacked_and_kept(fun, array(3, 4), array(7, 4), steps=7)
+    assert stacked == [(7, 4)]  # the input xs, as it is
+    assert kept == [(3,), (3, 4)]  # the zero tangent of the first carry, and exp(w)
+
+
+def test_what_is_an_output_is_not_stacked_again():
+    def fun(xs):
+        def step(c, x):
+            y = jnp.exp(x)
+            return c * y, y
+
+        return lax.scan(step, jnp.ones(4), xs)
+
+    stacked, kept = stacked_and_kept(fun, array(7, 4), steps=7)
+    assert stacked == [(7, 4), (7, 4)]  # the output y, and the carry
+    assert kept == [(4,)]  # the zero tangent of the first carry
+    ys = fun(array(7, 4))[1]
+    (_, out), pullback = ft.vjp(fun, array(7, 4))
+    chex.assert_trees_all_equal(out, ys)
+    assert any(x is out for x in jax.tree.leaves(pullback))
+
+
+# Checkpoints.
+
+WEIGHTS = [array(4, 4, scale=1.0) + i for i in range(3)]
+
+
+def block(ws, x):
+    """Products, elementwise functions, names, and calls."""
+    for i, w in enumerate(ws):
+        x = jnp.sin(jax.jit(jnp.matmul)(x, w))
+        x = checkpoint_name(jnp.exp(x), f"h{i}")
+    return x
+
+
+def scanned_block(ws, x):
+    return lax.scan(lambda c, w: (jnp.sin(c @ w), None), x, jnp.stack(ws))[0]
+
+
+policies = jax.checkpoint_policies
+POLICIES = {
+    "none": None,
+    "everything": policies.everything_saveable,
+    "nothing": policies.nothing_saveable,
+    "dots": policies.dots_saveable,
+    "dots without batch": policies.dots_with_no_batch_dims_saveable,
+    "these names": policies.save_only_these_names("h0", "h2"),
+    "anything except": policies.save_anything_except_these_names("h1"),
+    "names but these": policies.save_any_names_but_these("h0"),
+    "both": policies.save_from_both_policies(
+        policies.dots_saveable, policies.save_only_these_names("h1")
+    ),
+}
+
+
+def operations(fun: Callable, *args: Any) -> dict[str, int]:
+    """How often the compiled program has each of the operations that may be done again."""
+    text = jax.jit(fun).lower(*args).compile().as_text()
+    names = ("dot", "sine", "cosine", "exponential")
+    return {name: len(re.findall(rf" {name}\(", text)) for name in names}
+
+
+@pytest.mark.parametrize("fun", [block, scanned_block])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_checkpoint_computes_again_what_its_policy_says(fun, policy):
+    """Counted in the compiled program; as many as in JAX's."""
+    checkpointed = jax.checkpoint(fun, policy=POLICIES[policy])
+
+    def loss(ws, x):
+        return jnp.sum(checkpointed(ws, x) ** 2)
+
+    args = WEIGHTS, jnp.ones((2, 4))
+    assert operations(ft.grad(loss), *args) == operations(jax.grad(loss), *args)
+    chex.assert_trees_all_close(ft.grad(loss)(*args), jax.grad(loss)(*args), rtol=1e-4, atol=1e-5)
+
+
+def test_the_counts_tell_policies_apart():
+    def dots(policy):
+        fun = jax.checkpoint(block, policy=policy)
+        loss = ft.grad(lambda ws, x: jnp.sum(fun(ws, x) ** 2))
+        return operations(loss, WEIGHTS, jnp.ones((2, 4)))["dot"]
+
+    assert dots(policies.dots_saveable) < dots(policies.nothing_saveable)
+
+
+@pytest.mark.parametrize("policy", ["none", "dots", "these names"])
+def test_second_derivatives_through_a_checkpoint(policy):
+    checkpointed = jax.checkpoint(block, policy=POLICIES[policy])
+
+    def loss(x):
+        return jnp.sum(checkpointed(WEIGHTS, x) ** 2)
+
+    x = array(2, 4)
+    ours, theirs = ft.jit(ft.hessian(loss))(x), jax.jit(jax.hessian(loss))(x)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-3, atol=1e-2)
+
+
+def test_an_offloading_policy_warns_and_saves_on_the_device():
+    policy = policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=["h0"],
+        names_which_can_be_offloaded=["h1"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+    fun = jax.checkpoint(block, policy=policy)
+    with pytest.warns(UserWarning, match="saves them on the device"):
+        got = ft.grad(lambda x: jnp.sum(fun(WEIGHTS, x)))(array(2, 4))
+    want = jax.grad(lambda x: jnp.sum(block(WEIGHTS, x)))(array(2, 4))
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_list_names_arguments_and_lines():
+    def fun(params, x):
+        return jnp.sum(jnp.sin(params["w"]) * x)
+
+    residuals = ft.saved_residuals(fun, {"w": array(3)}, array(3))
+    origins = sorted(residual.origin for residual in residuals)
+    assert origins[1] == "the argument [1] of fun" or origins[2] == "the argument [1] of fun"
+    assert all(r.shape == (3,) and r.dtype == np.float32 and r.size == 12 for r in residuals)
+    assert sum(f"{__file__}" in origin for origin in origins) == len(origins) - 1

@@ -37,10 +37,10 @@ theirs.  Here are all of them.
 
     y = f(x)        forward:    y_dot = J_f(x) x_dot        reverse:    x_bar = J_f(x)^T y_bar
 
-Each primitive has one formula.  Where it is one of `y_dot`, the transpose follows, since the formula
-is linear in `x_dot`.  Where it is one of `x_bar`, the operation is itself linear in `x`, so that
-`y_dot = f(x_dot)`.  The inputs are `x`, or `x, y` with the answer `z`, unless the formula gives them
-names.  A transpose conjugates nothing, `Re<y_bar, J x_dot> = Re<J^T y_bar, x_dot>` with
+Each primitive has one formula.  Where it is one of `y_dot`, the transpose follows, since the
+formula is linear in `x_dot`.  Where it is one of `x_bar`, the operation is itself linear in `x`, so
+that `y_dot = f(x_dot)`.  The inputs are `x`, or `x, y` with the answer `z`, unless the formula gives
+them names.  A transpose conjugates nothing, `Re<y_bar, J x_dot> = Re<J^T y_bar, x_dot>` with
 `<a, b> = sum a b`, also where the numbers are complex; `A^H` is the conjugate of the matrix `A^T`.
 
 What the columns say:
@@ -147,7 +147,7 @@ def sections() -> Iterator[str]:
     yield INTRO
     yield (
         f"There are {len(rules)} rules.  This page was written by `make coverage-table`, with JAX "
-        f"{jax.__version__}; to change it, change `tools/formulas.py` or the rules.\n"
+        f"{jax.__version__}; to\nchange it, change `tools/formulas.py`, the rules, or their tests.\n"
     )
     for room, written in formulas().items():
         title, sentence, _ = ROOMS[room]

@@ -2,8 +2,8 @@
 
     ROOMS : room -> (title, what its derivatives rest on, primitive -> formula)
 
-The inputs are `x`, or `x, y`, or what the formula calls them; the answer is `y`, or `z` if `y` is an
-input.  A formula of `y_dot` is the pushforward.  One of `x_bar` is the transpose of an operation
+The inputs are `x`, or `x, y`, or what the formula calls them; the answer is `y`, or `z` if `y` is
+an input.  A formula of `y_dot` is the pushforward.  One of `x_bar` is the transpose of an operation
 that is linear, whose pushforward is the operation itself.
 """
 
@@ -69,7 +69,7 @@ ELEMENTWISE = {
     "imag": "`y = Im x`: `x_bar = -i y_bar`",
     "conj": "`x_bar = conj(y_bar)`",
     "complex": "`z = x + i y`: `x_bar = Re z_bar`, `y_bar = -Im z_bar`",
-    "abs": "`y_dot = Re(conj(sign x) x_dot)`",
+    "abs": "`y_dot = Re(conj(sign(x)) x_dot)`",
     "sign": "`y_dot = i y Im(conj(y) x_dot) / abs(x)`, which is 0 for real `x`",
     "convert_element_type": f"{COPIED}, in the type of `x`",
     "reduce_precision": f"{COPIED}, rounded as `y` is",
@@ -93,7 +93,7 @@ SHAPE = {
     "squeeze": "`x_bar = expand_dims(y_bar)`",
     "transpose": "`x_bar = transpose(y_bar)`, by the inverse permutation",
     "rev": "`x_bar = rev(y_bar)`",
-    "broadcast_in_dim": "`x_bar` = the sum of `y_bar` over the dimensions along which `x` is copied",
+    "broadcast_in_dim": "`x_bar` = the sum of `y_bar` over the dimensions of copies",
     "tile": "`x_bar` = the sum of the tiles of `y_bar`",
     "concatenate": "`x_i_bar` = part `i` of `y_bar`",
     "split": "`x_bar = concatenate(y_1_bar, ..., y_n_bar)`",
@@ -147,7 +147,10 @@ INDEXING = {
         "`u_bar = dynamic_slice(y_bar, i)`, `x_bar` = `y_bar` with 0 where `u` was written"
     ),
     "gather": "`y_j = x[i_j]`: `x_bar[i_j] += y_j_bar`",
-    "scatter": "`y[i_j] = u_j`: `u_j_bar = y_bar[i_j]`, `x_bar` = `y_bar` with 0 where `u` was written",
+    "scatter": (
+        "`y[i_j] = u_j`: `u_j_bar = y_bar[i_j]`, 0 if it was overwritten; `x_bar` = `y_bar` with 0 "
+        "where `u` was written"
+    ),
     "scatter-add": "`y[i_j] += u_j`: `x_bar = y_bar`, `u_j_bar = y_bar[i_j]`",
     "scatter-sub": "`y[i_j] -= u_j`: `x_bar = y_bar`, `u_j_bar = -y_bar[i_j]`",
     "scatter-mul": (
@@ -192,9 +195,12 @@ SPECIAL = {
     "igamma": "`y = P(a, x)`: `y_dot = P_a a_dot + x^(a-1) exp(-x) / Gamma(a) x_dot`",
     "igammac": "`y = 1 - P(a, x)`: `y_dot` = minus that of `igamma`",
     "igamma_grad_a": (
-        "`y = P_a(a, x)`: `y_dot = (log(x) - digamma(a)) x^(a-1) exp(-x) / Gamma(a) x_dot`"
+        "`y = P_a(a, x)`: `y_dot = (log(x) - digamma(a)) x^(a-1) exp(-x) / Gamma(a) x_dot`; none "
+        "in `a`"
     ),
-    "regularized_incomplete_beta": "`y = I(a, b, x)`: `y_dot = x^(a-1) (1-x)^(b-1) / B(a, b) x_dot`",
+    "regularized_incomplete_beta": (
+        "`y = I(a, b, x)`: `y_dot = x^(a-1) (1-x)^(b-1) / B(a, b) x_dot`; none in `a` and `b`"
+    ),
     "random_gamma": "`P(a, y)` stays as it was drawn: `y_dot = -(P_a / P_y) a_dot`",
     "bessel_i0e": "`y_dot = (i1e(x) - sign(x) y) x_dot`",
     "bessel_i1e": "`y_dot = (i0e(x) - y / x - sign(x) y) x_dot`",
@@ -244,8 +250,8 @@ SPECTRAL = {
 
 FFT = {
     "fft": (
-        "`F = F^T`: `x_bar = F y_bar`; of a real signal, where a frequency stands for `c = 1` or 2, "
-        "`x_bar = n irfft(conj(y_bar) / c)` and `x_bar = (c / n) conj(rfft(y_bar))`"
+        "`F = F^T`: `x_bar = F y_bar`; of `rfft` `x_bar = n irfft(conj(y_bar) / c)`, and of "
+        "`irfft` `x_bar = (c / n) conj(rfft(y_bar))`, where a frequency stands for `c` of them"
     ),
 }
 
@@ -305,7 +311,7 @@ CONTROL_FLOW = {
     "composite": INSIDE,
     "call_hi_primitive": "that of the function for which it stands; of a root, "
     "`f(p, x) = 0`: `x_dot = -(df/dx)^-1 (df/dp) p_dot`",
-    "custom_vmap_call": "that of the equations inside, batched by the derivative of the user's rule",
+    "custom_vmap_call": f"{INSIDE}, batched by the derivative of the user's rule",
     "linear_call": "`y = A(r) x`: `y_dot = A x_dot + A_dot x`, `x_bar` by the user's transpose",
     "remat2": "`x, x_dot -> y_dot`, which evaluates `f` again",
     "custom_jvp_call": "`y_dot` by the user's rule",
@@ -381,8 +387,8 @@ ROOMS: dict[str, tuple[str, str, dict[str, str]]] = {
     ),
     "derivatives.orthogonal": (
         "Orthogonal factors",
-        "From `Q^H Q = 1` follows that the motion `Q^H Q_dot` is skew-Hermitian, and known when its "
-        "lower triangle is.",
+        "From `Q^H Q = 1` follows that the motion `Q^H Q_dot` is skew-Hermitian, and known when "
+        "its lower triangle is.",
         ORTHOGONAL,
     ),
     "derivatives.spectral": (
@@ -410,8 +416,8 @@ ROOMS: dict[str, tuple[str, str, dict[str, str]]] = {
     ),
     "derivatives.effects": (
         "Effects",
-        "What is done for its effect has no derivative, and a function outside of JAX has none that "
-        "is known.",
+        "What is done for its effect has no derivative, and a function outside of JAX has none "
+        "that is known.",
         EFFECTS,
     ),
     "derivatives.staging": (

@@ -45,7 +45,7 @@ def saved_residuals(fun: Callable, *args: Any, **kwargs: Any) -> list[Residual]:
 
     Returns:
       A `Residual` for each array, with its `shape`, its `dtype`, its `size` in bytes and its
-      `origin`. Numbers that are known without the arguments are not counted.
+      `origin`. Literal numbers are not counted.
 
     Raises:
       TypeError: if an argument or a result is not an array.

@@ -99,7 +99,7 @@ def of_nnx(module: Callable, inputs: np.ndarray, labels: np.ndarray) -> tuple[Ca
 def of_linen(module: nn.Module, inputs: np.ndarray, labels: np.ndarray) -> tuple[Callable, tuple]:
     """A loss that also returns the running means."""
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    variables = module.init(keys, inputs)
+    variables = jax.jit(module.init)(keys, inputs)
     params = variables.pop("params")
 
     def loss(params, others, inputs, labels):

@@ -1,0 +1,351 @@
+"""No primitive of JAX's is forgotten; what has no rule says so; and what prints, prints once.
+
+What is in JAX's tables depends on what a process has imported, so they are read by a child process,
+which is this file run as a script: it imports JAX and functrans, and writes the page.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.experimental import io_callback
+
+import functrans as ft
+from functrans.explain import exclusions
+from functrans.rules import RULES
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+sys.path.append(str(TOOLS))
+tool = importlib.import_module("coverage_table")
+ROOMS = tool.formulas()
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def child(folder: Path) -> None:
+    facts = {
+        "known": sorted(tool.primitives_of_jax()),
+        "rules": [tool.name_of(primitive) for primitive in RULES],
+        "gaps": tool.gaps(),
+        "written": tool.main(folder / "page.md") == 0,
+    }
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("coverage")
+    subprocess.run([sys.executable, "-W", "error", __file__, str(path)], check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def facts(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "facts.json").read_text())
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+
+def test_no_primitive_of_jax_is_forgotten(facts: dict[str, Any]) -> None:
+    assert {"sin", "scan", "cholesky", "psum"} <= set(facts["known"])
+    forgotten = set(facts["known"]) - set(facts["rules"]) - set(tool.excluded())
+    assert not forgotten, "each needs a rule, or a reason in functrans/explain/exclusions.py"
+
+
+def test_no_exclusion_is_needless(facts: dict[str, Any]) -> None:
+    """Each is for a primitive that this JAX has, and that has no rule."""
+    excluded = set(tool.excluded())
+    assert not excluded - set(facts["known"])
+    assert not excluded & set(facts["rules"])
+    assert not set(exclusions.EXCLUSIONS) & set(exclusions.UNTIL_10)
+    assert all(tool.excluded().values())
+
+
+def test_every_rule_has_a_formula_and_every_formula_a_rule(facts: dict[str, Any]) -> None:
+    assert not facts["gaps"]
+    names = [name for formulas in ROOMS.values() for name in formulas]
+    assert len(names) == len(set(names))
+
+
+def test_formulas_are_in_the_room_of_their_rule(facts: dict[str, Any]) -> None:
+    """A room declares its rules in one go, so the rooms of the rules in their order change just so
+    many times as there are rooms."""
+    room_of = {name: room for room, formulas in ROOMS.items() for name in formulas}
+    rooms = [room for room, _ in itertools.groupby(room_of[name] for name in facts["rules"])]
+    assert sorted(rooms) == sorted(ROOMS)
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def rows(page: str) -> dict[str, list[str]]:
+    """The cells of each line that tells of a primitive."""
+    cells = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    return {row[0].strip("`"): row[1:] for row in cells}
+
+
+def version(page: str) -> str:
+    found = re.search(r"with JAX ([\d.]*\d)", page)
+    assert found is not None
+    return found[1]
+
+
+def test_the_page_is_up_to_date(folder: Path, facts: dict[str, Any]) -> None:
+    """If not: `make coverage-table PYTHON=python3.13`.
+
+    With another version of JAX than the page was written with, each primitive of this version is
+    told of in the same words, but for whether JAX has a derivative of it.
+    """
+    assert facts["written"]
+    new, page = ((place / "primitives.md").read_text() for place in (folder, tool.PAGE.parent))
+    if version(new) == version(page):
+        assert new == page
+    here, there = rows(new), rows(page)
+    shared = here.keys() & there.keys()
+    assert len(shared) > 200
+    absent = tool.UNTIL_10 | set(exclusions.UNTIL_10) if tool.IS_OLD else set()
+    assert here.keys() - there.keys() <= absent
+    for name in shared - absent:
+        assert here[name][:6] == there[name][:6]
+
+
+# ---- the formulas --------------------------------------------------------------------------------
+
+FORMULAS = {
+    name: formula.strip("`").partition(" = ")[2]
+    for room in ("derivatives.elementwise", "derivatives.special")
+    for name, formula in ROOMS[room].items()
+    if re.fullmatch(r"`[yz]_dot = [^`]*`", formula) and hasattr(lax, name)
+}
+NAMES = {
+    **{name: getattr(lax, name) for name in "sqrt exp log sin cos sinh cosh abs sign conj".split()},
+    **{name: getattr(lax, name) for name in ("digamma", "polygamma")},
+    "i0e": lax.bessel_i0e,
+    "i1e": lax.bessel_i1e,
+    "pi": np.pi,
+    "i": 1j,
+    "Re": jnp.real,
+    "Im": jnp.imag,
+}
+
+
+def as_python(formula: str) -> str:
+    """`2 x (1 + y) x^2` is `2 * x * (1 + y) * x**2`."""
+    return re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", formula).replace("^", "**")
+
+
+def test_formulas_are_read_as_mathematics() -> None:
+    assert as_python("y / (2 x) - sin(x) x_dot^2") == "y / (2 * x) - sin(x) * x_dot**2"
+    assert len(FORMULAS) > 45
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_formula_is_the_derivative(name: str) -> None:
+    """The one on the page, evaluated."""
+    operation = getattr(lax, name)
+    with jax.enable_x64(True):
+        arity = 2 if "y_dot" in FORMULAS[name] or name == "nextafter" else 1
+        # acosh is real from 1 on
+        x = (1.4, 0.7) if name == "acosh" else (0.6, 0.7)
+        primals = dict(zip(("x", "y"), map(jnp.float64, x[:arity]), strict=False))
+        tangents = {f"{name}_dot": jnp.float64(0.3 + len(name)) for name in primals}
+        answer, moved = ft.jvp(operation, tuple(primals.values()), tuple(tangents.values()))
+        values = {"z" if arity == 2 else "y": answer, **primals, **tangents}
+        want = eval(as_python(FORMULAS[name]), NAMES | values)
+        np.testing.assert_allclose(moved, want, rtol=1e-12)
+
+
+# ---- what has no derivative ----------------------------------------------------------------------
+
+SCALAR = jax.ShapeDtypeStruct((), "float32")
+HERE = re.escape(Path(__file__).name)
+
+DERIVATIVES: dict[str, Callable] = {
+    "grad": lambda fun: ft.grad(fun)(2.0),
+    "jvp": lambda fun: ft.jvp(fun, (2.0,), (1.0,)),
+    "linearize": lambda fun: ft.linearize(fun, 2.0),
+    "grad of jit": lambda fun: ft.grad(ft.jit(fun))(2.0),
+    "jit of grad": lambda fun: ft.jit(ft.grad(fun))(2.0),
+    "grad of scan": lambda fun: ft.grad(
+        lambda x: lax.scan(lambda c, _: (fun(c), None), x, None, length=2)[0]
+    )(2.0),
+}
+every_derivative = pytest.mark.parametrize("derivative", DERIVATIVES)
+
+
+def stored(x):
+    ref = jax.new_ref(x)
+    ref[...] = 2 * ref[...]
+    return jnp.sin(ref[...])
+
+
+def frozen(x):
+    return jax.freeze(jax.new_ref(x))
+
+
+def added(x):
+    ref = jax.new_ref(jnp.float32(1.0))
+    ref[...] += jnp.sin(x)
+    return ref[...]
+
+
+@every_derivative
+@pytest.mark.parametrize(
+    ("fun", "primitive"), [(stored, "new_ref"), (frozen, "new_ref"), (added, "swap")]
+)
+def test_mutable_arrays_have_no_derivative(fun: Callable, primitive: str, derivative: str) -> None:
+    """They can be compiled and run; to differentiate through one is an error, never a number."""
+    np.testing.assert_allclose(ft.jit(fun)(2.0), fun(2.0), rtol=1e-6)
+    with pytest.raises(NotImplementedError, match=f"'{primitive}', used at .*{HERE}:"):
+        DERIVATIVES[derivative](fun)
+
+
+def test_a_mutable_array_around_the_function() -> None:
+    ref = jax.new_ref(jnp.float32(1.0))
+
+    def writes(x):
+        ref[...] = x
+        return x * ref[...]
+
+    with pytest.raises(NotImplementedError, match=f"'swap', used at .*{HERE}:"):
+        ft.grad(writes)(2.0)
+    assert ref[...] == 1.0
+    with pytest.raises(NotImplementedError, match=f"'get', used at .*{HERE}:"):
+        ft.grad(lambda ref: ref[...] ** 2)(ref)
+
+
+def pure(x):
+    return jax.pure_callback(np.sin, SCALAR, x)
+
+
+def impure(x):
+    return io_callback(np.sin, SCALAR, x)
+
+
+def foreign(x):
+    return jax.ffi.ffi_call("functrans_none", SCALAR)(x)
+
+
+@every_derivative
+@pytest.mark.parametrize(
+    ("fun", "name"), [(pure, "pure_callback"), (impure, "io_callback"), (foreign, "ffi_call")]
+)
+def test_functions_outside_of_jax_have_no_derivative(
+    fun: Callable, name: str, derivative: str
+) -> None:
+    """Of JAX neither; the error says what to do."""
+    with pytest.raises(ValueError, match=f"'{name}' at .*{HERE}:.*custom_jvp"):
+        DERIVATIVES[derivative](fun)
+    with pytest.raises(ValueError, match="JVP|differentiated"):
+        jax.grad(fun)(2.0)
+
+
+@pytest.mark.parametrize("fun", [pure, impure])
+def test_what_the_errors_for_them_advise_helps(fun: Callable) -> None:
+    def constant(x):
+        return x * fun(lax.stop_gradient(x))
+
+    known = jax.custom_jvp(fun)
+    known.defjvps(lambda x_dot, y, x: x_dot * jnp.cos(x))
+    for transform in (lambda f: f, ft.jit):
+        np.testing.assert_allclose(ft.grad(transform(constant))(2.0), np.sin(2.0), rtol=1e-6)
+        np.testing.assert_allclose(ft.grad(transform(known))(2.0), np.cos(2.0), rtol=1e-6)
+
+
+# ---- prints --------------------------------------------------------------------------------------
+
+TRANSFORMS: dict[str, Callable] = {
+    "the function": lambda ad, fun: fun(0.5),
+    "jit": lambda ad, fun: ad.jit(fun)(0.5),
+    "grad": lambda ad, fun: ad.grad(fun)(0.5),
+    "jvp": lambda ad, fun: ad.jvp(fun, (0.5,), (1.0,)),
+    "linearize": lambda ad, fun: ad.linearize(fun, 0.5)[1](1.0),
+    "vjp": lambda ad, fun: ad.vjp(fun, 0.5)[1](jnp.float32(1.0)),
+    "grad of jit": lambda ad, fun: ad.grad(ad.jit(fun))(0.5),
+    "jit of grad": lambda ad, fun: ad.jit(ad.grad(fun))(0.5),
+    "grad of grad": lambda ad, fun: ad.grad(ad.grad(fun))(0.5),
+}
+
+
+def straight(tell: Callable) -> Callable:
+    def fun(x):
+        tell(x)
+        y = jnp.sin(x)
+        tell(y)
+        return x * y
+
+    return fun
+
+
+def in_a_loop(tell: Callable) -> Callable:
+    def body(carry, x):
+        tell(carry)
+        return jnp.sin(carry) * x, None
+
+    return lambda x: lax.scan(body, x, jnp.arange(1.0, 4.0))[0]
+
+
+def in_a_branch(tell: Callable) -> Callable:
+    def told(x):
+        tell(x)
+        return jnp.sin(x)
+
+    return lambda x: lax.cond(x > 0, told, jnp.cos, x)
+
+
+PROGRAMS = {fun.__name__: fun for fun in (straight, in_a_loop, in_a_branch)}
+
+
+def called(ad: ModuleType, program: str, transform: str) -> list[float]:
+    """What a callback in the program is called with, in order."""
+    seen: list[float] = []
+
+    def tell(x):
+        jax.debug.callback(lambda x: seen.append(float(x)), x, ordered=True)
+
+    TRANSFORMS[transform](ad, PROGRAMS[program](tell))
+    jax.effects_barrier()
+    return seen
+
+
+def printed(ad: ModuleType, program: str, transform: str, capsys: Any) -> str:
+    def tell(x):
+        jax.debug.print("x = {}", x, ordered=True)
+
+    TRANSFORMS[transform](ad, PROGRAMS[program](tell))
+    jax.effects_barrier()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_effects_happen_once_and_in_order(
+    program: str, transform: str, capsys: pytest.CaptureFixture
+) -> None:
+    """Where the primals are computed, as with JAX, and nowhere else."""
+    seen = called(ft, program, transform)
+    assert len(seen) == {"straight": 2, "in_a_loop": 3, "in_a_branch": 1}[program]
+    np.testing.assert_allclose(seen, called(jax, program, "the function"), rtol=1e-6)
+    assert seen == called(jax, program, transform)
+    out = printed(ft, program, transform, capsys)
+    assert out.count("x = ") == len(seen)
+    assert out == printed(jax, program, transform, capsys)
+
+
+if __name__ == "__main__":
+    child(Path(sys.argv[1]))
