@@ -12,10 +12,11 @@ VENV    := .venv/$(VERSION)
 BIN     := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint ruff-check ruff-format pyright format loc docs notebooks clean
+.PHONY: help demo test lint ruff-check ruff-format pyright format loc coverage-table docs notebooks \
+  clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  PYTHON=python3.13   the interpreter to use (3.11 or later; now: $(PYTHON))'
 	@echo '  ARGS="..."          further arguments for demo, test and docs'
@@ -44,6 +45,9 @@ format: $(VENV)/.installed-dev  ## sort the imports, format the code
 
 loc:  ## count the engine's lines of code, and check them against the budget
 	@$(PYTHON) tools/loc.py
+
+coverage-table: $(VENV)/.installed-test  ## write docs/primitives.md, with the newest JAX
+	$(BIN)/python tools/coverage_table.py
 
 docs: $(VENV)/.installed-docs  ## build the documentation
 	$(BIN)/python -m sphinx -W docs docs/_build $(ARGS)

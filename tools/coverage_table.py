@@ -9,8 +9,9 @@ the formulas from `formulas.py`.  It fails if a rule has no formula, or a formul
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,20 @@ theirs.  Here are all of them.
     y = f(x)        forward:    y_dot = J_f(x) x_dot        reverse:    x_bar = J_f(x)^T y_bar
 
 Each primitive has one formula.  Where it is one of `y_dot`, the transpose follows, since the
-formula is linear in `x_dot`.  Where it is one of `x_bar`, the operation is itself linear in `x`, so
-that `y_dot = f(x_dot)`.  The inputs are `x`, or `x, y` with the answer `z`, unless the formula gives
-them names.  A transpose conjugates nothing, `Re<y_bar, J x_dot> = Re<J^T y_bar, x_dot>` with
+formula is linear in `x_dot`.  Where it is one of `x_bar`, the operation is itself linear in `x`,
+so that `y_dot = f(x_dot)`.  The inputs are `x`, or `x, y` with the answer `z`, unless the formula
+gives them names.  A transpose conjugates nothing, `Re<y_bar, J x_dot> = Re<J^T y_bar, x_dot>` with
 `<a, b> = sum a b`, also where the numbers are complex; `A^H` is the conjugate of the matrix `A^T`.
 
 What the columns say:
 
-- **rule**: the kind of declaration, of those in `functrans/rules.py`; one that is *linear in part*
-  has a pushforward of its own, and the transpose in the inputs in which it is linear;
-- **modes**, **order**: what is checked against finite differences, and against JAX where JAX has it
-  and has it right: forward or reverse mode or both, up to the first or second derivative;
-- **complex**, **vmap**: whether it is checked with complex numbers, and vectorized by `jax.vmap`;
+- **rule**: the kind of declaration, of those in `functrans/rules.py`; *linear in part* is a
+  pushforward with a transpose in the inputs in which it is linear, and a *call* is written out, as
+  for all that carries jaxprs;
+- **modes**, **order**: what the table in `tests/rule_cases/` checks against finite differences, and
+  against JAX where JAX has it right: in forward or reverse mode or both, and to which order; blank
+  for what has no row there;
+- **complex**, **vmap**: whether that is with complex numbers too, and vectorized by `jax.vmap`;
 - **JAX**: whether JAX has an entry for it in `jax.interpreters.ad`.
 """
 
@@ -58,9 +61,6 @@ EXCLUDED = """\
 
 In JAX these have an entry in `jax.interpreters.ad`.  What differentiates through one raises a
 `NotImplementedError` that names it.
-
-| primitive | what it is |
-| --- | --- |
 """
 
 
@@ -132,12 +132,12 @@ def mark(is_so: bool) -> str:
     return "✓" if is_so else ""
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
-    """A table of Markdown."""
-    yield f"| {' | '.join(head)} |"
-    yield f"| {' | '.join('---' for _ in head)} |"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
+def table(head: Sequence[str], cells: Mapping[str, Sequence[str]]) -> str:
+    """A table of Markdown; neighbours of which the same is said share a row."""
+    rows = [head, ["---"] * len(head)]
+    for shared, names in itertools.groupby(cells, key=cells.__getitem__):
+        rows.append([" ".join(f"`{name}`" for name in names), *shared])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def sections() -> Iterator[str]:
@@ -146,25 +146,29 @@ def sections() -> Iterator[str]:
     known = primitives_of_jax()
     yield INTRO
     yield (
-        f"There are {len(rules)} rules.  This page was written by `make coverage-table`, with JAX "
-        f"{jax.__version__}; to\nchange it, change `tools/formulas.py`, the rules, or their tests.\n"
+        f"There are {len(rules)} rules.  This page was written by `make coverage-table` with JAX "
+        f"{jax.__version__}, and\nchanges with the rules, their tests, and `tools/formulas.py`.\n"
     )
     for room, written in formulas().items():
         title, sentence, _ = ROOMS[room]
         path = f"functrans/{room.replace('.', '/')}"
         place = f"`{path}/`" if (REPOSITORY / path).is_dir() else f"`{path}.py`"
         yield f"## {title}\n\n{sentence}  ({place})\n"
-        rows = [
-            [f"`{name}`", kind_of(rules[name]), formula, *checked(name), mark(name in known)]
+        cells = {
+            name: (kind_of(rules[name]), formula, *checked(name), mark(name in known))
             for name, formula in written.items()
-        ]
-        yield "\n".join(table(HEAD, rows)) + "\n"
-    yield EXCLUDED + "\n".join(f"| `{name}` | {why} |" for name, why in excluded().items()) + "\n"
+        }
+        yield table(HEAD, cells)
+    yield EXCLUDED
+    yield table(("primitive", "what it is"), {name: (why,) for name, why in excluded().items()})
 
 
 def main(path: Path = PAGE) -> int:
-    """Write the page."""
-    if wrong := gaps():
+    """Write the page; return 1 if it cannot be written, else 0."""
+    wrong = gaps()
+    if IS_OLD and path == PAGE:
+        wrong.append("the page is for the newest JAX: make coverage-table PYTHON=python3.13")
+    if wrong:
         print(*wrong, sep="\n", file=sys.stderr)
         return 1
     path.parent.mkdir(exist_ok=True)

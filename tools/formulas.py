@@ -272,9 +272,10 @@ COLLECTIVES = {
     "vary_unreduced_cast": "`x_d_bar = y_bar`: a `reduced_vary_cast`",
     "reduced_vary_cast": "`x_bar = sum_d y_d_bar`, not carried out: a `vary_unreduced_cast`",
     "unreduced_psum": "`x_bar = y_bar`: a `preduced`",
-    "preduced": "`x_bar` = the sum that `y_bar` stands for: an `unreduced_psum`",
+    "preduced": "`x_bar` = the sum for which `y_bar` stands: an `unreduced_psum`",
     "unreduced_reduce_scatter": "`x_bar = (y_0_bar, y_1_bar, ...)`: an `all_gather_reduced`",
-    "all_gather_reduced": "`x_e_bar` = part `e` of that sum: an `unreduced_reduce_scatter`",
+    "all_gather_reduced": "`x_e_bar` = part `e` of the sum for which `y_bar` stands: an "
+    "`unreduced_reduce_scatter`",
     "inspect_sharding": "no output; it happens once, with the primals",
 }
 
@@ -313,7 +314,7 @@ CONTROL_FLOW = {
     "`f(p, x) = 0`: `x_dot = -(df/dx)^-1 (df/dp) p_dot`",
     "custom_vmap_call": f"{INSIDE}, batched by the derivative of the user's rule",
     "linear_call": "`y = A(r) x`: `y_dot = A x_dot + A_dot x`, `x_bar` by the user's transpose",
-    "remat2": "`x, x_dot -> y_dot`, which evaluates `f` again",
+    "remat2": "`x, x_dot -> y_dot`, which evaluates again what was not kept",
     "custom_jvp_call": "`y_dot` by the user's rule",
     "custom_vjp_call": "`x_bar` by the user's rule, `y_dot` by the transpose of that rule",
     "transposed_backward_rule": "functrans's own, for a `custom_vjp` rule that waits for `y_bar`: "
@@ -322,7 +323,7 @@ CONTROL_FLOW = {
     "cond": "`y = f_i(x)`: `y_dot = J f_i(x) x_dot`, `x_bar = J f_i(x)^T y_bar`",
     "scan": "a loop over pairs, `(c, c_dot), (x, x_dot) -> (c', c_dot'), (y, y_dot)`; "
     "the transpose runs backwards",
-    "while": "`(c, c_dot) = (f(c), J f(c) c_dot)` while `g(c)`; there is no transpose",
+    "while": "`(c, c_dot) = (f(c), J f(c) c_dot)` while `g(c)`; none in reverse",
     "custom_linear_solve": SOLVED,
     "reduce": "that of `f` on pairs of neighbours, and on pairs of those",
     "reduce_window": "that of `f` on pairs of neighbours, and on pairs of those",

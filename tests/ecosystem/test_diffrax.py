@@ -29,7 +29,10 @@ pytestmark = pytest.mark.usefixtures("float64")
 STEPS: dict[str, Any] = {"t0": 0.0, "t1": 1.0, "dt0": 0.25, "max_steps": 8}
 
 
-def lotka_volterra(adjoint: Any, solver: Any = diffrax.Euler(), **options: Any) -> Callable:
+EULER = diffrax.Euler()
+
+
+def lotka_volterra(adjoint: Any, solver: Any = EULER, **options: Any) -> Callable:
     """A loss of where the populations are, as a function of the start and the coefficients."""
 
     def field(t, y, args):

@@ -61,7 +61,7 @@ class NNXTransformer(nnx.Module):
     def __call__(self, tokens):
         x = self.tokens(tokens) + self.places[...]
         x = x + self.dropout(self.attention(self.norm1(x)))
-        x = x + self.dropout(self.down(nnx.gelu(self.up(self.norm2(x)))))
+        x = x + self.down(nnx.gelu(self.up(self.norm2(x))))
         return self.head(jnp.mean(x, axis=1))
 
 
@@ -86,7 +86,8 @@ class LinenTransformer(nn.Module):
 
 def of_nnx(module: Callable, inputs: np.ndarray, labels: np.ndarray) -> tuple[Callable, tuple]:
     """A loss that also returns the model's other state: running means, and keys for dropout."""
-    graph, params, others = nnx.split(module(nnx.Rngs(0)), nnx.Param, ...)
+    model = nnx.jit(lambda: module(nnx.Rngs(0)))()
+    graph, params, others = nnx.split(model, nnx.Param, ...)
 
     def loss(params, others, inputs, labels):
         model = nnx.merge(graph, params, others)

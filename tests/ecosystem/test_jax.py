@@ -59,7 +59,7 @@ def test_iterative_solvers(solve: Callable) -> None:
 
 
 def test_special_functions_and_densities_in_a_model() -> None:
-    """Counts with a gamma prior on their rates, proportions, and heavy-tailed noise."""
+    """Counts whose rates have a gamma prior, and heavy-tailed noise."""
     counts, values = np.array([3.0, 0.0, 5.0]), RNG.normal(size=4)
 
     def loss(params):
@@ -69,15 +69,12 @@ def test_special_functions_and_densities_in_a_model() -> None:
         log_counts = (
             special.gammaln(counts + shape)
             - special.gammaln(shape)
-            - special.gammaln(counts + 1.0)
             + special.xlogy(counts, 1.0 - chance)
             + shape * jnp.log(chance)
         )
-        priors = stats.gamma.logpdf(rate, shape) + stats.beta.logpdf(chance, shape, 2.0)
-        noise = stats.t.logpdf(values, shape + 1.0, params["mean"], rate)
+        noise = stats.cauchy.logpdf(values, params["mean"], rate)
         tail = special.log_ndtr(params["mean"]) + special.logsumexp(values * params["mean"])
-        spread = special.erf(rate) - special.betaln(shape, rate)
-        return -jnp.sum(log_counts) - priors - jnp.sum(noise) + tail + spread
+        return tail + special.erf(rate) - jnp.sum(log_counts) - jnp.sum(noise)
 
     params = {"shape": jnp.array(0.4), "rate": jnp.array(-0.3), "mean": jnp.array(0.2)}
     check_derivatives(loss, params, (forward_over_reverse,))
