@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax, tree
 
 from functrans import jaxpr as jx
-from functrans.explain import checks
+from functrans.errors import checks
 from functrans.jit import transformed, transformed_at_once
 from functrans.transforms import Argnums, drop_value, grad, jvp, linearize, select, typed_like, vjp
 

@@ -26,8 +26,8 @@ import jax.core
 
 from functrans import jaxpr as jx
 from functrans.control_flow.jit import bind_jit
-from functrans.explain import checks
-from functrans.explain.tracebacks import briefly, shorten
+from functrans.errors import checks
+from functrans.errors.tracebacks import briefly, shorten
 from functrans.tracer import stage
 
 # id of a function -> {how it was wrapped -> the compiled function}, as long as the function lives

@@ -45,8 +45,8 @@ from jax import lax
 from jax.extend.core import Primitive
 
 from functrans import jaxpr as jx
-from functrans.explain import checks
-from functrans.explain.checks import NotLinear
+from functrans.errors import checks
+from functrans.errors.checks import NotLinear
 from functrans.jaxpr import Linear, Zero
 
 Pair = tuple[list, list]
@@ -253,10 +253,8 @@ def call(primitive: Primitive, rule: Rule) -> None:
     RULES[primitive] = rule
 
 
-instantiate = jx.instantiate
-cast = jx.cast
-constant = jx.number
-varying_as = jx.varying_as
+# What the rooms of `derivatives/` need of values.
+instantiate, cast, constant, varying_as = jx.instantiate, jx.cast, jx.number, jx.varying_as
 
 
 def rule_of(primitive: Primitive) -> Rule:

@@ -25,7 +25,7 @@ from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, new_jaxpr_eqn, set_current_trace
 
 from functrans import jaxpr as jx
-from functrans.explain import checks
+from functrans.errors import checks
 from functrans.rules import CALL, STAGED
 
 
@@ -52,6 +52,9 @@ class Trace(jax.core.Trace):
 
     def process_custom_vjp_call(self, primitive, fun, fwd, bwd, args, /, **params):
         return self.process_primitive(primitive, args, {"subfuns": (fun, fwd, bwd), **params})
+
+    def process_call(self, primitive, fun, args, params, /):
+        return self.process_primitive(primitive, args, {"subfuns": (fun,), **params})
 
     def process_shard_map(self, primitive, fun, args, /, **params):
         return STAGED["shard_map"](self, primitive, fun, args, params)

@@ -23,8 +23,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.tree_util import register_dataclass
 
 from functrans import jaxpr as jx
-from functrans.explain import checks
-from functrans.explain.tracebacks import briefly
+from functrans.errors import checks
+from functrans.errors.tracebacks import briefly
 from functrans.forward import forward
 from functrans.jaxpr import Linear
 from functrans.jit import Jitted, jit, transformed, transformed_at_once

@@ -63,9 +63,9 @@ def names_used(tree: ast.Module) -> set[str]:
 
 TOUR = ["jaxpr", "rules", "tracer", "forward", "linearize", "reverse", "control_flow"]
 TOUR += ["jit", "transforms", "jacobians"]
-SIDE_ROOMS = {"derivatives": {"rules", "explain"}, "explain": {"jaxpr"}}
-ITSELF = {"derivatives", "explain", "control_flow"}
-ENTRANCES = {"", "testing", "__main__"}
+SIDE_ROOMS = {"derivatives": {"rules", "errors"}, "errors": {"jaxpr"}}
+ITSELF = {"derivatives", "errors", "control_flow"}
+ENTRANCES = {"", "testing", "explain", "__main__"}
 """The package, and what uses it as anyone would."""
 
 
@@ -79,7 +79,7 @@ def may_import(name: str) -> set[str]:
         return {room(n) for n in SOURCES} - ({""} if room(name) == "" else set())
     if room(name) in SIDE_ROOMS:
         return SIDE_ROOMS[room(name)] | {room(name)}
-    before = set(TOUR[: TOUR.index(room(name))]) | {"explain"}
+    before = set(TOUR[: TOUR.index(room(name))]) | {"errors"}
     before |= {"derivatives"} if room(name) == "control_flow" else set()
     return before | ({room(name)} & ITSELF)
 

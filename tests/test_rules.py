@@ -203,9 +203,14 @@ DECLARED = {primitive.name for primitive in RULES}
 
 
 def test_every_rule_has_a_row() -> None:
-    covered = {name for case in CASES for name in case.primitives}
+    covered = {name for case in CASES for name in case.primitives} | ELSEWHERE
     assert sorted(DECLARED - covered) == []
 
+
+# `check` is compiled in functions under `checkify` alone, and a foreign function has to be there:
+# both are in `test_coverage.py`. In JAX 0.10 `call` binds a Python function, not a jaxpr. `stage`
+# is no equation when something is traced.
+ELSEWHERE = {"check", "ffi_call", "call", "stage"}
 
 ZERO = {primitive.name for primitive, rule in RULES.items() if isinstance(rule, ZeroRule)}
 

@@ -78,7 +78,7 @@ def primitives_of_jax() -> set[str]:
 
 def excluded() -> dict[str, str]:
     """The exclusions of this version of JAX, with the reasons."""
-    return exclusions.EXCLUSIONS | (exclusions.UNTIL_10 if IS_OLD else {})
+    return exclusions.EXCLUSIONS | (exclusions.UNTIL_10 if IS_OLD else exclusions.SINCE_11)
 
 
 def formulas() -> dict[str, dict[str, str]]:

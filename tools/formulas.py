@@ -105,6 +105,7 @@ SHAPE = {
     "optimization_barrier": f"{COPIED}, with a barrier",
     "sharding_constraint": f"{COPIED}, with the same constraint",
     "layout_constraint": f"{COPIED}, with the same constraint",
+    "relayout": f"{COPIED}, in the same layout",
     "reshard": f"{COPIED}, with the sharding of `x`",
     **dict.fromkeys(("iota", "empty", "empty2", "create_token", "after_all"), SOURCE),
 }
@@ -438,6 +439,7 @@ UNTIL_10 = {"call", "closed_call"}
 """What has a rule with JAX 0.10 only."""
 
 SINCE_11 = {
+    "relayout",
     "call_hi_primitive",
     "eval_jaxpr",
     "log2",

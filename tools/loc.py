@@ -15,7 +15,7 @@ import tokenize
 from pathlib import Path
 
 ENGINE = Path(__file__).resolve().parent.parent / "functrans"
-EXTRAS = ("derivatives", "control_flow", "testing.py", "explain", "explain.py", "__main__.py")
+EXTRAS = ("derivatives", "control_flow", "errors", "explain", "testing.py", "__main__.py")
 FILE_BUDGET, TOTAL_BUDGET = 300, 1000  # at most, less than
 
 NOT_CODE = {

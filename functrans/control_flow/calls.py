@@ -160,11 +160,6 @@ call(call_p, CallRule("call_jaxpr"))
 call(closed_call_p, CallRule("call_jaxpr"))
 for composite_p in emitted(jax.lax.composite(lambda x: x, name="functrans.none")):
     call(composite_p, CallRule("jaxpr", "call_jaxpr"))
-traced_identity: Any = jax.jit(lambda x: x).trace(jax.ShapeDtypeStruct((), "float32"))
-if callable(traced_identity):  # since JAX 0.11
-    for eval_jaxpr_p in emitted(traced_identity):
-        call(eval_jaxpr_p, CallRule("call_jaxpr"))
-
 batched_identity = custom_vmap(lambda x: x)
 batched_identity.def_vmap(lambda size, batched, x: (x, batched[0]))
 for custom_vmap_p in emitted(batched_identity):

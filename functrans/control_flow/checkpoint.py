@@ -24,7 +24,7 @@ from jax.extend.core.primitives import jit_p, remat_p, scan_p
 from functrans import jaxpr as jx
 from functrans.control_flow.halves import giving
 from functrans.control_flow.scan import Loop
-from functrans.explain import checks
+from functrans.errors import checks
 from functrans.jaxpr import Linear
 from functrans.linearize import jvp_jaxpr, linearize_jaxpr
 from functrans.reverse import transpose_jaxpr

@@ -18,7 +18,7 @@ from jax import lax
 from jax.extend.core import Primitive
 
 from functrans import jaxpr as jx
-from functrans.explain import checks
+from functrans.errors import checks
 from functrans.jaxpr import Linear, Zero
 from functrans.linearize import jvp_jaxpr
 from functrans.rules import NotLinear, Rule, call

@@ -20,7 +20,7 @@ from jax.extend.core.primitives import while_p
 
 from functrans import jaxpr as jx
 from functrans.control_flow.halves import merged, parted, split
-from functrans.explain import checks
+from functrans.errors import checks
 from functrans.linearize import jvp_jaxpr
 from functrans.rules import Rule, call, staged
 
@@ -56,10 +56,6 @@ class WhileRule(Rule):
 
         outs, outs_dot = lax.while_loop(condition, body, (carry, carried(c_dots)))
         return outs, jx.fill(jx.gaps_for([jx.typeof(out) for out in outs], moving), outs_dot)
-
-    def linearize(self, primitive, primals, tangents, params):
-        outs = primitive.bind(*primals, **params)
-        return outs, self.forward(primitive, primals, tangents, params)[1]
 
     def transpose(self, primitive, cotangents, inputs, params):
         raise checks.no_reverse(

@@ -13,7 +13,7 @@ from jax import lax
 from jax.experimental import checkify, io_callback
 
 from functrans.derivatives.common import emitted
-from functrans.explain import checks
+from functrans.errors import checks
 from functrans.rules import general, zero
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.experimental import layout
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from functrans.derivatives.common import emitted, find, mul, sharding_of, zeros_like
@@ -196,6 +197,10 @@ def _with_layout(x):
 
 for constraint_p in (lax.sharding_constraint_p, *emitted(_with_layout)):
     constrain(constraint_p)
+explicit_layout: Any = getattr(layout, "explicit_layout", None)
+if explicit_layout:  # since JAX 0.11
+    relayout_p, *_ = emitted(explicit_layout(lambda x: x, in_layouts=Layout(())))
+    linear(relayout_p, lambda y_bar, x: relayout_p.bind(y_bar, dst_layout=x.aval.layout))
 
 
 def _reshard(x):

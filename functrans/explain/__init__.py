@@ -1,4 +1,6 @@
-"""What functrans says to people: what was wrong with an argument, and what to do about it.
+"""What one may want to see of a derivative: what it keeps, and what has none.
 
-Read next: `checks.py`.
+A room for guests: it may import every other one, and none of them needs it.
+
+Read next: `residuals.py`.
 """

@@ -39,3 +39,9 @@ UNTIL_10 = {
     "eval_jaxpr": "a function of mutable boxes, as it is lowered",
 }
 """More of them in JAX 0.10; later JAX has no such primitive, or functrans has a rule."""
+
+SINCE_11 = {
+    "with_memory_space_constraint": "where a kernel of Pallas for TPU finds its argument; only it "
+    "binds the primitive",
+}
+"""More of them since JAX 0.11."""

@@ -16,7 +16,7 @@ from jax.extend.core import Literal
 
 from functrans import jaxpr as jx
 from functrans.control_flow.checkpoint import inlined
-from functrans.explain import checks
+from functrans.errors import checks
 from functrans.linearize import linearize_jaxpr
 from functrans.tracer import stage
 

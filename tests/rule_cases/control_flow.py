@@ -6,9 +6,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import linear_call
+from jax.experimental import io_callback
 from jax.extend.core.primitives import closed_call_p
 
 from rule_cases.table import F, apart, case, integers
@@ -98,7 +100,7 @@ case("scan", partial(repeated, 3), F(2))
 case("scan", lambda x: lax.scan(lambda c, t: (None, jnp.sin(t)), None, x), F(3))
 case("scan", lambda x: lax.scan(lambda c, t: (c * jnp.sin(c), None), x, None, length=3)[0], F(2))
 case("scan", lambda n, x: lax.scan(lambda i, t: (i + 1, t * i), n, x), integers(0, 3), F(3))
-case("scan", lambda x: lax.associative_scan(jnp.multiply, x, reverse=True), F(4), complex=True)
+case("mul", lambda x: lax.associative_scan(jnp.multiply, x, reverse=True), F(4), complex=True)
 
 
 def with_branches(x):
@@ -157,7 +159,10 @@ case("custom_linear_solve", by_cholesky, F(2, 2), F(2), half=False)
 
 
 def closed(x, y):
-    return closed_call_p.bind(x, y, call_jaxpr=jax.make_jaxpr(lambda x, y: [jnp.sin(x) * y])(x, y))
+    jaxpr = jax.make_jaxpr(lambda x, y: [jnp.sin(x) * y])(x, y)
+    outs = closed_call_p.bind(x, y, **closed_call_p.get_bind_params({"call_jaxpr": jaxpr}))
+    # JAX 0.10 does not take a NumPy array for a cotangent of the call.
+    return jnp.sin(outs[0])
 
 
 @custom_vmap
@@ -179,11 +184,54 @@ def scaled(x):
     return linear_call(lambda r, x: r * x, lambda r, y: r * y, jnp.sin(x), x * x)
 
 
-case("closed_call", closed, F(2), F(2), complex=True)
+# Since JAX 0.11 it is the same as `eval_jaxpr`.
+case(closed_call_p.name, closed, F(2), F(2), complex=True)
 case("composite", lax.composite(lambda x: jnp.sin(x) ** 2, name="tests.square"), F(2), jax_modes=())
 # JAX has neither a linearization nor a reverse mode for `custom_vmap`.
 case("custom_vmap_call", batched_by_rule, F(2), F(2), jax_modes=())
-case("custom_vmap_call", lambda x, y: jax.vmap(batched_by_rule, (0, None))(x, y[0]), F(2), F(2))
+case("sin", lambda x, y: jax.vmap(batched_by_rule, (0, None))(x, y[0]), F(2), F(2))
 # JAX takes the residuals of a `linear_call` for constants.
 case("linear_call", lambda x: linear_call(twice, twice, (), x * x), F(2), complex=True)
 case("linear_call", scaled, F(2), complex=True, jax_modes=())
+
+# The root of an equation: one primitive since JAX 0.11, a function with a rule before.
+
+
+def cube_root(a):
+    def solve(f, guess):
+        return lax.fori_loop(0, 20, lambda i, y: y - f(y) / (3 * y**2), guess)
+
+    return lax.custom_root(lambda y: y**3 - a, a, solve, lambda g, y: y / g(jnp.ones_like(y)))
+
+
+root_primitive = "custom_jvp_call" if jax.__version_info__ < (0, 11) else "call_hi_primitive"
+case(root_primitive, cube_root, F(3, low=0.5, high=2.0), half=False)
+
+
+@jax.custom_vjp
+def optimized(x):
+    return jnp.sin(x)
+
+
+optimized.defvjp(
+    lambda x: (jnp.sin(x), x), lambda x, y_bar: (jnp.cos(x) * y_bar,), optimize_remat=True
+)
+# What JAX's reverse mode makes of it; JAX has no transpose for that.
+case("remat_opt", lambda x: jax.vjp(optimized, x)[0] * x, F(3), jax_modes=())
+
+# What is done for its effect. A callback takes and gives what has no derivative.
+
+
+def called_back(callback, **options):
+    def fun(n, x):
+        result = jax.ShapeDtypeStruct(n.shape, n.dtype)
+        return x * callback(lambda n: np.asarray(n) + 1, result, n, **options)
+
+    return fun
+
+
+case("debug_print", lambda n: (jax.debug.print("{}", n), n)[1], integers(0, 9))
+case("debug_callback", lambda n: (jax.debug.callback(lambda n: None, n), n)[1], integers(0, 9))
+case("dce_sink", lambda n: (lax.dce_sink(n), n)[1], integers(0, 9))
+case("pure_callback", called_back(jax.pure_callback, vmap_method="sequential"), integers(0, 9), F())
+case("io_callback", called_back(io_callback), integers(0, 9), F())

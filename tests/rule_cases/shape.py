@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import layout
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from rule_cases.table import (
@@ -57,3 +58,8 @@ case("tile", lambda x: lax.tile(x, (2, 1, 3)), F(2, 2, 1), complex=True)
 case("tile", lambda x: lax.tile(x, (0, 3)), F(2, 2))
 case("iota", lambda x: lax.iota(jnp.int32, 3), F(3))
 case("iota", lambda x: x * lax.broadcasted_iota(x.dtype, (2, 3), 1), F(2, 3))
+
+if hasattr(layout, "explicit_layout"):
+    # JAX evaluates it in compiled programs alone.
+    negated = layout.explicit_layout(lambda x: -x, in_layouts=Layout((0, 1)))
+    case("relayout", jax.jit(negated), F(2, 3), vmap=False)
