@@ -1,5 +1,18 @@
 """The primitives that carry jaxprs: what forward, linearize and transpose do with what is inside.
 
+    jit           one function                       a call in each half
+    halves        what the rooms below share         which residuals are at hand anyway
+    cond          one of several functions           residuals of all branches share places
+    scan          a loop of a known length           a loop for each half; the transpose runs back
+    while_loop    a loop until something is met      forward mode alone
+    reduce        a function of the user's, folded   a tree of pairs
+    checkpoint    a function to be computed again    what the policy says is kept
+    custom        derivatives that a user gives      a backward rule is transposed to go forward
+    linear_solve  a system and its solver            solved again, or transposed
+    calls         functions for other transforms     as if their equations stood there
+    hi            functions under one name           the function; a root is implicit
+    shard_map     a function of each device's part   a call in each half, with specs
+
 A room here may use the interpreters; the rooms of `derivatives/` may not.
 
 Read next: `jit.py`, a call of one function.

@@ -22,7 +22,7 @@ from jax.extend.core import ClosedJaxpr, Literal, Var
 from jax.extend.core.primitives import jit_p, remat_p, scan_p
 
 from functrans import jaxpr as jx
-from functrans.control_flow.halves import giving
+from functrans.control_flow.halves import closed_of, giving
 from functrans.control_flow.scan import Loop
 from functrans.errors import checks
 from functrans.jaxpr import Linear
@@ -175,10 +175,6 @@ def checkpointed(program: ClosedJaxpr, moving: tuple[bool, ...], policy: Callabl
     tangent_avals = [a.to_tangent_aval() for a in compress(program.in_avals, moving)]
     avals = [*program.in_avals, *kept_avals, *tangent_avals]
     return primal_program, stage(pushforward, avals, info), gaps
-
-
-# The equation carries an open jaxpr; what derives from it hangs on this closed one.
-closed_of = jx.cached_by_program(lambda jaxpr: jx.with_constants(jaxpr, []))
 
 
 class CheckpointRule(Rule):

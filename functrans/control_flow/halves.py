@@ -22,6 +22,9 @@ from functrans.tracer import RecordingTrace, stage
 
 Source = tuple[str, Any]
 
+# Some equations carry an open jaxpr; what derives from it hangs on this closed one.
+closed_of = jx.cached_by_program(lambda jaxpr: jx.with_constants(jaxpr, []))
+
 
 class Halves(NamedTuple):
     """A jaxpr in two: `x -> (y, fresh residuals)` and `(residuals, x_dot) -> y_dot`."""

@@ -36,14 +36,11 @@ from jax.extend.core import ClosedJaxpr, Literal
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from functrans import jaxpr as jx
-from functrans.control_flow.halves import Halves, halves
+from functrans.control_flow.halves import Halves, closed_of, halves
 from functrans.jaxpr import Linear
 from functrans.linearize import jvp_jaxpr
 from functrans.reverse import transpose_jaxpr
 from functrans.rules import Rule, call, staged
-
-# The equation carries an open jaxpr; what derives from it hangs on this closed one.
-closed_of = jx.cached_by_program(lambda jaxpr: jx.with_constants(jaxpr, []))
 
 
 class Mapped(NamedTuple):
