@@ -446,8 +446,19 @@ def test_a_basis_of_the_complement_has_no_derivative(fun: Callable, message: str
         assert "test_linalg.py" in str(error.value)
 
 
-def test_no_rule_is_said() -> None:
-    """The factors of a Schur decomposition: those of equal eigenvalues are any, as above, and
-    LAPACK's order and blocks are its own. JAX has no rule either."""
-    with pytest.raises(NotImplementedError, match="schur"):
-        ft.jvp(lambda x: jsp.schur(x)[0], (A,), (A,))
+def test_schur_of_a_rotation_is_refused_and_its_complex_form_is_not():
+    """Two complex eigenvalues of a real matrix make a block, of which nothing is claimed."""
+    a, a_dot = np.array([[0.0, 1.0], [-2.0, 0.5]]), np.array([[1.0, 2.0], [0.5, -1.0]])
+    for tangent in ft.jvp(jax.lax.linalg.schur, (a,), (a_dot,))[1]:
+        assert np.all(np.isnan(tangent))
+
+    def eigenvalues(a):
+        return jnp.diagonal(jax.scipy.linalg.schur(a, output="complex")[0])
+
+    def conjugates(values):
+        return sorted(np.asarray(values), key=lambda z: z.imag)
+
+    got = ft.jvp(eigenvalues, (a,), (a_dot,))
+    want = ft.jvp(jnp.linalg.eigvals, (a,), (a_dot,))
+    for x, y in zip(got, want, strict=True):
+        np.testing.assert_allclose(conjugates(x), conjugates(y), rtol=1e-10)

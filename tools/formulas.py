@@ -247,6 +247,10 @@ SPECTRAL = {
         "`P = V^-1 A_dot V`: `w_dot = diag(P)`, `V_dot = V X` with `X_ij = P_ij / (w_j - w_i)`, "
         "but for what would change the length and phase of a vector"
     ),
+    "schur": (
+        "`S = Q^H A_dot Q`: `T_dot = S - X T + T X`, `Q_dot = Q X`, with the skew-Hermitian `X` "
+        "for which `T_dot` is upper triangular"
+    ),
 }
 
 FFT = {

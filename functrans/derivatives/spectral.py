@@ -1,4 +1,4 @@
-"""The derivatives of eigenvalues, singular values, and their vectors.
+"""The derivatives of eigenvalues, singular values, their vectors, and Schur's form.
 
     A V = V diag(w)        =>        V^-1 A_dot V = diag(w_dot) + X diag(w) - diag(w) X,
                                      V_dot = V X
@@ -28,20 +28,23 @@ from typing import Any
 import numpy as np
 from jax import lax
 from jax.lax import conj, real
-from jax.lax.linalg import eig_p, eigh_p, svd_p
+from jax.lax.linalg import eig_p, eigh_p, schur_p, svd_p, triangular_solve
 
-from functrans.derivatives.common import add, div, eq, is_complex, mul, sub, zeros_like
+from functrans.derivatives.common import add, div, eq, is_complex, mul, number, sub, zeros_like
 from functrans.derivatives.linalg import (
     adjoint,
     conjugate,
     diagonal,
+    eye_like,
     hermitian,
+    lower_part,
     matmul,
     places,
     scale_columns,
     solve,
+    upper_part,
 )
-from functrans.rules import checks, general
+from functrans.rules import checks, general, instantiate
 
 # ---- differences of values -----------------------------------------------------------------------
 
@@ -206,3 +209,53 @@ def _without(x, axis):
 
 
 general(eig_p, eig_jvp)
+
+# ---- Schur's form --------------------------------------------------------------------------------
+
+
+# A = Q T Q^H with T upper triangular. Let S = Q^H A_dot Q and X = Q^H Q_dot, which is
+# skew-Hermitian:
+#
+#     S = X T + T_dot - T X        =>        low(X T - T X) = low(S),    T_dot = S - X T + T X
+#
+# Below the diagonal, column j of X meets only the columns before it:
+#
+#     (T_jj - T_>j,>j) X_>j,j = S_>j,j - X_>j,<j T_<j,j
+#
+# The phases of the columns of Q are free; here they do not turn, X_jj = 0. Two complex eigenvalues
+# of a real matrix are a block on the diagonal, which LAPACK brings to a standard form: there the
+# derivative is not this one, and NaN. (Take the complex form.)
+def schur_jvp(primals, tangents, *, compute_schur_vectors, **params):
+    (a,), a_dot = primals, instantiate(tangents[0])
+    t, q = schur_p.bind(a, compute_schur_vectors=True, **params)
+    s = matmul(adjoint(q), matmul(a_dot, q))
+    x = rotation(t, s)
+    t_dot = upper_part(sub(s, sub(matmul(x, t), matmul(t, x))))
+    largest_below = lax.reduce_max(lax.abs(lower_part(t, -1)), (t.ndim - 2, t.ndim - 1))
+    is_triangular = lax.broadcast_in_dim(eq(largest_below, 0), t.shape, range(t.ndim - 2))
+    nan = lax.full_like(t, np.nan)
+    tangents_out = [lax.select(is_triangular, y, nan) for y in (t_dot, matmul(q, x))]
+    count = 2 if compute_schur_vectors else 1
+    return [t, q][:count], tangents_out[:count]
+
+
+def rotation(t, s):
+    """The skew-Hermitian X for which `X t - t X` and s are equal below the diagonal."""
+    axis, batch = t.ndim - 1, range(t.ndim - 2)
+    columns: list = []
+    for j in range(t.shape[-1] - 1):
+        right = s[..., j + 1 :, j : j + 1]
+        if columns:
+            before = lax.concatenate(columns, axis)[..., j + 1 :, :]
+            right = sub(right, matmul(before, t[..., :j, j : j + 1]))
+        corner = lax.broadcast_in_dim(t[..., j, j], t.shape, batch)
+        left = sub(mul(eye_like(t), corner), t)[..., j + 1 :, j + 1 :]
+        column = triangular_solve(left, right, left_side=True, lower=False)
+        above = [(0, 0, 0)] * len(batch) + [(j + 1, 0, 0), (0, 0, 0)]
+        columns.append(lax.pad(column, number(0, column), above))
+    last = lax.slice_in_dim(zeros_like(t), 0, 1, axis=axis)
+    x = lax.concatenate([*columns, last], axis)
+    return sub(x, adjoint(x))
+
+
+general(schur_p, schur_jvp)

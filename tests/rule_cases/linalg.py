@@ -191,3 +191,16 @@ matrices(
     complex=False,
     jax_modes=(),
 )
+
+
+def schur(x: Any) -> Any:
+    """Schur's form, but for the phases; a real matrix with real eigenvalues has none."""
+    t, q = linalg.schur(x)
+    return (abs(t) ** 2, abs(q) ** 2) if jnp.iscomplexobj(x) else (t, q)
+
+
+# JAX has no derivative for it.
+matrices("schur", schur, spaced(3, 3), jax_modes=())
+matrices("schur", schur, spaced(2, 3, 3), jax_modes=(), complex=False)
+matrices("schur", lambda x: linalg.schur(x, compute_schur_vectors=False)[0], spaced(3, 3),
+         jax_modes=(), complex=False)  # fmt: skip
