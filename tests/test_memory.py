@@ -171,6 +171,10 @@ def scanned_block(ws, x):
     return lax.scan(lambda c, w: (jnp.sin(c @ w), None), x, jnp.stack(ws))[0]
 
 
+def branching_block(ws, x):
+    return lax.cond(x[0, 0] > 0, block, lambda ws, x: jnp.cos(block(ws[:2], x)), ws, x)
+
+
 policies = jax.checkpoint_policies
 POLICIES = {
     "none": None,
@@ -194,7 +198,7 @@ def operations(fun: Callable, *args: Any) -> dict[str, int]:
     return {name: len(re.findall(rf" {name}\(", text)) for name in names}
 
 
-@pytest.mark.parametrize("fun", [block, scanned_block])
+@pytest.mark.parametrize("fun", [block, scanned_block, branching_block])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_checkpoint_computes_again_what_its_policy_says(fun, policy):
     """Counted in the compiled program; as many as in JAX's."""

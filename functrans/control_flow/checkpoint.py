@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal, Var
-from jax.extend.core.primitives import jit_p, remat_p, scan_p
+from jax.extend.core.primitives import cond_p, jit_p, remat_p, scan_p
 
 from functrans import jaxpr as jx
 from functrans.control_flow.halves import closed_of, giving
@@ -92,6 +92,17 @@ def scan_again(equation: Any, inputs: Sequence, xs: list, run: Callable) -> tupl
     return [*carry, *ys], more
 
 
+def choose_again(equation: Any, inputs: Sequence, kept: list | None, run: Callable) -> Any:
+    """Evaluate a `cond` whose branches are `run(branch, inputs, kept by it)`."""
+    branches, (index, *operands) = equation.params["branches"], inputs
+
+    def branch(i):
+        return lambda *xs: run(i, branches[i], xs, kept and kept[i])
+
+    with jx.context_of(equation):
+        return lax.switch(index, [branch(i) for i in range(len(branches))], *operands)
+
+
 def saving(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence) -> tuple[list, list]:
     """Evaluate a program; return its results, and what the policy keeps."""
     saved: list = []
@@ -103,6 +114,21 @@ def saving(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence) -> t
                 return saving(policy, body, given)
 
             outs, kept = scan_again(equation, given, [], step)
+            saved.append(kept)
+            return outs
+        if equation.primitive is cond_p:
+            # Each branch gives what it keeps, and zeros in the places of what the others do.
+            kinds = [
+                jax.eval_shape(lambda *xs, b=branch: saving(policy, b, xs)[1], *given[1:])
+                for branch in equation.params["branches"]
+            ]
+
+            def chosen(i, branch, given, _):
+                outs, mine = saving(policy, branch, given)
+                zeros = jax.tree.map(lambda s: lax.full(s.shape, 0, s.dtype), kinds)
+                return outs, [*zeros[:i], mine, *zeros[i + 1 :]]
+
+            outs, kept = choose_again(equation, given, None, chosen)
             saved.append(kept)
             return outs
         outs = jx.bind(equation, given)
@@ -123,6 +149,12 @@ def using(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence, saved
                 return using(policy, body, given, iter(kept)), []
 
             return scan_again(equation, given, next(saved), step)[0]
+        if equation.primitive is cond_p:
+
+            def chosen(_, branch, given, kept):
+                return using(policy, branch, given, iter(kept))
+
+            return choose_again(equation, given, next(saved), chosen)
         return next(saved) if saves(policy, equation) else jx.bind(equation, given)
 
     return walk(program, inputs, meet)
