@@ -462,3 +462,16 @@ def test_schur_of_a_rotation_is_refused_and_its_complex_form_is_not():
     want = ft.jvp(jnp.linalg.eigvals, (a,), (a_dot,))
     for x, y in zip(got, want, strict=True):
         np.testing.assert_allclose(conjugates(x), conjugates(y), rtol=1e-10)
+
+
+@pytest.mark.parametrize("reduction", [lax.linalg.hessenberg, lax.linalg.tridiagonal])
+def test_a_matrix_that_is_reduced_already(reduction: Callable) -> None:
+    """Nothing is reflected: it stays what it is, and so does a tangent that is reduced as well."""
+    x, x_dot = (np.diag(v) + np.diag(v[1:], 1) + np.diag(v[1:], -1) for v in (B, C))
+    (packed, *_, taus), (packed_dot, *_, taus_dot) = ft.jvp(reduction, (x,), (x_dot,))
+    chex.assert_trees_all_equal(np.asarray(packed), x)
+    close(packed_dot, x_dot)
+    assert not np.any(taus)
+    assert not np.any(taus_dot)
+    x_bar = ft.vjp(lambda v: reduction(v)[0], x)[1](jnp.asarray(x_dot))[0]
+    close(np.vdot(x_bar, x_dot), np.vdot(x_dot, x_dot))

@@ -266,7 +266,6 @@ COMPOSED: dict[str, tuple] = {
     "gammaincc": (special.gammaincc, X, X + 1),
     "gammaln": (special.gammaln, X),
     "hyp1f1": (special.hyp1f1, X, X + 1, UNIT),
-    "hyp2f1": (special.hyp2f1, X, X + 1, X + 2, UNIT),
     "i0": (special.i0, X),
     "i0e": (special.i0e, X),
     "i1": (special.i1, X),

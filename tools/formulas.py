@@ -330,6 +330,9 @@ CONTROL_FLOW = {
     "the transpose runs backwards",
     "while": "`(c, c_dot) = (f(c), J f(c) c_dot)` while `g(c)`; none in reverse",
     "custom_linear_solve": SOLVED,
+    "hessenberg": "that of the loop `A -> H_k^H A H_k`, `H_k = 1 - tau_k v_k v_k^H`, in which "
+    "`v_k` and `tau_k` are functions of column `k`",
+    "tridiagonal": "as `hessenberg`, of the Hermitian matrix whose triangle is read",
     "reduce": "that of `f` on pairs of neighbours, and on pairs of those",
     "reduce_window": "that of `f` on pairs of neighbours, and on pairs of those",
     "shard_map": "`shard_map (jvp f)`; transposed, the specs of inputs and outputs change sides",

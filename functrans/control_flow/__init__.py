@@ -9,6 +9,7 @@
     checkpoint    a function to be computed again    what the policy says is kept
     custom        derivatives that a user gives      a backward rule is transposed to go forward
     linear_solve  a system and its solver            solved again, or transposed
+    reflections   a matrix, column by column         the tangents of a loop
     calls         functions for other transforms     as if their equations stood there
     hi            functions under one name           the function; a root is implicit
     shard_map     a function of each device's part   a call in each half, with specs
@@ -27,6 +28,7 @@ from functrans.control_flow import (
     jit,
     linear_solve,
     reduce,
+    reflections,
     scan,
     shard_map,
     while_loop,
@@ -41,6 +43,7 @@ __all__ = [
     "jit",
     "linear_solve",
     "reduce",
+    "reflections",
     "scan",
     "shard_map",
     "while_loop",

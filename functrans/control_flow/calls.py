@@ -105,8 +105,10 @@ class CustomVmapRule(CallRule):
             flags: list = []
 
             def run(*xs):
-                given = (jax.tree.unflatten(params["in_tree"], v) for v in (batched_primals, xs))
-                outs, out_batched = params["rule"](size, *given)
+                args, batched = (
+                    jax.tree.unflatten(params["in_tree"], v) for v in (xs, batched_primals)
+                )
+                outs, out_batched = params["rule"](size, batched, *args)
                 flags.extend(jax.tree.leaves(out_batched))
                 return jax.tree.leaves(outs)
 
