@@ -92,8 +92,8 @@ def a_loop_in_a_checkpoint(x):
     def loop(x):
         return lax.scan(lambda c, t: (jnp.sin(c) * (t @ t), c), x, x[:, None])
 
-    outs = jax.checkpoint(loop, policy=jax.checkpoint_policies.dots_saveable)(x)
-    # JAX 0.10 does not take a NumPy array for a cotangent here.
+    # JAX 0.10 does not take NumPy arrays for the tangents and cotangents of a checkpoint.
+    outs = jax.checkpoint(loop, policy=jax.checkpoint_policies.dots_saveable)(jnp.exp(x))
     return jax.tree.map(jnp.sin, outs)
 
 

@@ -212,11 +212,13 @@ def test_a_checkpoint_computes_again_what_its_policy_says(fun, policy):
     chex.assert_trees_all_close(ft.grad(loss)(*args), jax.grad(loss)(*args), rtol=1e-4, atol=1e-5)
 
 
-def test_the_counts_tell_policies_apart():
+def test_the_policies_differ():
+    """In what is handed to XLA; with JAX 0.10, XLA merges on CPU what is computed again."""
+
     def dots(policy):
         fun = jax.checkpoint(block, policy=policy)
         loss = ft.grad(lambda ws, x: jnp.sum(fun(ws, x) ** 2))
-        return operations(loss, WEIGHTS, jnp.ones((2, 4)))["dot"]
+        return jax.jit(loss).lower(WEIGHTS, jnp.ones((2, 4))).as_text().count("dot_general")
 
     assert dots(policies.dots_saveable) < dots(policies.nothing_saveable)
 
