@@ -160,8 +160,9 @@ case("custom_linear_solve", by_cholesky, F(2, 2), F(2), half=False)
 
 def closed(x, y):
     jaxpr = jax.make_jaxpr(lambda x, y: [jnp.sin(x) * y])(x, y)
-    outs = closed_call_p.bind(x, y, **closed_call_p.get_bind_params({"call_jaxpr": jaxpr}))
-    # JAX 0.10 does not take a NumPy array for a cotangent of the call.
+    params = closed_call_p.get_bind_params({"call_jaxpr": jaxpr})
+    # JAX 0.10 does not take NumPy arrays for the tangents and cotangents of the call.
+    outs = closed_call_p.bind(jnp.exp(x), jnp.exp(y), **params)
     return jnp.sin(outs[0])
 
 
