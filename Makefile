@@ -6,13 +6,14 @@
 PYTHON  ?= python3
 WORKERS ?= auto
 ARGS    ?=
+BENCH   ?=
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV    := .venv/$(VERSION)
 BIN     := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint ruff-check ruff-format pyright format loc coverage-table docs notebooks \
+.PHONY: help demo test bench lint ruff-check ruff-format pyright format loc coverage-table docs notebooks \
   clean
 
 help:  ## show this list
@@ -20,6 +21,7 @@ help:  ## show this list
 	@echo
 	@echo '  PYTHON=python3.13   the interpreter to use (3.11 or later; now: $(PYTHON))'
 	@echo '  ARGS="..."          further arguments for demo, test and docs'
+	@echo '  BENCH=lstm          one workload, or those whose names begin so, for bench'
 	@echo '  WORKERS=auto        the number of processes that run the tests'
 
 demo: $(VENV)/.installed-demo  ## install if needed, train and cross-check a real model
@@ -27,6 +29,9 @@ demo: $(VENV)/.installed-demo  ## install if needed, train and cross-check a rea
 
 test: $(VENV)/.installed-test  ## install if needed, run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+bench: $(VENV)/.installed-bench  ## install if needed, measure against JAX, write docs/benchmarks.md
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: ruff-check ruff-format pyright  ## check style and types
 

@@ -1,0 +1,95 @@
+"""What functrans may cost: for each metric the most that a figure of a row may be.
+
+A figure is the ratio to JAX, functrans's own (where it is a ratio already: a gradient's cost to its
+function's), or the ratio to HIPS Autograd.  Of several budgets for one figure the first holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from benchmarks.measure import Row
+
+RATIO, OWN, AUTOGRAD = "ratio", "own", "Autograd"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`figure` is to be at most `at_most` in the rows that match."""
+
+    metric: str
+    at_most: float
+    workload: str = "*"
+    figure: str = RATIO
+    least_equations: int = 0  # of functions with fewer equations nothing is asked
+
+    def covers(self, row: Row) -> bool:
+        """Whether it speaks of this row."""
+        return (
+            fnmatchcase(row.metric, self.metric)
+            and fnmatchcase(row.workload, self.workload)
+            and row.equations >= self.least_equations
+            and self.value(row) is not None
+        )
+
+    def value(self, row: Row) -> float | None:
+        """The figure of a row, if it has it."""
+        if self.figure == AUTOGRAD:
+            return row.functrans / row.others[AUTOGRAD] if AUTOGRAD in row.others else None
+        return row.functrans if self.figure == OWN else row.ratio
+
+    def is_met(self, row: Row) -> bool:
+        """Whether the row keeps it."""
+        value = self.value(row)
+        return value is not None and value <= self.at_most
+
+    def __str__(self) -> str:
+        # Of a small fraction one wants to see what it is a fraction of: 1/70, not 0.0143.
+        at_most = f"1/{1 / self.at_most:.0f}" if self.at_most < 0.1 else f"{self.at_most:g}"
+        return {RATIO: at_most, OWN: f"{at_most} (own)", AUTOGRAD: f"{at_most} (Autograd)"}[
+            self.figure
+        ]
+
+
+BUDGETS = (
+    # Compiled programs.
+    Budget("run grad", 0.85, workload="transformer-6"),
+    Budget("run grad", 0.85, workload="lstm"),
+    Budget("run grad", 0.4, workload="adbench-gmm"),
+    Budget("run jacfwd", 0.4, workload="matvec-10000"),  # the mode that JAX does well
+    Budget("run jacrev", 1 / 100, workload="matvec-10000"),
+    Budget("run *", 1.03),
+    Budget("memory *", 1.0),
+    Budget("operations grad / f", 4.0, figure=OWN),  # the cheap gradient
+    Budget("operations *", 1.0),
+    # On the way there.
+    Budget("compile grad", 0.75, workload="transformer-6"),
+    Budget("trace grad / f", 1.6, figure=OWN, least_equations=50),
+    Budget("trace grad", 0.28, least_equations=50),
+    Budget("trace+lower grad", 0.5, least_equations=50),
+    # Calls.
+    Budget("call * vs * of jit", 1 / 70, workload="scalar"),
+    Budget("call * vs * of jit", 1 / 15, workload="perceptron"),
+    Budget("call * vs jit of *", 1.1),
+    Budget("vjp of jit", 0.4),
+    Budget("pullback of jit", 0.4),
+    Budget("eager grad", 0.25),
+    Budget("eager grad", 1.0, figure=AUTOGRAD),
+)
+
+# Why a budget that is not met says nothing.
+LAPACK = "XLA does not count what LAPACK does, so nearly all that it counts is the gradient's."
+EXPLAINED = {
+    ("svd", "operations grad / f"): LAPACK,
+    ("gaussian-process", "operations grad / f"): LAPACK,
+}
+
+
+def budgets_of(row: Row) -> list[Budget]:
+    """Those that hold for a row, one for each figure."""
+    found: dict[str, Budget] = {}
+    for budget in BUDGETS:
+        if budget.covers(row) and (row.metric, budget.figure) != ("operations grad / f", RATIO):
+            found.setdefault(budget.figure, budget)
+    return list(found.values())

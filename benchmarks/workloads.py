@@ -1,0 +1,104 @@
+"""The workloads: `name -> a function, its data, and what is measured of it`.
+
+Read next: `measure.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import adbench, models, numerics
+from benchmarks.problem import Problem
+
+OF_SCALARS = ("grad", "value_and_grad", "jvp", "hvp")
+JACOBIANS = ("jacfwd", "jacrev")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`make(**sizes)` is the problem, and `kinds` are the derivatives that are compiled and run."""
+
+    name: str
+    make: Callable[..., Problem]
+    sizes: dict[str, Any]
+    small: dict[str, Any] = field(default_factory=dict)  # what differs in a quick check
+    kinds: tuple[str, ...] = OF_SCALARS
+    has_calls: bool = False  # transforms of the jitted function are called
+    is_eager: bool = False  # the gradient is computed without `jit`, too
+    is_plain: bool = False  # the function takes `np`: other libraries can run it
+    is_batched: bool = False  # the derivative is taken for each entry of a batch, by `jax.vmap`
+    is_double: bool = False  # float64
+    compilations: int = 1  # at least so many times the gradient is compiled
+
+    def problem(self, sizes: dict[str, Any]) -> Problem:
+        """The problem with arrays of JAX, in the precision of the context."""
+        fun, x, data = self.make(**sizes)
+        return Problem(fun, *jax.tree.map(jnp.asarray, (x, data)))
+
+
+TRANSFORMER = {"d": 64, "heads": 4, "batch": 8, "time": 32}
+SMALL_TRANSFORMER = {"d": 8, "heads": 2, "batch": 2, "time": 3}
+
+# fmt: off
+WORKLOADS = (
+    Workload("scalar", numerics.scalar, {}, kinds=(*OF_SCALARS, "hessian"),
+             has_calls=True, is_eager=True, is_plain=True),
+    Workload("perceptron", models.perceptron, {"widths": (32, 64, 64, 10), "batch": 16},
+             {"widths": (3, 4, 4, 2), "batch": 2},
+             has_calls=True, is_eager=True, is_plain=True),
+    Workload("perceptron-50", models.perceptron, {"widths": (64,) * 51, "batch": 32},
+             {"widths": (3,) * 5, "batch": 2},
+             is_eager=True, is_plain=True),
+    Workload("transformer-6", models.transformer,
+             {"layers": 6, "scanned": False, **TRANSFORMER}, {"layers": 1, **SMALL_TRANSFORMER},
+             compilations=3),
+    Workload("transformer-12", models.transformer,
+             {"layers": 12, "scanned": False, **TRANSFORMER}, {"layers": 2, **SMALL_TRANSFORMER},
+             kinds=("grad",)),
+    Workload("transformer-12-scan", models.transformer,
+             {"layers": 12, "scanned": True, **TRANSFORMER}, {"layers": 2, **SMALL_TRANSFORMER},
+             kinds=("grad", "hvp")),
+    Workload("lstm", models.lstm, {"steps": 100, "batch": 16, "hidden": 128},
+             {"steps": 3, "batch": 2, "hidden": 4}),
+    Workload("convnet", models.convnet, {"batch": 16, "size": 28, "channels": (1, 16, 32)},
+             {"batch": 2, "size": 8, "channels": (1, 2, 3)}),
+    Workload("neural-ode", models.neural_ode,
+             {"steps": 40, "batch": 16, "state": 16, "hidden": 64},
+             {"steps": 3, "batch": 2, "state": 3, "hidden": 4}),
+    Workload("sin-1000", numerics.chained_sin, {"length": 1000}, {"length": 5},
+             kinds=("grad", "jvp"), is_plain=True),
+    Workload("gaussian-process", numerics.gaussian_process, {"points": 200, "dimensions": 8},
+             {"points": 6, "dimensions": 2}, kinds=(*OF_SCALARS, "hessian")),
+    Workload("svd", numerics.svd, {"rows": 60, "columns": 40}, {"rows": 4, "columns": 3},
+             is_plain=True),
+    *(Workload(f"matvec-{m}", numerics.matrix_times_vector, {"m": m, "n": 100},
+               {"m": m % 7, "n": 4}, kinds=JACOBIANS)
+      for m in (1, 10, 100, 1000, 10000)),
+    Workload("adbench-gmm", adbench.gaussian_mixture, {"d": 20, "k": 50, "n": 1000},
+             {"d": 3, "k": 2, "n": 5}, is_plain=True, is_double=True),
+    Workload("adbench-ba", adbench.bundle_adjustment,
+             {"cameras": 49, "points": 7776, "observations": 31843},
+             {"cameras": 2, "points": 3, "observations": 5},
+             kinds=JACOBIANS, is_batched=True, is_double=True),
+    Workload("adbench-lstm", adbench.lstm, {"layers": 2, "characters": 1024, "bits": 14},
+             {"layers": 2, "characters": 4, "bits": 3}, is_double=True),
+    Workload("adbench-hand", adbench.hand_tracking, {"vertices": 544, "correspondences": 100},
+             {"vertices": 10, "correspondences": 4}, kinds=JACOBIANS, is_double=True),
+)
+# fmt: on
+
+
+def chosen(prefix: str) -> list[Workload]:
+    """The workloads of this name, or whose names begin with it."""
+    exact = [w for w in WORKLOADS if w.name == prefix]
+    found = exact or [w for w in WORKLOADS if w.name.startswith(prefix)]
+    if not found:
+        raise SystemExit(
+            f"no workload {prefix!r}; there are {', '.join(w.name for w in WORKLOADS)}"
+        )
+    return found
