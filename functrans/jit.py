@@ -134,12 +134,11 @@ def _remember(root: Callable, key: tuple, make: Callable[[], Any]) -> Any:
         hash(key)
         if id(anchor) not in _compiled:
             weakref.finalize(anchor, _compiled.pop, id(anchor), None).atexit = False
-            _compiled[id(anchor)] = {}
+        entries = _compiled.setdefault(id(anchor), {})  # of several threads, all get the same
     except TypeError:
         return make()
-    entries = _compiled[id(anchor)]
     if key not in entries:
-        entries[key] = make()
+        entries.setdefault(key, make())
     return entries[key]
 
 

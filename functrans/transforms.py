@@ -27,7 +27,7 @@ from functrans.errors import checks
 from functrans.errors.tracebacks import briefly
 from functrans.forward import forward
 from functrans.jaxpr import Linear
-from functrans.jit import Jitted, jit, transformed, transformed_at_once
+from functrans.jit import Jitted, transformed, transformed_at_once
 from functrans.linearize import linearize as linearize_flat
 from functrans.reverse import transpose
 from functrans.tracer import stage
@@ -165,7 +165,7 @@ class LinearFunction:
 
     residuals: list
     spec: Spec = field(metadata={"static": True})
-    compiled: bool = field(default=False, metadata={"static": True})
+    compiled: Callable | None = field(default=None, metadata={"static": True})
 
     @property
     def jaxpr(self) -> ClosedJaxpr:
@@ -194,19 +194,19 @@ class Pullback(LinearFunction):
     """`y_bar -> J^T y_bar`, what `vjp` returns; call it with a cotangent of the output."""
 
     def __call__(self, cotangent: Any) -> Any:
-        return (_pull_compiled if self.compiled else _pull)(self, cotangent)
+        return (self.compiled or _pull(None, self.spec))(self.residuals, cotangent)
 
 
-def _pull(pullback: Pullback, cotangent: Any) -> Any:
-    spec = pullback.spec
-    given = checks.linear_input("the pullback", spec.out_tree, spec.out_avals, cotangent)
-    y_bars = [y for y, gap in zip(given, spec.out_gaps, strict=True) if gap is None]
-    inputs = [Linear(a) for a, gap in zip(spec.in_avals, spec.in_gaps, strict=True) if gap is None]
-    x_bars = jx.fill(spec.in_gaps, transpose(spec.jaxpr, [*pullback.residuals, *inputs], y_bars))
-    return tree.unflatten(spec.in_tree, map(jx.instantiate, x_bars))
+def _pull(_: Any, spec: Spec) -> Callable:
+    def pull(residuals, cotangent):
+        given = checks.linear_input("the pullback", spec.out_tree, spec.out_avals, cotangent)
+        y_bars = [y for y, gap in zip(given, spec.out_gaps, strict=True) if gap is None]
+        pairs = zip(spec.in_avals, spec.in_gaps, strict=True)
+        inputs = [Linear(aval) for aval, gap in pairs if gap is None]
+        x_bars = jx.fill(spec.in_gaps, transpose(spec.jaxpr, [*residuals, *inputs], y_bars))
+        return tree.unflatten(spec.in_tree, map(jx.instantiate, x_bars))
 
-
-_pull_compiled = jit(_pull)
+    return pull
 
 
 def _linearize(fun: Callable, has_aux: bool, kind: type) -> Callable:
@@ -264,7 +264,10 @@ def vjp(fun: Callable, *primals: Any, has_aux: bool = False, reduce_axes: Sequen
     checks.no_reduce_axes(reduce_axes)
     at = transformed_at_once(fun, _linearize, has_aux=has_aux, kind=Pullback)
     out, pullback, *aux = at(*primals)
-    return out, Pullback(pullback.residuals, pullback.spec, isinstance(at, Jitted)), *aux
+    # The compiled transpose hangs on the function, as its other transforms do.
+    spec, jitted = pullback.spec, isinstance(at, Jitted)
+    pull = transformed(at, _pull, spec=spec)._call if jitted else None
+    return out, Pullback(pullback.residuals, spec, pull), *aux
 
 
 def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -> Callable:

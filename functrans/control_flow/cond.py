@@ -11,6 +11,7 @@ Read next: `scan.py`.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import compress
@@ -43,13 +44,23 @@ def restage(fun: Any, like: ClosedJaxpr, avals: Sequence) -> ClosedJaxpr:
     return stage(fun, avals, like.jaxpr.debug_info)
 
 
-# Derived programs hang on the first branch.
+# Derived programs hang on the first branch. They must not keep it alive, which may be another one
+# too: the others are held weakly.
+
+
+def apart(branches: Sequence) -> tuple:
+    """The first branch, and references to the others."""
+    return branches[0], tuple(map(weakref.ref, branches[1:]))
+
+
+def together(first: ClosedJaxpr, others: tuple) -> list:
+    return [first, *(other() for other in others)]
 
 
 @jx.cached_by_program
 def jvp_branches(first: ClosedJaxpr, others: tuple, moving: tuple[bool, ...]) -> tuple:
     """The branches of `(x, x_dot) -> (y, y_dot)`, and the gaps of `y_dot`."""
-    derived = [jvp_jaxpr(branch, moving) for branch in (first, *others)]
+    derived = [jvp_jaxpr(branch, moving) for branch in together(first, others)]
     wanted = union([gaps for _, gaps in derived])
 
     def branch(program, own):
@@ -65,7 +76,7 @@ def jvp_branches(first: ClosedJaxpr, others: tuple, moving: tuple[bool, ...]) ->
 @jx.cached_by_program
 def linear_branches(first: ClosedJaxpr, others: tuple, moving: tuple[bool, ...]) -> tuple:
     """The branches of both halves, what the second ones read, and the gaps of `y_dot`."""
-    derived = [halves(branch, moving) for branch in (first, *others)]
+    derived = [halves(branch, moving) for branch in together(first, others)]
     wanted = union([half.gaps for half in derived])
     finish = [partial(filled, own=half.gaps, wanted=wanted) for half in derived]
     avals = [a.to_tangent_aval() for a in compress(first.in_avals, moving)]
@@ -75,7 +86,7 @@ def linear_branches(first: ClosedJaxpr, others: tuple, moving: tuple[bool, ...])
 @jx.cached_by_program
 def mixed_branches(first: ClosedJaxpr, others: tuple, linear: tuple[bool, ...]) -> tuple:
     """Both halves of branches that are linear in some inputs, and which outputs are linear."""
-    branches = (first, *others)
+    branches = together(first, others)
     found = [split(branch, linear, (False,) * len(first.out_avals))[2] for branch in branches]
     either = tuple(map(any, zip(*found, strict=True)))
     count = len(either) - sum(either)
@@ -143,7 +154,7 @@ def transposed_branches(
     first: ClosedJaxpr, others: tuple, linear: tuple[bool, ...], moving: tuple[bool, ...]
 ) -> tuple:
     """The branches of `(known inputs, y_bar) -> x_bar`, and the gaps of `x_bar`."""
-    derived = [transpose_jaxpr(branch, linear, moving) for branch in (first, *others)]
+    derived = [transpose_jaxpr(branch, linear, moving) for branch in together(first, others)]
     wanted = union([gaps for _, gaps in derived])
 
     def branch(program, own):
@@ -160,26 +171,26 @@ class CondRule(Rule):
 
     def forward(self, primitive, primals, tangents, params):
         index, *operands = primals
-        first, *others = params["branches"]
-        branches, gaps = jvp_branches(first, tuple(others), jx.moving(tangents[1:]))
+        first, others = apart(params["branches"])
+        branches, gaps = jvp_branches(first, others, jx.moving(tangents[1:]))
         inputs = [*operands, *jx.present(tangents)]
         outs = primitive.bind(index, *inputs, **params | {"branches": branches})
         return outs[: len(gaps)], jx.fill(gaps, outs[len(gaps) :])
 
     def linearize(self, primitive, primals, tangents, params):
         index, *operands = primals
-        first, *others = params["branches"]
+        first, others = apart(params["branches"])
         moving = jx.moving(tangents[1:])
-        *branches, gaps = linear_branches(first, tuple(others), moving)
+        *branches, gaps = linear_branches(first, others, moving)
         known, linear = (index, operands), jx.present(tangents)
         outs, tangents_out = choose_twice(primitive, params, branches, known, linear, len(gaps))
         return outs, jx.fill(gaps, tangents_out)
 
     def transpose(self, primitive, cotangents, inputs, params):
         index, *operands = inputs
-        first, *others = params["branches"]
+        first, others = apart(params["branches"])
         linear = tuple(type(x) is Linear for x in operands)
-        pulls, gaps = transposed_branches(first, tuple(others), linear, jx.moving(cotangents))
+        pulls, gaps = transposed_branches(first, others, linear, jx.moving(cotangents))
         known = [x for x in operands if type(x) is not Linear]
         pulled = primitive.bind(
             index, *known, *jx.present(cotangents), **params | {"branches": pulls}
@@ -202,9 +213,9 @@ def _mixed(trace, primitive, inputs, params):
     """On a tape, do what the branches do beside their linear work now."""
     if not trace.is_linear:
         return None
-    (index, *operands), (first, *others) = inputs, params["branches"]
+    (index, *operands), (first, others) = inputs, apart(params["branches"])
     owned = tuple(map(trace.owns, operands))
-    *branches, linear = mixed_branches(first, tuple(others), owned)
+    *branches, linear = mixed_branches(first, others, owned)
     if all(linear):
         return None
     known, rest = parted(operands, owned)

@@ -99,7 +99,7 @@ class BackwardRule:
         self.moving = moving
         self.symbolic_zeros = symbolic_zeros
 
-    def pull(self, residuals: Sequence, cotangents: Sequence) -> list:
+    def __call__(self, residuals: Sequence, cotangents: Sequence) -> list:
         """Run the user's rule."""
         given = _to_symbolic if self.symbolic_zeros else jx.instantiate
         # The seed of a gradient is a number; a user's rule may ask for an array's attributes.
@@ -115,7 +115,7 @@ class BackwardRule:
         gaps = jx.gaps_for(self.out_avals, differentiable)
 
         def pull(*y_bars):
-            return [jx.instantiate(x_bar) for x_bar in self.pull(residuals, jx.fill(gaps, y_bars))]
+            return [jx.instantiate(x_bar) for x_bar in self(residuals, jx.fill(gaps, y_bars))]
 
         try:
             pushed = transpose_function(pull, [*compress(self.out_avals, differentiable)], tangents)
@@ -155,7 +155,7 @@ class TransposedRule(Rule):
     def transpose(self, primitive, cotangents, inputs, params):
         rule = params["rule"]
         split = len(inputs) - sum(rule.moving)
-        return [*[None] * split, *rule.pull(inputs[:split], cotangents)]
+        return [*[None] * split, *rule(inputs[:split], cotangents)]
 
 
 transposed_p.def_impl(_push)
