@@ -1,0 +1,314 @@
+"""The computation as a graph: `(a -> b), a -> picture`.
+
+    w  --->  v₁ = log(v₀)  --->  y          nodes are steps, edges are the values that they read
+
+In reverse mode an edge carries what that use adds to the adjoint of the node where it begins, so
+that the adjoint of a node is the sum over the edges that leave it:
+
+    v_i_bar = sum over edges i -> k of  v_k_bar dv_k/dv_i
+
+Graphviz finds the layout and draws; PyGraphviz brings it along.
+
+Read next: `residuals.py`, what reverse mode keeps of these nodes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from functrans import jaxpr as jx
+from functrans.explain import notation, steps
+from functrans.explain.notation import BAR, DOT, marked
+from functrans.explain.steps import Run, Step, Variable
+from functrans.jaxpr import Zero
+
+FEW, SOME = 8, 16
+"""A graph of few steps runs from left to right; one of some steps has labels on its edges."""
+MANY = 60
+"""Of a graph with more steps those that are repeated are drawn once."""
+
+VALUE, DERIVATIVE, NOTE = "#1a7f37", "#c0392b", "#57606a"
+FILL = {"input": "#ddf4ff", "constant": "#eaeef2", "output": "#dafbe1", "step": "#ffffff"}
+FILL |= {"call": "#fff8c5", "repeated": "#f3e8ff"}
+
+
+@dataclass(frozen=True, repr=False)
+class Graph:
+    """What `graph` returns: a picture in a notebook, and in a file by `save`."""
+
+    title: str
+    dot: str
+    """The graph in Graphviz's language."""
+    notes: list[str]
+    """What the picture leaves out, and how to read it."""
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Draw to a file; its ending (`.svg`, `.png`, `.pdf`, `.dot`) says how."""
+        ending = os.path.splitext(os.fspath(path))[1][1:].lower()
+        if ending not in ("svg", "png", "pdf", "dot"):
+            raise ValueError(
+                f"graph: cannot save to {os.fspath(path)!r}: the name must end in .svg, .png, "
+                ".pdf or .dot"
+            )
+        drawn = self.dot.encode() if ending == "dot" else self._draw(ending)
+        with open(path, "wb") as file:
+            file.write(drawn)
+
+    def _repr_svg_(self) -> str:
+        text = self._draw("svg").decode()
+        return text[text.index("<svg") :]
+
+    def _draw(self, kind: str) -> bytes:
+        drawing = _pygraphviz().AGraph(string=self.dot)
+        if kind == "png":
+            drawing.graph_attr["dpi"] = "192"
+        return drawing.draw(format=kind, prog="dot")
+
+    def __repr__(self) -> str:
+        return f"Graph({self.title})"
+
+
+def _pygraphviz() -> Any:
+    try:
+        import pygraphviz
+    except ImportError as error:
+        raise ImportError(
+            "functrans.explain.graph needs PyGraphviz: pip install 'functrans[explain]'"
+        ) from error
+    return pygraphviz
+
+
+def graph(
+    fun: Callable,
+    *args: Any,
+    values: bool = False,
+    tangents: bool | Sequence = False,
+    adjoints: bool = False,
+    wrt: int | Sequence[int] | None = None,
+    cotangent: Any = None,
+    unfold: bool = False,
+) -> Graph:
+    """Draw the computation of `fun(*args)`: its steps, and what each of them reads.
+
+    Args:
+      fun: a function of arrays, or pytrees of arrays, to the same.
+      *args: its arguments. Where they have no values (inside `jit`), types are shown.
+      values: whether each node shows its value.
+      tangents: whether each node shows its tangent, and the direction: a tuple with a tangent for
+        each argument, or `True` for ones in the arguments `wrt`.
+      adjoints: whether each node shows its adjoint, and, in a small graph, each edge what that use
+        adds to it.
+      wrt: as in `evaluation_table`.
+      cotangent: as in `evaluation_table`.
+      unfold: as in `evaluation_table`.
+
+    Returns:
+      A `Graph`, which a notebook shows as SVG. `save("x.svg")` draws to a file, also `.png` and
+      `.pdf`; `dot` is its source.
+
+    Raises:
+      TypeError, ValueError: as `evaluation_table`, and if both tangents and adjoints are asked for.
+
+    >>> import jax.numpy as jnp
+    >>> from functrans.explain import graph
+    >>> graph(lambda w: w * jnp.log(w), 2.0, values=True, adjoints=True)
+    Graph(<lambda>: 2 steps, cotangent 1 of y)
+    """
+    pushed = tangents if isinstance(tangents, bool) else True
+    if pushed and adjoints:
+        raise ValueError("graph: ask for tangents or for adjoints, not for both in one picture")
+    if cotangent is not None and not adjoints:
+        raise ValueError("graph: cotangent is for adjoints=True")
+    mode = "fwd" if pushed else "rev" if adjoints else None
+    direction = None if isinstance(tangents, bool) else tangents
+    run = steps.run("graph", fun, args, mode, wrt, direction, cotangent, unfold)
+    count = len(run.steps)
+    title = f"{run.function}: {count} step{'s' * (count != 1)}"
+    title += f", {run.start}" if run.start else ""
+    picture = _Picture(run, values, mode)
+    return Graph(title, picture.draw(title), picture.notes)
+
+
+# ---- drawing -------------------------------------------------------------------------------------
+
+FONT = "Helvetica,Arial,sans-serif"
+STYLE = {"fontname": FONT, "color": NOTE, "penwidth": "0.8"}
+NODE = STYLE | {"shape": "box", "style": "rounded,filled", "margin": "0.12,0.06", "height": "0.3"}
+EDGE = STYLE | {"fontcolor": DERIVATIVE, "fontsize": "10", "arrowsize": "0.7"}
+PAGE = {"fontname": FONT, "fontsize": "10", "labelloc": "b", "labeljust": "l", "nodesep": "0.3"}
+
+
+class _Picture:
+    """Nodes and edges in Graphviz's terms."""
+
+    def __init__(self, run: Run, values: bool, mode: str | None):
+        self.run, self.values, self.mode, self.notes = run, values, mode, run.notes()
+        self.has_labels = mode == "rev" and len(run.steps) <= SOME
+        self.page = _pygraphviz().AGraph(directed=True, strict=False, **PAGE)
+        self.page.graph_attr.update(bgcolor="white")
+        self.page.graph_attr["rankdir"] = "LR" if len(run.steps) <= FEW else "TB"
+        self.page.node_attr.update(fontsize="12", **NODE)
+        self.page.edge_attr.update(EDGE)
+        self.home: dict[int, str] = {}
+        """By the id of a variable the node that it leaves."""
+
+    def draw(self, title: str) -> str:
+        blocks = _blocks(self.run.steps) if len(self.run.steps) > MANY else None
+        blocks = blocks or [Block([step], 1) for step in self.run.steps]
+        hidden = _read_only_in([block for block in blocks if block.times > 1], self.run)
+        self._givens(hidden)
+        for block in blocks:
+            (self._step if block.times == 1 else self._repeated)(block.steps, block.times)
+        self._outputs()
+        if hidden:
+            self.notes.append(f"Not shown: {len(hidden)} inputs that only repeated steps read.")
+        if self.has_labels:
+            self.notes.append("On an edge: what this use adds to the adjoint.")
+        lines = [(line, NOTE) for line in (title, *self.notes)]
+        self.page.graph_attr["label"] = _html(lines, "LEFT")
+        return self.page.to_string()
+
+    def _givens(self, hidden: set[int]) -> None:
+        for kind, variables in (("input", self.run.inputs), ("constant", self.run.constants)):
+            for v in variables:
+                if id(v) not in hidden:
+                    self._node(kind, [v], f"{v.name} = {v.label or v.aval.str_short()}")
+
+    def _step(self, steps: Sequence[Step], _: int) -> None:
+        (step,) = steps
+        count, line = notation.inside(step.equation), notation.line_of(step.equation)
+        lines = [f"{step.name} = {step.expression}" if step.shown else step.expression]
+        lines += [f"({count} equation{'s' * (count > 1)} inside)"] if count else []
+        tip = f"{line}  {line.code}"
+        node = self._node("call" if count else "step", step.shown, *lines, tip=tip)
+        amounts = {use.position: use.amount for use in step.contributions}
+        for position, x in enumerate(step.inputs):
+            if isinstance(x, Variable):
+                self._edge(x, node, amounts.get(position))
+
+    def _repeated(self, steps: Sequence[Step], times: int) -> None:
+        """One node for steps that do what those before them do."""
+        variables = [v for step in steps for v in step.shown]
+        period = len(steps) // times
+        what = f"the {period} steps before this" if period > 1 else "the step before this"
+        lines = (f"{variables[0].name} … {variables[-1].name}", f"{what}, {times} times more")
+        name = self._node("repeated", [], *lines)
+        own = set(map(id, variables))
+        read = {id(x) for step in steps for x in step.inputs}
+        homes = Counter(self.home[i] for i in read if i in self.home and i not in own)
+        for home, count in homes.items():
+            label = f" {count} values " if count > 1 else ""
+            self.page.add_edge(home, name, label=label, fontcolor=NOTE)
+        self.home.update(dict.fromkeys(own, name))
+
+    def _outputs(self) -> None:
+        seeds = self.run.seeds or [None] * len(self.run.outputs)
+        given: dict[str, list] = {}
+        for label, y, seed in zip(self.run.labels, self.run.outputs, seeds, strict=True):
+            if isinstance(y, Variable):
+                given.setdefault(self.home[id(y)], []).append((label, y, seed))
+            else:
+                self._node("output", [], f"{label} = {y.text.text}")
+        for results in given.values():
+            if len(results) > 4:  # of repeated steps, or of a loop
+                first, last = results[0], results[-1]
+                lines = f"{first[0]} … {last[0]}", f"({len(results)} results)"
+                self._edge(last[1], self._node("output", [], *lines))
+                continue
+            for label, y, seed in results:
+                self._edge(y, self._node("output", [], label), seed if y.tangent is None else None)
+
+    def _node(self, kind: str, variables: Sequence[Variable], *lines: str, tip: str = " ") -> str:
+        name = f"n{len(self.page)}"
+        self.home.update((id(v), name) for v in variables)
+        colored = [(line, "black") for line in lines]
+        for v in variables:
+            colored += self._numbers(v, f"{v.name} = " if len(variables) > 1 else "")
+        self.page.add_node(name, label=_html(colored), fillcolor=FILL[kind], tooltip=tip)
+        return name
+
+    def _numbers(self, v: Variable, name: str) -> Iterator[tuple[str, str]]:
+        if self.values:
+            yield name + notation.value(v.value), VALUE
+        if self.mode == "fwd" and jx.is_differentiable(v.aval):
+            yield f"{marked(v.name, DOT)} = {_number(v.tangent)}", DERIVATIVE
+        if self.mode == "rev" and v.tangent is None:
+            yield f"{marked(v.name, BAR)} = {_number(v.adjoint)}", DERIVATIVE
+
+    def _edge(self, x: Variable, node: str, amount: Any = None) -> None:
+        label = "" if amount is None or not self.has_labels else f" {_number(amount)} "
+        self.page.add_edge(self.home[id(x)], node, label=label)
+
+
+def _number(derivative: Any) -> str:
+    return "0" if type(derivative) is Zero else notation.value(derivative, is_brief=True)
+
+
+def _html(lines: Sequence[tuple[str, str]], align: str = "CENTER") -> str:
+    """Lines, each with its color, as a label of Graphviz."""
+    text = "".join(
+        f'<FONT COLOR="{color}">{escape(line)}</FONT><BR ALIGN="{align}"/>' for line, color in lines
+    )
+    return f"<{text}>"
+
+
+# ---- repeated steps ------------------------------------------------------------------------------
+
+
+class Block(NamedTuple):
+    """Steps that one node stands for: a single one, or some that are done several times."""
+
+    steps: Sequence[Step]
+    times: int
+
+
+def _blocks(steps: Sequence[Step]) -> list[Block]:
+    """Find the longest repetition; leave its first round as it is, and put the others together."""
+    kinds: dict = {}
+    signatures = np.array([kinds.setdefault(_signature(step), len(kinds)) for step in steps])
+    start, period, times = max(
+        _repetitions(signatures), key=lambda found: (found[2] - 1) * found[1], default=(0, 0, 0)
+    )
+    if times < 3:
+        return [Block([step], 1) for step in steps]
+    first, last = start + period, start + times * period
+    opened = [Block([step], 1) for step in steps[start:first]]
+    repeated = Block(steps[first:last], times - 1)
+    return [*_blocks(steps[:start]), *opened, repeated, *_blocks(steps[last:])]
+
+
+def _repetitions(signatures: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """For each period the start and the number of rounds of the longest repetition."""
+    for period in range(1, len(signatures) // 3 + 1):
+        same = signatures[:-period] == signatures[period:]
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], same, [0]])))
+        starts, ends = edges[::2], edges[1::2]
+        if len(starts):
+            i = int(np.argmax(ends - starts))
+            yield int(starts[i]), period, int(ends[i] - starts[i]) // period + 1
+
+
+def _signature(step: Step) -> tuple:
+    """What two steps have in common that do the same to values of the same types."""
+    types = tuple(x.aval.str_short() for x in [*step.inputs, *step.outputs])
+    names = [notation.Text("·")] * len(step.inputs)
+    return str(step.equation.primitive), notation.expression(step.equation, names).text, types
+
+
+def _read_only_in(blocks: Sequence[Block], run: Run) -> set[int]:
+    """The ids of the inputs and constants that nothing but these blocks reads."""
+    inside = {id(step) for block in blocks for step in block.steps}
+    readers = {id(v): set() for v in [*run.inputs, *run.constants]}
+    for step in run.steps:
+        for x in step.inputs:
+            readers.get(id(x), set()).add(id(step) in inside)
+    for y in run.outputs:
+        readers.get(id(y), set()).add(False)
+    return {variable for variable, where in readers.items() if where == {True}}

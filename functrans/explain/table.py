@@ -1,0 +1,297 @@
+"""The table of a textbook: `(a -> b), a -> [step, expression, value, derivative, line]`.
+
+    v₁ = log(v₀)      forward mode:    v̇₁ = v̇₀ / v₀        reverse mode:    v̄₀ = v̄₁ / v₀
+
+as in tables 2 and 3 of Baydin, Pearlmutter, Radul and Siskind, "Automatic differentiation in
+machine learning: a survey", 2018.
+
+Read next: `graph.py`, which draws the same steps.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, NamedTuple
+
+from functrans import jaxpr as jx
+from functrans.explain import notation, steps
+from functrans.explain.notation import BAR, DOT, Line, marked
+from functrans.jaxpr import Zero
+
+HEADERS = {
+    "fwd": [["step", "expression", "value", "tangent", "", "line"]],
+    "rev": [["step", "expression", "value", "line"], ["of", "adjoint", "", "line"]],
+}
+NUMBER: dict[str, Any] = {"justify": "right", "no_wrap": True}
+COLUMNS: dict[str, dict[str, Any]] = {
+    "step": {"no_wrap": True},
+    "value": {**NUMBER, "style": "green"},
+    "": {**NUMBER, "style": "red"},
+    "line": {"style": "dim", "no_wrap": True, "overflow": "ellipsis"},
+}
+"""How rich sets the columns."""
+
+
+class Row(NamedTuple):
+    """One row of an evaluation table. What a row does not have is `None`, or an empty text."""
+
+    part: str
+    """`"input"`, `"constant"`, `"step"` or `"output"`; of a reverse pass `"seed"`, `"reverse"` or
+    `"gradient"`."""
+    step: str
+    """The variable that is computed; of a reverse step, the one that is pulled back."""
+    expression: str
+    value: Any
+    """An array; where it is not known (inside `jit`), its type."""
+    derivative_step: str
+    """The tangent that is computed; in a reverse step, the adjoint that is added to."""
+    derivative_expression: str
+    derivative: Any
+    line: Line
+    """The user's `file`, the `number` of the line in it, and its `code`."""
+
+
+@dataclass(frozen=True, repr=False)
+class EvaluationTable:
+    """What `evaluation_table` returns: a table in a terminal and in a notebook, and `rows`."""
+
+    title: str
+    mode: str
+    rows: list[Row]
+    notes: list[str]
+    """What the table leaves out."""
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """The table for `rich.print`."""
+        box, table, text = map(_rich, ("box", "table", "text"))
+        yield text.Text(self.title, style="bold")
+        for title, headers, rows in self._tables():
+            if self.mode == "rev":
+                yield text.Text(title, style="italic")
+            grid = table.Table(box=box.HORIZONTALS)
+            for header in headers:
+                grid.add_column(text.Text(header), **COLUMNS.get(header, {"overflow": "fold"}))
+                if header == "line":  # the formulas come first
+                    grid.columns[-1].max_width = 3 * options.max_width // 10
+            for row, following in zip(rows, [*rows[1:], rows[-1]], strict=True):
+                cells = map(text.Text, self._cells(row, headers))
+                grid.add_row(*cells, end_section=row.part != following.part)
+            yield grid
+        for note in self.notes:
+            yield text.Text(note, style="italic")
+
+    def __str__(self) -> str:
+        width = shutil.get_terminal_size((120, 40)).columns
+        console = _rich("console").Console(file=io.StringIO(), width=width, color_system=None)
+        console.print(self)
+        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        tables = []
+        for title, headers, rows in self._tables():
+            caption = f"<caption>{escape(title)}</caption>" if self.mode == "rev" else ""
+            head = "".join(f'<th class="{_css(h)}">{escape(h)}</th>' for h in headers)
+            parts = ["", *(row.part for row in rows)]
+            body = "".join(
+                _html_row(self._cells(row, headers), headers, row.part != before)
+                for row, before in zip(rows, parts, strict=False)
+            )
+            tables.append(f"<table>{caption}<thead><tr>{head}</tr></thead>{body}</table>")
+        notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in self.notes)
+        title = f"<p><b>{escape(self.title)}</b></p>"
+        return f'<div class="functrans-table">{STYLE}{title}{"".join(tables)}{notes}</div>'
+
+    def _tables(self) -> Iterator[tuple[str, list[str], list[Row]]]:
+        reverse = [row for row in self.rows if row.part in ("seed", "reverse", "gradient")]
+        forward = self.rows[: len(self.rows) - len(reverse)]
+        titles = ["forward pass", "reverse pass, the last equation first"]
+        yield from zip(titles, HEADERS[self.mode], (forward, reverse), strict=False)
+
+    def _cells(self, row: Row, headers: Sequence[str]) -> list[str]:
+        derivative = row.derivative_step
+        if row.derivative_expression:
+            derivative += " = " + row.derivative_expression
+        files = {r.line.file for r in self.rows if r.line.file}
+        line = f"{row.line.file}:" if len(files) > 1 and row.line.file else ""
+        line += f"{row.line.number}  {row.line.code}" if row.line.number else ""
+        cells = {
+            "step": row.step,
+            "expression": row.expression,
+            "value": notation.value(row.value),
+            "of": f"{row.step} = {row.expression}" if row.expression else row.step,
+            "tangent": derivative,
+            "adjoint": derivative,
+            "": notation.value(row.derivative, is_brief=True),
+            "line": line,
+        }
+        return [cells[header] for header in headers]
+
+
+STYLE = """<style>
+.functrans-table { max-height: 40em; overflow: auto; }
+.functrans-table table { border-collapse: collapse; margin: 0.5em 0 1em; border: 0;
+  border-top: 2px solid; border-bottom: 2px solid; font-variant-numeric: tabular-nums; }
+.functrans-table caption { text-align: left; font-style: italic; caption-side: top; }
+.functrans-table td, .functrans-table th { padding: 0.15em 0.8em; white-space: nowrap;
+  background: none; border: 0; text-align: left; }
+.functrans-table th { border-bottom: 1px solid #888; font-weight: 600; }
+.functrans-table tr.part td { border-top: 1px solid #888; }
+.functrans-table .value, .functrans-table .derivative { text-align: right; }
+.functrans-table td.value { color: #1a7f37; }
+.functrans-table td.derivative { color: #c0392b; }
+.functrans-table td.line { white-space: pre; opacity: 0.65; font: 90% monospace; }
+.functrans-table p { margin: 0.3em 0; }
+</style>"""
+"""Rules as in a book's tables: none between columns."""
+
+
+def _html_row(cells: Sequence[str], headers: Sequence[str], is_new_part: bool) -> str:
+    row = "".join(
+        f'<td class="{_css(header)}">{escape(cell)}</td>'
+        for cell, header in zip(cells, headers, strict=True)
+    )
+    return f'<tr class="part">{row}</tr>' if is_new_part else f"<tr>{row}</tr>"
+
+
+def _css(header: str) -> str:
+    return header if header in ("value", "line") else "formula" if header else "derivative"
+
+
+def _rich(module: str) -> Any:
+    try:
+        return importlib.import_module(f"rich.{module}")
+    except ImportError as error:
+        raise ImportError(
+            "functrans.explain.evaluation_table needs rich: pip install 'functrans[explain]'"
+        ) from error
+
+
+def evaluation_table(
+    fun: Callable,
+    *args: Any,
+    mode: str = "fwd",
+    wrt: int | Sequence[int] | None = None,
+    tangents: Sequence | None = None,
+    cotangent: Any = None,
+    unfold: bool = False,
+) -> EvaluationTable:
+    """Evaluate a function and its derivative step by step, and show them as a textbook does.
+
+    In forward mode each step has a value and a tangent, `v̇`; a function of several inputs takes
+    one pass for each of them, which `wrt` chooses. In reverse mode the steps are evaluated first;
+    then, the last equation first, each gives to its inputs their adjoints, `v̄`.
+
+    Args:
+      fun: a function of arrays, or pytrees of arrays, to the same.
+      *args: its arguments. Where they have no values (inside `jit`), types are shown.
+      mode: `"fwd"` or `"rev"`.
+      wrt: the number, or numbers, of the arguments with respect to which to differentiate. In
+        forward mode their tangent is one, in every element; the default is the first argument
+        that has a derivative. In reverse mode the default is all arguments.
+      tangents: in forward mode, instead of `wrt`, a tuple with a tangent for each argument.
+      cotangent: in reverse mode, what to start with, of the structure and types of the result; 1
+        if that is one real number.
+      unfold: whether to show, in the place of the calls of jitted functions, their equations. A
+        function that is itself jitted is always opened. Other calls, loops and branches are
+        always one row.
+
+    Returns:
+      An `EvaluationTable`: it prints as a table, `rich.print` shows it in color, a notebook shows
+      it as HTML; its `rows` are the data.
+
+    Raises:
+      TypeError: if an argument is not an array, if none has a derivative, or if in reverse mode
+        the result is not one real number and there is no `cotangent`.
+      ValueError: if `mode` or `wrt` is none of those that there are.
+
+    >>> import jax.numpy as jnp
+    >>> from functrans.explain import evaluation_table
+    >>> table = evaluation_table(lambda w: w * jnp.log(w), 2.0, mode="rev")
+    >>> for row in table.rows:
+    ...     print(row.part, row.step, row.expression, row.derivative_step, row.derivative)
+    input v₀ w  None
+    step v₁ log(v₀)  None
+    step v₂ v₀ × v₁  None
+    output y v₂  None
+    seed y  v̄₂ 1.0
+    reverse v₂ v₀ × v₁ v̄₀ 0.693147...
+    reverse v₂ v₀ × v₁ v̄₁ 2.0
+    reverse v₁ log(v₀) v̄₀ 1.693147...
+    gradient w  ∂y/∂w 1.693147...
+    """
+    _rich("table")
+    if mode not in HEADERS:
+        raise ValueError(f"evaluation_table: mode must be 'fwd' or 'rev', but it is {mode!r}")
+    if (mode == "fwd" and cotangent is not None) or (mode == "rev" and tangents is not None):
+        given, right = ("cotangent", "rev") if mode == "fwd" else ("tangents", "fwd")
+        raise ValueError(f"evaluation_table: {given} is for mode={right!r}, but mode is {mode!r}")
+    name = "evaluation_table"
+    run = steps.run(name, fun, args, mode, wrt, tangents, cotangent, unfold)
+    rows = list(_forward_rows(run, mode))
+    if mode == "rev":
+        rows += _reverse_rows(run, cotangent is None)
+    words = {"fwd": "forward", "rev": "reverse"}[mode]
+    return EvaluationTable(f"{run.function}: {words} mode, {run.start}", mode, rows, run.notes())
+
+
+NOWHERE = Line("", 0, "")
+
+
+def _forward_rows(run: steps.Run, mode: str) -> Iterator[Row]:
+    def row(part: str, name: str, expression: str, x: Any, dot: str, line: Line = NOWHERE) -> Row:
+        if mode == "rev" or part == "constant" or not jx.is_differentiable(x.aval):
+            return Row(part, name, expression, x.value, "", "", None, line)
+        moved = marked(name, DOT)
+        formula = "" if type(x.tangent) is Zero else dot
+        return Row(part, name, expression, x.value, moved, formula, _array(x.tangent), line)
+
+    for x in run.inputs:
+        yield row("input", x.name, x.label, x, "")
+    for x in run.constants:
+        yield row("constant", x.name, "a constant", x, "")
+    for step in run.steps:
+        line = notation.line_of(step.equation)
+        for y in step.shown:
+            place = f"[{step.outputs.index(y)}]" if len(step.outputs) > 1 else ""
+            expression = step.expression + place
+            yield row("step", y.name, expression, y, step.tangents.get(y.name, ""), line)
+        if not step.shown:
+            yield Row("step", "", step.expression, None, "", "", None, line)
+    for label, y in zip(run.labels, run.outputs, strict=True):
+        yield row("output", label, y.text.text, y, marked(y.text.text, DOT))
+
+
+def _reverse_rows(run: steps.Run, is_gradient: bool) -> Iterator[Row]:
+    seeded: set[int] = set()
+    for label, y, total in zip(run.labels, run.outputs, run.totals, strict=True):
+        if isinstance(y, steps.Variable) and y.tangent is None:
+            bar, seed = marked(y.name, BAR), marked(label, BAR)
+            formula = f"{bar} + {seed}" if id(y) in seeded else seed
+            seeded.add(id(y))
+            yield Row("seed", label, "", None, bar, formula, _array(total), NOWHERE)
+    for step in reversed(run.steps):
+        line = notation.line_of(step.equation)
+        for use in step.contributions:
+            bar = marked(step.inputs[use.position].name, BAR)
+            formula = use.formula if use.is_first else f"{bar} + {use.formula}"
+            total = _array(use.total)
+            yield Row("reverse", step.name, step.expression, None, bar, formula, total, line)
+    for x in run.inputs:
+        if x.tangent is None:
+            name = f"∂{run.labels[0]}/∂{x.label}" if is_gradient else f"adjoint of {x.label}"
+            bar, total = marked(x.name, BAR), _array(x.adjoint)
+            yield Row("gradient", x.label, "", None, name, bar, total, NOWHERE)
+
+
+def _array(derivative: Any) -> Any:
+    """A `Zero` as the array that it is; an integer has no derivative."""
+    if type(derivative) is not Zero:
+        return derivative
+    return jx.instantiate(derivative) if jx.is_differentiable(derivative.aval) else None
