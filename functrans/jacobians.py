@@ -5,7 +5,8 @@
 
     hessian = jacfwd . jacrev                hvp f x v = d/dt grad f (x + t v),  at t = 0
 
-The passes go through the program together, by `jax.vmap`, or in chunks of `chunk_size`.
+The passes go through the program together, by `jax.vmap`, or in chunks of `chunk_size`; together,
+what a matrix would make of the whole basis is the matrix, and is not computed.
 
 This is the end of the tour; `derivatives/` and `control_flow/` have the rules.
 """
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax, tree
 
 from functrans import jaxpr as jx
+from functrans.control_flow.halves import at_identity
 from functrans.errors import checks
 from functrans.jit import transformed, transformed_at_once
 from functrans.transforms import Argnums, drop_value, grad, jvp, linearize, select, typed_like, vjp
@@ -38,24 +40,22 @@ def basis_vector(leaves: Sequence, i: Any) -> list:
 def over_basis(linear: Callable, leaves: Sequence, chunk_size: int | None) -> Any:
     """Stack `linear(e_i)` for every vector of the basis; at most `chunk_size` of them at a time."""
     basis = jnp.arange(sum(jx.typeof(leaf).size for leaf in leaves))
-
-    def at(i):
-        return linear(basis_vector(leaves, i))
-
     if chunk_size is None or checks.chunk_size(chunk_size) >= len(basis):
-        return jax.vmap(at)(basis)
-    return lax.map(at, basis, batch_size=chunk_size)
+        rest, products = at_identity(linear, [*map(jx.typeof, leaves)])
+
+        def at(i, *products):
+            return jx.evaluate(rest, *basis_vector(leaves, i), *products)
+
+        return jax.vmap(at)(basis, *products)
+    return lax.map(lambda i: linear(basis_vector(leaves, i)), basis, batch_size=chunk_size)
 
 
 def split_basis(stacked: Any, leaves: Sequence, axis: int) -> list:
     """Undo the stacking: the axis `axis` becomes, for each leaf, the axes of that leaf."""
     avals = [jx.typeof(leaf) for leaf in leaves]
-    ends = [sum(a.size for a in avals[: k + 1]) for k in range(len(avals))]
+    parts = lax.split(stacked, [a.size for a in avals], axis)
     before, after = stacked.shape[:axis], stacked.shape[axis + 1 :]
-    return [
-        lax.slice_in_dim(stacked, end - a.size, end, axis=axis).reshape(before + a.shape + after)
-        for a, end in zip(avals, ends, strict=True)
-    ]
+    return [part.reshape(before + a.shape + after) for part, a in zip(parts, avals, strict=True)]
 
 
 def _with_jacobian(

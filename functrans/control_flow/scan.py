@@ -4,7 +4,8 @@
 
     forward:      scan over pairs:          (c, c_dot), (x, x_dot)  ->  (c', c_dot'), (y, y_dot)
     linearize:    scan f, stacking what the linear half reads;  then scan the linear half
-    transpose:    scan the transpose from the last x to the first, summing k_bar on the way
+    transpose:    scan the transpose from the last x to the first, summing k_bar on the way;
+                  a sum of products is one product, of what the steps have stacked
 
 What moves in the carry is a fixed point: a tangent that enters it in one step is there in the next.
 
@@ -22,7 +23,16 @@ from jax.extend.core import ClosedJaxpr, set_current_trace
 from jax.extend.core.primitives import scan_p
 
 from functrans import jaxpr as jx
-from functrans.control_flow.halves import Halves, hoist, located, merged, parted, split
+from functrans.control_flow.halves import (
+    Halves,
+    hoist,
+    located,
+    merged,
+    parted,
+    postpone,
+    split,
+    sums_after,
+)
 from functrans.jaxpr import Linear
 from functrans.linearize import jvp_jaxpr, linearize_jaxpr
 from functrans.reverse import transpose_jaxpr
@@ -85,6 +95,7 @@ def two_loops(half: Halves, known: Any, linear: Any, finish: Callable, options: 
     (consts, carry, xs), (linear_consts, linear_carry, linear_xs) = known, linear
     outer, half = hoist(half, len(consts))
     size = len(carry)
+    later, made_of, half = postpone(half, size)
 
     def body(c, x):
         outs = jx.evaluate(half.first, *consts, *c, *x)
@@ -96,11 +107,13 @@ def two_loops(half: Halves, known: Any, linear: Any, finish: Callable, options: 
     given = {("fresh", i): x for i, x in enumerate(stacked)}
     given |= {("in", i + len(consts) + size): x for i, x in enumerate(xs)}
     given |= {("out", i + size): y for i, y in enumerate(ys)}
-    read = sorted({s for s in half.sources if s[0] != "value" and s in given})
+    read = [source for source in given if source in half.sources or source in made_of]
 
     def linear_body(c, step):
         x, values = step
         at_hand = fixed | dict(zip(read, values, strict=True))
+        made = jx.evaluate(later, *(at_hand[source] for source in made_of))
+        at_hand |= {("later", i): x for i, x in enumerate(made)}
         residuals = [at if kind == "value" else at_hand[kind, at] for kind, at in half.sources]
         return finish(jx.evaluate(half.second, *residuals, *linear_consts, *c, *x))
 
@@ -166,28 +179,34 @@ class ScanRule(Rule):
         c_bars, y_bars = cotangents[: loop.carry], cotangents[loop.carry :]
         moving = (*[True] * loop.carry, *jx.moving(y_bars))
         program, gaps = transpose_jaxpr(loop.program, in_body, moving)
-        count = sum(in_consts)
+        k_gaps, gaps = gaps[: sum(in_consts)], gaps[sum(in_consts) :]
+        fixed, x_known, y_bars = _known(consts), _known(xs), jx.present(y_bars)
+        kinds = ["const"] * len(fixed) + ["step"] * len(x_known)
+        kinds += ["carry"] * loop.carry + ["step"] * len(y_bars)
+        sums = sums_after(program, kinds, k_gaps.count(None))
 
-        def known(values):
-            return [x for x in values if type(x) is not Linear]
+        def body(state, step):
+            (c_bar, k_bars), (x, y_bar) = state, step
+            outs = iter(jx.evaluate(sums.body, *fixed, *x, *c_bar, *y_bar))
+            k_bars = [jx.add(k_bar, next(outs)) for k_bar in k_bars]
+            x_bars = list(map(jx.instantiate, jx.fill(gaps, outs)))
+            return (x_bars[: loop.carry], k_bars), (x_bars[loop.carry :], list(outs))
 
-        def body(sums, step):
-            (c_bar, k_bars), (x, y_bar) = sums, step
-            pulled = jx.evaluate(program, *known(consts), *x, *c_bar, *y_bar)
-            x_bars = list(map(jx.instantiate, jx.fill(gaps, pulled)))
-            k_bars = [jx.add(k, new) for k, new in zip(k_bars, x_bars, strict=False)]
-            return (x_bars[count : count + loop.carry], k_bars), x_bars[count + loop.carry :]
-
-        zeros = [jx.zeros(k.aval.to_tangent_aval()) for k in consts if type(k) is Linear]
-        start = [*map(jx.instantiate, c_bars)], zeros
+        k_avals = [k.aval.to_tangent_aval() for k in consts if type(k) is Linear]
+        summed = [aval for aval, gap in zip(k_avals, k_gaps, strict=True) if gap is None]
+        start = list(map(jx.instantiate, c_bars)), list(map(jx.zeros, compress(summed, sums.stay)))
         options = loop.options | {"reverse": not loop.options["reverse"]}
-        steps = known(xs), jx.present(y_bars)
-        (c_bar, k_bars), x_bars = lax.scan(body, start, steps, **options)
-        rest = iter([*k_bars, *c_bar, *x_bars])
+        (c_bar, k_bars), (x_bars, new) = lax.scan(body, start, (x_known, y_bars), **options)
+        k_bars = merged(sums.later([*x_known, *y_bars, *new]), k_bars, sums.stay)
+        rest = iter([*jx.fill(k_gaps, k_bars), *c_bar, *x_bars])
         pulled = [next(rest) if is_linear else None for is_linear in in_body]
         return [
             x_bar if is_linear else None for x_bar, is_linear in zip(pulled, linear, strict=True)
         ]
+
+
+def _known(values: Sequence) -> list:
+    return [x for x in values if type(x) is not Linear]
 
 
 def _mixed(trace, primitive, inputs, params):
