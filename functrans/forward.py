@@ -7,23 +7,37 @@ What one equation `y = f(x)` means is said once, in `equation`,
     (x, x_dot)  ->  (f(x), J_f(x) x_dot)
 
 and there are two ways to be given equations: live, from a running Python function
-(`process_primitive`), and from a jaxpr (`run_jaxpr`).
+(`process_primitive`), and from a jaxpr (`run_jaxpr`).  What a rule makes of an equation depends on
+types alone, so the rule is asked once, by a program of this one equation; what it answers is a
+program too, which is written down, or runs compiled, as often as such an equation occurs.
 
 Read next: `derivatives/elementwise.py`, the rules; then `linearize.py`, which records the tangents.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Any
 
 import jax.core
-from jax.extend.core import ClosedJaxpr, Literal, set_current_trace, take_current_trace
+from jax.extend.core import ClosedJaxpr, Literal, set_current_trace
 
 from functrans import jaxpr as jx
 from functrans.jaxpr import Zero
-from functrans.rules import rule_of
-from functrans.tracer import Trace
+from functrans.rules import Rule, rule_of
+from functrans.tracer import (
+    StagingTrace,
+    Trace,
+    derived,
+    handle,
+    place,
+    run,
+    run_equation,
+    stage,
+    value,
+)
 
 
 class ForwardTracer(jax.core.Tracer):
@@ -41,82 +55,154 @@ class ForwardTracer(jax.core.Tracer):
 
 
 class ForwardTrace(Trace):
-    """Gives each operation its pair; `parent` does the arithmetic.
+    """Gives each operation its pair; `parent` does the work."""
 
-    Where the tangents are recorded (`linearize.py`), `tape` is the trace that records them; it
-    hands all work on primals to the parent.
-    """
-
-    def __init__(self, parent: Any, tape: Any = None):
+    def __init__(self, parent: Any):
         super().__init__()
         self.requires_low = False
-        self.parent, self.tape = parent, tape
+        self.parent, self.is_live = parent, False
+        # Of the tangents: the handle of a value, the value of a handle.
+        self.lower: Callable = functools.partial(handle, parent)
+        self.lift: Callable = functools.partial(value, parent)
 
-    def equation(self, primitive: Any, primals: list, tangents: list, params: dict) -> tuple:
-        """`(x, x_dot) -> ([y], [y_dot])`, the meaning of one equation."""
-        if not jx.present(tangents):
-            with set_current_trace(self.parent):
-                outs = jx.results(primitive, primitive.bind(*primals, **params))
-            return outs, [Zero.like(out) for out in outs]
-        rule = rule_of(primitive)
-        push = rule.forward if self.tape is None else rule.linearize
-        with set_current_trace(self.parent if self.tape is None else self.tape):
-            outs, tangents_out = push(primitive, primals, tangents, params)
-        # An integer has no tangent, whatever the rule has made of it.
-        pairs = zip(outs, tangents_out, strict=True)
-        return outs, [t if jx.is_differentiable(jx.typeof(y)) else Zero.like(y) for y, t in pairs]
+    def equation(
+        self,
+        primitive: Any,
+        params: dict,
+        xs: list,
+        x_dots: list,
+        origin: Any = None,
+        alone: bool = False,
+    ) -> tuple:
+        """`(x, x_dot) -> ([y], [y_dot])`, the meaning of one equation, on handles.
+
+        A tangent that is zero is `None`; `origin` is the equation, if it stands in a jaxpr. The
+        equation of a program that has no other asks its rule for what the others derive from it.
+        """
+        avals, moving = tuple([jx.aval_of(x) for x in xs]), tuple([t is not None for t in x_dots])
+        if found := derived(origin, primitive, params, alone, self.derive, avals, moving):
+            return self.push(origin, found, xs, [t for t in x_dots if t is not None])
+        # Python functions that run now have lines of their own.
+        with jx.context_of(origin, own_lines=self.is_live and "subfuns" in params):
+            primals = [value(self.parent, x) for x in xs]
+            pairs = zip(primals, x_dots, strict=True)
+            tangents = [Zero.like(x) if t is None else self.lift(t) for x, t in pairs]
+            ys, y_dots = self.ask(rule_of(primitive), primitive, primals, tangents, params)
+        # An integer has no tangent, whatever a rule has made of it.
+        pairs = zip(ys, y_dots, strict=True)
+        moving = [type(t) is not Zero and jx.is_differentiable(jx.typeof(y)) for y, t in pairs]
+        y_dots = [self.lower(t) if m else None for t, m in zip(y_dots, moving, strict=True)]
+        return [handle(self.parent, y) for y in ys], y_dots
+
+    def ask(self, rule: Rule, *equation: Any) -> tuple:
+        with set_current_trace(self.parent):
+            return rule.forward(*equation)
+
+    derive = property(lambda self: jvp_jaxpr)
+
+    def push(self, origin: Any, found: tuple, xs: list, x_dots: list) -> tuple:
+        """Run what `derive` has made of the equation."""
+        program, gaps = found
+        outs = run(self.parent, program, [*xs, *x_dots], origin)
+        return outs[: len(gaps)], place(outs[len(gaps) :], gaps)
 
     # Driver one: a running Python function.
 
-    def split(self, x: Any) -> tuple[Any, Any]:
-        if isinstance(x, ForwardTracer) and x._trace is self:
-            return x.primal, x.tangent
-        return x, Zero.like(x)
+    def owns(self, x: Any) -> bool:
+        return isinstance(x, ForwardTracer) and x._trace is self
 
     def primal(self, x: Any) -> Any:
-        return x.primal if isinstance(x, ForwardTracer) and x._trace is self else x
+        return x.primal if self.owns(x) else x
 
     def join(self, primal: Any, tangent: Any) -> Any:
-        return primal if type(tangent) is Zero else ForwardTracer(self, primal, tangent)
+        return primal if tangent is None else ForwardTracer(self, primal, tangent)
 
     def process_primitive(self, primitive, args, params, /):
-        primals, tangents = _unzip(map(self.split, args))
-        outs = list(map(self.join, *self.equation(primitive, primals, tangents, params)))
+        primals, moves = [*map(self.primal, args)], [*map(self.owns, args)]
+        if not any(moves):
+            with set_current_trace(self.parent):
+                return primitive.bind(*primals, **params)
+        pairs = zip(args, moves, strict=True)
+        x_dots = [self.lower(x.tangent) if moving else None for x, moving in pairs]
+        xs = [handle(self.parent, x) for x in primals]
+        ys, y_dots = self.equation(primitive, params, xs, x_dots)
+        primals = [value(self.parent, y) for y in ys]
+        tangents = [None if t is None else self.lift(t) for t in y_dots]
+        outs = [*map(self.join, primals, tangents)]
         return outs if primitive.multiple_results else outs[0]
 
     def stage_value(self, x, /):
-        primal, tangent = self.split(x)
-        return self.join(self.parent.stage_value(primal), tangent)
+        staged = self.parent.stage_value(self.primal(x))
+        return self.join(staged, x.tangent if self.owns(x) else None)
 
     def run_function(self, fun: Callable, primals: Sequence, tangents: Sequence) -> tuple:
         """Run `fun` on pairs; it takes a flat list and returns two, its outputs and `aux`.
 
         Returns the outputs, their tangents, and `aux`, of which only the primals count.
         """
-        tracers = list(map(self.join, primals, tangents))
+        self.is_live, pairs = True, list(zip(primals, tangents, strict=True))
+        moving = [x for x, t in pairs if type(t) is not Zero]
+        if type(self.parent) is StagingTrace and all(
+            isinstance(x, jax.core.Tracer) for x in moving
+        ):
+            return self.run_staged(fun, primals, tangents)
         try:
             with set_current_trace(self):
-                outs, aux = fun(*tracers)
-            return *_unzip(map(self.split, outs)), [self.primal(x) for x in aux]
+                outs, aux = fun(*(self.join(x, None if type(t) is Zero else t) for x, t in pairs))
+            y_dots = [x.tangent if self.owns(x) else Zero.like(x) for x in outs]
+            return [*map(self.primal, outs)], y_dots, [*map(self.primal, aux)]
         finally:
             self.invalidate()
+
+    def run_staged(self, fun: Callable, primals: Sequence, tangents: Sequence) -> tuple:
+        """The same where no value is at hand: the function is staged first, then read."""
+        traced = [i for i, x in enumerate(primals) if isinstance(x, jax.core.Tracer)]
+        outs, aux = [], []
+
+        def body(*tracers):
+            given = dict(zip(traced, tracers, strict=True))
+            outs[:], aux[:] = fun(*(given.get(i, x) for i, x in enumerate(primals)))
+            return [*outs, *filter(jx.is_value, aux)]
+
+        avals = [jx.typeof(primals[i]) for i in traced]
+        program = stage(body, avals, jx.debug_info("forward", fun))
+        chosen = [[values[i] for i in traced] for values in (primals, tangents)]
+        values, y_dots = self.run_jaxpr(program, *chosen)
+        rest = iter(values[len(outs) :])
+        aux = [next(rest) if jx.is_value(x) else x for x in aux]
+        return values[: len(outs)], y_dots[: len(outs)], aux
 
     # Driver two: a jaxpr.
 
     def run_jaxpr(self, program: ClosedJaxpr, primals: Sequence, tangents: Sequence) -> tuple:
         """Walk the equations of a jaxpr from the first to the last."""
-        pairs = {v: (x, Zero.like(x)) for v, x in jx.environment(program, primals).items()}
-        pairs.update(zip(program.jaxpr.invars, zip(primals, tangents, strict=True), strict=True))
+        jaxpr = program.jaxpr
+        known = jx.environment(program, primals)
+        known = {v: handle(self.parent, x) for v, x in known.items()}
+        pairs = zip(jaxpr.invars, tangents, strict=True)
+        moving = {v: self.lower(t) for v, t in pairs if type(t) is not Zero}
 
-        def read(atom: Any) -> tuple[Any, Any]:
-            return (atom.val, Zero.like(atom.val)) if isinstance(atom, Literal) else pairs[atom]
+        def primal(atom: Any) -> Any:
+            return handle(self.parent, atom) if type(atom) is Literal else known[atom]
 
-        for equation in program.jaxpr.eqns:
-            primitive, inputs = equation.primitive, _unzip(map(read, equation.invars))
-            with jx.context_of(equation):
-                outs = self.equation(primitive, *inputs, primitive.get_bind_params(equation.params))
-            pairs.update(zip(equation.outvars, zip(*outs, strict=True), strict=True))
-        return _unzip(map(read, program.jaxpr.outvars))
+        def tangent(atom: Any) -> Any:
+            return None if type(atom) is Literal else moving.get(atom)
+
+        for equation in jaxpr.eqns:
+            xs = [primal(atom) for atom in equation.invars]
+            x_dots = [tangent(atom) for atom in equation.invars]
+            if any(t is not None for t in x_dots):
+                primitive, alone = equation.primitive, len(jaxpr.eqns) == 1
+                params = primitive.get_bind_params(equation.params)
+                ys, y_dots = self.equation(primitive, params, xs, x_dots, equation, alone)
+                moving.update(zip(equation.outvars, y_dots, strict=True))
+            else:
+                ys = run_equation(self.parent, equation, xs)
+            known.update(zip(equation.outvars, ys, strict=True))
+        outs = [value(self.parent, primal(atom)) for atom in jaxpr.outvars]
+        y_dots = map(tangent, jaxpr.outvars)
+        pairs = zip(outs, y_dots, strict=True)
+        return outs, [Zero.like(x) if t is None else self.lift(t) for x, t in pairs]
 
 
 def forward(fun: Callable, primals: Sequence, tangents: Sequence) -> tuple[list, list, list]:
@@ -125,10 +211,24 @@ def forward(fun: Callable, primals: Sequence, tangents: Sequence) -> tuple[list,
     The function returns two lists, its outputs and `aux`. The result is the outputs, their
     tangents, and `aux`.
     """
-    with take_current_trace() as parent:
-        return ForwardTrace(parent).run_function(fun, primals, tangents)
+    return ForwardTrace(jx.current_trace()).run_function(fun, primals, tangents)
 
 
-def _unzip(pairs: Any) -> tuple[list, list]:
-    pairs = list(pairs)
-    return [a for a, _ in pairs], [b for _, b in pairs]
+@jx.cached_by_program
+def jvp_jaxpr(program: ClosedJaxpr, moving: tuple[bool, ...]) -> tuple[ClosedJaxpr, list]:
+    """The jaxpr of `(x, x_dot) -> (y, y_dot)`, where only what moves has a place.
+
+    Returns it and the gaps of `y_dot`, which it fills.
+    """
+    gaps: list = []
+    count = len(moving)
+
+    def pushforward(*inputs):
+        tangents = jx.fill(jx.gaps_for(program.in_avals, moving), inputs[count:])
+        trace = ForwardTrace(jx.current_trace())
+        outs, tangents = trace.run_jaxpr(program, inputs[:count], tangents)
+        gaps.extend(jx.gaps(tangents))
+        return [*outs, *jx.present(tangents)]
+
+    tangent_avals = map(jx.tangent_aval, compress(program.in_avals, moving))
+    return stage(pushforward, [*program.in_avals, *tangent_avals], program.jaxpr.debug_info), gaps

@@ -53,16 +53,29 @@ class Zero(_Symbol):
 
     @classmethod
     def like(cls, primal: Any) -> Zero:
-        return cls(typeof(primal).to_tangent_aval())
+        return cls(tangent_aval(typeof(primal)))
 
 
 class Linear(_Symbol):
     """In a transpose: an input in which the equation is linear."""
 
 
+@functools.lru_cache(maxsize=4096)
+def tangent_aval(aval: Any) -> Any:
+    """The type of the tangents of values of this type."""
+    return aval.to_tangent_aval()
+
+
+@functools.lru_cache(maxsize=4096)
+def cotangent_aval(aval: Any) -> Any:
+    """The type of the cotangents of values of this type."""
+    return aval.to_ct_aval()
+
+
+@functools.lru_cache(maxsize=4096)
 def is_differentiable(aval: Any) -> bool:
     """Whether values of this type have tangents: floating-point and complex numbers do."""
-    return getattr(aval.to_tangent_aval(), "dtype", jax.dtypes.float0) != jax.dtypes.float0
+    return getattr(tangent_aval(aval), "dtype", jax.dtypes.float0) != jax.dtypes.float0
 
 
 def zeros(aval: Any) -> Any:
@@ -94,6 +107,14 @@ def instantiate(x: Any) -> Any:
     return zeros(x.aval) if type(x) is Zero else x
 
 
+_ON_PAPER = {Var, jex.Literal}
+
+
+def aval_of(x: Any) -> Any:
+    """The type of an atom, or of a value."""
+    return x.aval if type(x) in _ON_PAPER else typeof(x)
+
+
 def moving(tangents: Iterable) -> tuple[bool, ...]:
     """Which of the tangents are not known to be zero."""
     return tuple(type(t) is not Zero for t in tangents)
@@ -112,7 +133,7 @@ def gaps(tangents: Iterable) -> list:
 def gaps_for(avals: Sequence, moving: Sequence[bool]) -> list:
     """The gaps for tangents of values of these types."""
     pairs = zip(avals, moving, strict=True)
-    return [None if moves else Zero(aval.to_tangent_aval()) for aval, moves in pairs]
+    return [None if moves else Zero(tangent_aval(aval)) for aval, moves in pairs]
 
 
 def fill(gaps: Iterable, values: Iterable) -> list:
@@ -215,20 +236,62 @@ def named_like(fun: Callable, transformed: Callable) -> Callable:
     return transformed
 
 
+def cached_by_types(function: Callable) -> Callable:
+    """Remember `function(*key)` for keys of types and params, in the modes of JAX that change it.
+
+    The first argument is the equation in whose place the function runs, if it runs. The result is
+    `None` if a param holds a function, which is to live no longer than its owner, or is no key.
+    """
+    memory: dict[Any, Any] = {}
+
+    @functools.wraps(function)
+    def cached(origin, *key):
+        config: Any = jax.config
+        modes = config.jax_enable_x64, config.jax_default_matmul_precision
+        place = key, modes, jax.sharding.get_abstract_mesh()
+        try:
+            found = memory.get(place)
+        except TypeError:
+            return None
+        if found is None and not any(callable(value) for _, value in key[0]):
+            with context_of(origin):
+                found = function(*key)
+            if len(memory) >= 8192:
+                memory.clear()
+            memory[place] = found
+        return found
+
+    return cached
+
+
 def abstract_eval(primitive: Primitive, avals: tuple, params: dict) -> tuple[list, Any]:
     """The types of an equation's results, and its effects."""
+    key = tuple(params.items())
     # Of params that hold programs nothing is remembered, lest dead programs be kept alive; and the
     # types of an equation without inputs come from the context alone.
-    programs = any(map(callable, params.values())) or any(jex.jaxprs_in_params(params))
-    find = _abstract_eval.__wrapped__ if programs or not avals else _abstract_eval
-    out, effects = find(primitive, avals, tuple(params.items()), jax.sharding.get_abstract_mesh())
+    known = avals and not any(jex.jaxprs_in_params(params))
+    found = _abstract_eval(None, key, primitive, avals) if known else None
+    return found or _abstract_eval.__wrapped__(key, primitive, avals)
+
+
+@cached_by_types
+def _abstract_eval(params: tuple, primitive: Primitive, avals: tuple) -> tuple[list, Any]:
+    out, effects = primitive.abstract_eval(*avals, **dict(params))
     return results(primitive, out), effects
 
 
-@functools.lru_cache(maxsize=8192)
-def _abstract_eval(primitive: Primitive, avals: tuple, params: tuple, mesh: Any) -> Any:
-    del mesh  # a part of the types, and of what is remembered
-    return primitive.abstract_eval(*avals, **dict(params))
+def single(primitive: Primitive, avals: tuple, params: dict) -> ClosedJaxpr:
+    """The program of one equation, with inputs of these types."""
+    inputs, (types, effects) = [Var(a) for a in avals], abstract_eval(primitive, avals, params)
+    outputs = [Var(a) for a in types]
+    equation = jex.new_jaxpr_eqn(inputs, outputs, primitive, params, effects)
+    return closed(inputs, outputs, [equation], debug_info("rule", primitive.bind))
+
+
+def copied(equation: JaxprEqn, inputs: list, outputs: list, source: Any, context: Any) -> JaxprEqn:
+    """An equation with other inputs and outputs, written elsewhere."""
+    primitive, params, effects = equation.primitive, equation.params, equation.effects
+    return JaxprEqn(inputs, outputs, primitive, params, effects, source, context)
 
 
 def results(primitive: Primitive, out: Any) -> list:
@@ -237,16 +300,32 @@ def results(primitive: Primitive, out: Any) -> list:
 
 
 @contextmanager
-def context_of(equation: JaxprEqn, inlined: bool = False):
-    """Run the body as if on the user's line, and in the scope, where the equation was written.
-
-    The line of an equation that is inlined is that of the call: what it was written for may have
-    been another call of the same function.
-    """
-    source = source_info_util.current() if inlined else equation.source_info
-    stack = source_info_util.current_name_stack() + equation.source_info.name_stack
-    with source_info_util.user_context(source.traceback, name_stack=stack), equation.ctx.manager:
+def context_of(equation: JaxprEqn | None, source: Any = None, own_lines: bool = False):
+    """Run the body as if on the user's line, and in the scope, where the equation was written."""
+    if equation is None:
         yield
+        return
+    source = source or source_of(equation)
+    line = None if own_lines else source.traceback
+    scope = source_info_util.user_context(line, name_stack=source.name_stack)
+    with scope, equation.ctx.manager:
+        yield
+
+
+def source_of(equation: JaxprEqn) -> Any:
+    """The user's line of an equation, and its scope within the one that runs now."""
+    outer = source_info_util.current_name_stack()
+    return (
+        scoped(equation.source_info.replace(name_stack=outer), equation)
+        if outer
+        else equation.source_info
+    )
+
+
+def scoped(source: Any, equation: JaxprEqn) -> Any:
+    """A line, and its scope with that of the equation in it."""
+    inner = equation.source_info.name_stack
+    return source.replace(name_stack=source.name_stack + inner) if inner else source
 
 
 def bind(equation: JaxprEqn, inputs: Sequence[Any]) -> list:
@@ -257,9 +336,9 @@ def bind(equation: JaxprEqn, inputs: Sequence[Any]) -> list:
         return results(primitive, primitive.bind(*inputs, **params))
 
 
-def evaluate(program: Any, *inputs: Any) -> list:
+def evaluate(program: Any, *inputs: Any, **options: bool) -> list:
     """Evaluate a jaxpr (closed, or without constants)."""
-    return jax.core.eval_jaxpr(program.jaxpr, program.consts, *inputs)
+    return jax.core.eval_jaxpr(program.jaxpr, program.consts, *inputs, **options)
 
 
 def environment(program: ClosedJaxpr, inputs: Sequence[Any]) -> dict:
@@ -268,15 +347,31 @@ def environment(program: ClosedJaxpr, inputs: Sequence[Any]) -> dict:
     return dict(zip(variables, [*program.consts, *inputs], strict=True))
 
 
+def giving(program: ClosedJaxpr, outputs: Sequence[Any]) -> ClosedJaxpr:
+    """The program with these outputs, and with the equations that they need."""
+    jaxpr, equations = program.jaxpr, live(program.jaxpr.eqns, outputs)
+    info = jaxpr.debug_info
+    return closed(jaxpr.invars, outputs, equations, info, jaxpr.constvars, program.consts)
+
+
 def live(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> list[JaxprEqn]:
     """The equations on which the outputs depend (or that have effects), in their order."""
-    needed = {atom for atom in outputs if isinstance(atom, Var)}
+    return live_and_free(equations, outputs)[0]
+
+
+def live_and_free(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> tuple[list, list]:
+    """The same; and the variables that they read and that no equation gives."""
+    needed = {atom: None for atom in outputs if isinstance(atom, Var)}
     kept = []
     for equation in reversed(equations):
-        if equation.effects or not needed.isdisjoint(equation.outvars):
+        if equation.effects or not needed.keys().isdisjoint(equation.outvars):
             kept.append(equation)
-            needed.update(atom for atom in equation.invars if isinstance(atom, Var))
-    return kept[::-1]
+            for variable in equation.outvars:
+                needed.pop(variable, None)
+            for atom in equation.invars:
+                if type(atom) is not jex.Literal:
+                    needed[atom] = None
+    return kept[::-1], list(needed)[::-1]
 
 
 # ---- caches that die with the program ------------------------------------------------------------
@@ -294,3 +389,17 @@ def cached_by_program(function: Callable) -> Callable:
         return entries[key]
 
     return cached
+
+
+# ---- programs that run ---------------------------------------------------------------------------
+
+
+def current_trace() -> Any:
+    """The trace to which JAX hands operations now."""
+    with jex.take_current_trace() as trace:
+        return trace
+
+
+with jax.ensure_compile_time_eval():
+    EvalTrace = type(current_trace())
+"""What operations on arrays are handed to: they run at once."""

@@ -14,14 +14,13 @@ Read next: `reverse.py`, which reads the linear jaxpr backwards.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import compress
 from typing import Any, NamedTuple
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, take_current_trace
+from jax.extend.core import ClosedJaxpr, Jaxpr, set_current_trace
 
 from functrans import jaxpr as jx
 from functrans.forward import ForwardTrace
-from functrans.tracer import RecordingTrace, stage
+from functrans.tracer import RecordingTrace, place, run, stage
 
 
 class LinearProgram(NamedTuple):
@@ -31,6 +30,27 @@ class LinearProgram(NamedTuple):
     residuals: list
     gaps: list
     """For each output of the function the `Zero` that it is, or `None` if the jaxpr gives it."""
+
+
+class LinearizeTrace(ForwardTrace):
+    """Gives each operation its pair; the work on tangents is written down on a tape."""
+
+    def __init__(self, tape: RecordingTrace):
+        super().__init__(tape.parent)
+        self.tape, self.lower, self.lift = tape, tape.atom, tape.value
+
+    def ask(self, rule, *equation):
+        with set_current_trace(self.tape):  # which hands all work on primals to the parent
+            return rule.linearize(*equation)
+
+    derive = property(lambda self: linearize_jaxpr)
+
+    def push(self, origin, found, xs, x_dots):
+        first, second, gaps = found
+        outs = run(self.parent, first, xs, origin)
+        residuals = map(self.tape.atom, outs[len(gaps) :])
+        y_dots = self.tape.splice(second, [*residuals, *x_dots], origin)
+        return outs[: len(gaps)], place(y_dots, gaps)
 
 
 def linearize(fun: Callable, primals: Sequence, gaps: Sequence) -> tuple[list, list, LinearProgram]:
@@ -43,19 +63,16 @@ def linearize(fun: Callable, primals: Sequence, gaps: Sequence) -> tuple[list, l
     return _record(lambda trace, *pair: trace.run_function(fun, *pair), primals, gaps, fun)
 
 
-def _record(run: Callable, primals: Sequence, gaps: Sequence, fun: Any) -> tuple:
-    with take_current_trace() as parent:
-        tape = RecordingTrace(parent)
-        new = [
-            tape.new_input(jx.typeof(x).to_tangent_aval())
-            for x, gap in zip(primals, gaps, strict=True)
-            if gap is None
-        ]
-        try:
-            outs, tangents, aux = run(ForwardTrace(parent, tape), primals, jx.fill(gaps, new))
-            jaxpr, residuals = tape.finish(jx.present(tangents), jx.debug_info("linearize", fun))
-        finally:
-            tape.invalidate()
+def _record(push: Callable, primals: Sequence, gaps: Sequence, fun: Any) -> tuple:
+    tape = RecordingTrace(jx.current_trace())
+    moving = [jx.typeof(x) for x, gap in zip(primals, gaps, strict=True) if gap is None]
+    new = [tape.new_input(jx.tangent_aval(aval)) for aval in moving]
+    try:
+        trace = LinearizeTrace(tape)
+        outs, tangents, aux = push(trace, primals, jx.fill(gaps, new))
+        jaxpr, residuals = tape.finish(jx.present(tangents), jx.debug_info("linearize", fun))
+    finally:
+        tape.invalidate()
     return outs, aux, LinearProgram(jaxpr, residuals, jx.gaps(tangents))
 
 
@@ -68,33 +85,12 @@ def linearize_jaxpr(program: ClosedJaxpr, moving: tuple[bool, ...]) -> tuple:
     linear: list[LinearProgram] = []
 
     def primal(*primals):
-        def run(trace, *pair):
+        def push(trace, *pair):
             return *trace.run_jaxpr(program, *pair), []
 
-        outs, _, linearized = _record(run, primals, jx.gaps_for(program.in_avals, moving), primal)
+        outs, _, linearized = _record(push, primals, jx.gaps_for(program.in_avals, moving), primal)
         linear.append(linearized)
         return [*outs, *linearized.residuals]
 
     first = stage(primal, program.in_avals, program.jaxpr.debug_info)
     return first, jx.with_constants(linear[0].jaxpr, []), linear[0].gaps
-
-
-@jx.cached_by_program
-def jvp_jaxpr(program: ClosedJaxpr, moving: tuple[bool, ...]) -> tuple[ClosedJaxpr, list]:
-    """The jaxpr of `(x, x_dot) -> (y, y_dot)`, where only what moves has a place.
-
-    Returns it and the gaps of `y_dot`, which it fills.
-    """
-    gaps: list = []
-    count = len(moving)
-
-    def pushforward(*inputs):
-        tangents = jx.fill(jx.gaps_for(program.in_avals, moving), inputs[count:])
-        with take_current_trace() as parent:
-            outs, tangents = ForwardTrace(parent).run_jaxpr(program, inputs[:count], tangents)
-        gaps.extend(jx.gaps(tangents))
-        return [*outs, *jx.present(tangents)]
-
-    tangent_avals = [a.to_tangent_aval() for a in compress(program.in_avals, moving)]
-    avals = [*program.in_avals, *tangent_avals]
-    return stage(pushforward, avals, program.jaxpr.debug_info), gaps

@@ -16,12 +16,23 @@ from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import Any
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, set_current_trace, take_current_trace
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, set_current_trace
+from jax.extend.core.primitives import add_jaxvals_p
 
 from functrans import jaxpr as jx
 from functrans.jaxpr import Linear, Zero
 from functrans.rules import rule_of
-from functrans.tracer import RecordingTrace, stage
+from functrans.tracer import (
+    RecordingTrace,
+    derived,
+    handle,
+    itself,
+    place,
+    run,
+    run_equation,
+    stage,
+    value,
+)
 
 
 def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
@@ -35,57 +46,87 @@ def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
     Returns:
       For each input that is `Linear` its cotangent, or a `Zero` if there is none.
     """
-    known = {v: x for v, x in zip(jaxpr.invars, inputs, strict=True) if type(x) is not Linear}
-    accumulated: dict[Var, Any] = {}
+    trace, alone = jx.current_trace(), len(jaxpr.eqns) == 1
+    pairs = zip(jaxpr.invars, inputs, strict=True)
+    known = {v: handle(trace, x) for v, x in pairs if type(x) is not Linear}
+    bars: dict[Var, Any] = {}
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else known.get(atom, Linear(atom.aval))
+    def accumulate(origin: Any, atom: Any, x_bar: Any) -> None:
+        if x_bar is not None and type(atom) is not Literal and atom not in known:
+            bars[atom] = _sum(trace, origin, bars[atom], x_bar) if atom in bars else x_bar
 
-    def accumulate(atom: Any, cotangent: Any) -> None:
-        if cotangent is None or type(cotangent) is Zero:
-            return
-        if isinstance(atom, Var) and atom not in known:
-            accumulated[atom] = jx.add(accumulated.get(atom, Zero(atom.aval)), cotangent)
-
-    linear = _evaluate_known(jaxpr, known, read)
+    linear = _evaluate_known(trace, jaxpr, known)
     for atom, cotangent in zip(jaxpr.outvars, cotangents, strict=True):
-        accumulate(atom, jx.varying_as(cotangent, atom.aval))
-    for equation in reversed(linear):
-        y_bars = [accumulated.pop(v, Zero(v.aval)) for v in equation.outvars]
-        if not jx.present(y_bars):
-            continue
-        rule, values = rule_of(equation.primitive), [read(atom) for atom in equation.invars]
-        with jx.context_of(equation):
-            x_bars = rule.transpose(equation.primitive, y_bars, values, equation.params)
+        y_bar = jx.varying_as(cotangent, jx.cotangent_aval(atom.aval))
+        accumulate(None, atom, None if type(y_bar) is Zero else handle(trace, y_bar))
+    for equation, values in reversed(linear):
+        y_bars = [bars.pop(v, None) for v in equation.outvars]
+        if any(y_bar is not None for y_bar in y_bars):
+            x_bars = pull(trace, equation, values, y_bars, alone)
             for atom, x_bar in zip(equation.invars, x_bars, strict=True):
-                accumulate(atom, x_bar)
-    return [accumulated.get(v, Zero(v.aval)) for v in jaxpr.invars if v not in known]
+                accumulate(equation, atom, x_bar)
+    x_bars = [(v, bars.get(v)) for v in jaxpr.invars if v not in known]
+    return [Zero(v.aval) if x is None else value(trace, x) for v, x in x_bars]
+
+
+def pull(trace: Any, equation: JaxprEqn, xs: list, y_bars: list, alone: bool) -> list:
+    """`y_bar -> x_bar` for one equation, on handles.
+
+    `None` stands for an input that is linear, and for a cotangent that is zero.
+    """
+    primitive, params, pairs = (
+        equation.primitive,
+        equation.params,
+        zip(equation.invars, xs, strict=True),
+    )
+    avals = tuple([v.aval if x is None else jx.aval_of(x) for v, x in pairs])
+    flags = tuple([x is None for x in xs]), tuple([y is not None for y in y_bars])
+    if found := derived(equation, primitive, params, alone, transpose_jaxpr, avals, *flags):
+        program, gaps = found
+        known = [x for x in (*xs, *y_bars) if x is not None]
+        x_bars = iter(place(run(trace, program, known, equation), gaps))
+        return [next(x_bars) if is_linear else None for is_linear in flags[0]]
+    pairs = zip(equation.outvars, y_bars, strict=True)
+    cotangents = [Zero(v.aval) if y is None else value(trace, y) for v, y in pairs]
+    inputs = [Linear(a) if x is None else value(trace, x) for a, x in zip(avals, xs, strict=True)]
+    with jx.context_of(equation), set_current_trace(trace):
+        x_bars = rule_of(primitive).transpose(primitive, cotangents, inputs, params)
+    return [None if x is None or type(x) is Zero else handle(trace, x) for x in x_bars]
+
+
+def _sum(trace: Any, origin: Any, *terms: Any) -> Any:
+    (program,) = derived(origin, add_jaxvals_p, {}, False, itself, tuple(map(jx.aval_of, terms)))
+    return run(trace, program, terms, origin)[0]
 
 
 def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> list:
     """Pull cotangents back through a linear function of flat lists with inputs of these types."""
-    with take_current_trace() as parent:
-        tape = RecordingTrace(parent)
-        inputs = [tape.new_input(aval) for aval in avals]
-        try:
-            with set_current_trace(tape):
-                outs = fun(*inputs)
-            jaxpr, residuals = tape.finish(outs, jx.debug_info("linear_transpose", fun))
-        finally:
-            tape.invalidate()
+    tape = RecordingTrace(jx.current_trace())
+    inputs = [tape.new_input(aval) for aval in avals]
+    try:
+        with set_current_trace(tape):
+            outs = fun(*inputs)
+        jaxpr, residuals = tape.finish(outs, jx.debug_info("linear_transpose", fun))
+    finally:
+        tape.invalidate()
     return transpose(jaxpr, [*residuals, *map(Linear, avals)], cotangents)
 
 
-def _evaluate_known(jaxpr: Jaxpr, known: dict, read: Any) -> list:
-    """Evaluate the equations that read no linear value, into `known`; return the others."""
+def _evaluate_known(trace: Any, jaxpr: Jaxpr, known: dict) -> list:
+    """Evaluate the equations that read no linear value; return the others, and what they read."""
     linear = []
     for equation in jaxpr.eqns:
-        values = [read(atom) for atom in equation.invars]
-        if any(type(value) is Linear for value in values):
-            linear.append(equation)
+        values = [read(trace, known, atom) for atom in equation.invars]
+        if any(x is None for x in values):
+            linear.append((equation, values))
         else:
-            known.update(zip(equation.outvars, jx.bind(equation, values), strict=True))
+            known.update(zip(equation.outvars, run_equation(trace, equation, values), strict=True))
     return linear
+
+
+def read(trace: Any, known: dict, atom: Any) -> Any:
+    """The handle of a known value; `None` for one that is linear."""
+    return handle(trace, atom) if type(atom) is Literal else known.get(atom)
 
 
 @jx.cached_by_program
@@ -113,5 +154,6 @@ def transpose_jaxpr(
         return jx.present(x_bars)
 
     known = [not is_linear for is_linear in linear]
-    avals = [*compress(program.in_avals, known), *compress(program.out_avals, moving)]
+    cotangents = map(jx.cotangent_aval, compress(program.out_avals, moving))
+    avals = [*compress(program.in_avals, known), *cotangents]
     return stage(pullback, avals, program.jaxpr.debug_info), gaps

@@ -65,6 +65,12 @@ LINEAR: Any = "linear"
 class Rule:
     """The derivative of one primitive; each kind fills in `forward` and, if linear, `transpose`."""
 
+    by_types = False
+    """Whether the types and params of an equation determine what the rule makes of it."""
+
+    def derived(self, params: dict, derive: Callable, flags: tuple) -> Any:
+        """What `derive` makes of the program that the equation carries, if that is all."""
+
     def forward(self, primitive: Primitive, primals: list, tangents: list, params: dict) -> Pair:
         """Evaluate the equation and push its tangents forward; any of them may be a `Zero`."""
         raise NotImplementedError
@@ -80,6 +86,8 @@ class Rule:
 
 class Elementwise(Rule):
     """`z_dot = sum_i x_i_dot * dz/dx_i`: the Jacobian is diagonal, hence its own transpose."""
+
+    by_types = True
 
     def __init__(self, partials: Sequence[Any]):
         self.partials = [p if p in (None, 1, -1, LINEAR) else _reader(p) for p in partials]
@@ -118,6 +126,8 @@ class Elementwise(Rule):
 
 class LinearRule(Rule):
     """`y = A x` in the arguments `argnums` together: `y_dot = A x_dot`, `x_bar = A^T y_bar`."""
+
+    by_types = True
 
     def __init__(self, transpose: Callable, argnums: int | Sequence[int] | None):
         self.single = isinstance(argnums, int)
@@ -163,6 +173,8 @@ class Multilinear(Elementwise):
 class ZeroRule(Rule):
     """`y` is piecewise constant in `x` (or not a real number at all), so `y_dot = 0`."""
 
+    by_types = True
+
     def forward(self, primitive, primals, tangents, params):
         outs = jx.results(primitive, primitive.bind(*primals, **params))
         return outs, [Zero.like(out) for out in outs]
@@ -170,6 +182,8 @@ class ZeroRule(Rule):
 
 class General(Rule):
     """`y, y_dot = jvp(x, x_dot)`, written with other primitives, which have transposes."""
+
+    by_types = True
 
     def __init__(self, jvp: Callable):
         self.jvp = _reader(jvp)

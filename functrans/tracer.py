@@ -16,17 +16,27 @@ Read next: `forward.py`, which reads equations and pushes tangents through them.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.core
 import numpy as np
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, new_jaxpr_eqn, set_current_trace
+from jax.extend.core import (
+    ClosedJaxpr,
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Var,
+    new_jaxpr_eqn,
+    set_current_trace,
+)
 
 from functrans import jaxpr as jx
 from functrans.errors import checks
-from functrans.rules import CALL, STAGED
+from functrans.rules import CALL, RULES, STAGED
 
 
 class Tracer(jax.core.Tracer):
@@ -64,6 +74,7 @@ class StagingTrace(Trace):
     """Writes an equation for each operation."""
 
     is_linear = False
+    parent: Any = None
 
     def __init__(self):
         super().__init__()
@@ -81,6 +92,8 @@ class StagingTrace(Trace):
 
     def atom(self, x: Any) -> Any:
         """The atom for a value: its own, a literal if it is a scalar, else a constant's."""
+        if type(x) is Literal or type(x) is Var:
+            return x
         if self.owns(x):
             return x.atom
         if np.ndim(x) == 0 and not isinstance(x, jax.Array):
@@ -90,27 +103,37 @@ class StagingTrace(Trace):
             self.constants[id(x)] = (Var(jx.typeof(x)), x)
         return self.constants[id(x)][0]
 
+    def value(self, atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else Tracer(self, atom)
+
     def process_primitive(self, primitive, args, params, /):
-        outs = self.stage_equation(primitive, args, params)
+        room = STAGED.get(CALL if "subfuns" in params else primitive)
+        outs = room and room(self, primitive, args, params)
+        outs = self.write(primitive, args, params) if outs is None else outs
         return outs if primitive.multiple_results else outs[0]
 
-    def stage_equation(self, primitive, args, params, known=None) -> list[Any]:
-        """Write an equation, unless the primitive's room has a simpler way to stage it."""
-        room = STAGED.get(CALL if "subfuns" in params else primitive)
-        simpler = room and room(self, primitive, args, params)
-        return self.write(primitive, args, params, known) if simpler is None else simpler
-
-    def write(self, primitive, args, params, known=None) -> list[Any]:
-        """Write `outputs = primitive[params] args`; return tracers for the outputs.
-
-        `known` are the outputs' types and the effects, if they need not be found out.
-        """
+    def write(self, primitive, args, params) -> list[Any]:
+        """Write `outputs = primitive[params] args`; return tracers for the outputs."""
         atoms = [self.atom(x) for x in args]
-        types = tuple(atom.aval for atom in atoms)
-        avals, effects = known or jx.abstract_eval(primitive, types, params)
+        avals, effects = jx.abstract_eval(primitive, tuple(a.aval for a in atoms), params)
         outputs, source = [Var(aval) for aval in avals], source_info_util.current()
         self.equations.append(new_jaxpr_eqn(atoms, outputs, primitive, params, effects, source))
         return [Tracer(self, output) for output in outputs]
+
+    def splice(self, program: Template, atoms: Sequence[Any], origin: Any = None) -> list:
+        """Write the equations of a template, in the place of an equation if one is given."""
+        found = [*map(self.atom, program.constants), *atoms]
+        source = jx.source_of(origin) if origin else source_info_util.current()
+        for equation, inputs in program.steps:
+            inputs = [found[i] if type(i) is int else i for i in inputs]
+            found += self.copy(equation, inputs, source, (origin or equation).ctx)
+        return [found[i] if type(i) is int else i for i in program.outputs]
+
+    def copy(self, equation: JaxprEqn, atoms: list, source: Any, context: Any) -> list[Var]:
+        """Write an equation of another program, with other inputs."""
+        outputs = [Var(v.aval) for v in equation.outvars]
+        self.equations.append(jx.copied(equation, atoms, outputs, source, context))
+        return outputs
 
     def replay(self, program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
         """Write the equations of another program as if its function had run here."""
@@ -119,11 +142,16 @@ class StagingTrace(Trace):
         def read(atom):
             return atom.val if isinstance(atom, Literal) else values[atom]
 
+        here = source_info_util.current()
         for equation in program.jaxpr.eqns:
-            inputs = [read(atom) for atom in equation.invars]
-            known = [var.aval for var in equation.outvars], equation.effects
-            with jx.context_of(equation, inlined=True):
-                outs = self.stage_equation(equation.primitive, inputs, equation.params, known)
+            inputs, source = [read(atom) for atom in equation.invars], jx.scoped(here, equation)
+            primitive, params, outs = equation.primitive, equation.params, None
+            if primitive in STAGED:
+                with jx.context_of(equation, source):
+                    outs = STAGED[primitive](self, primitive, inputs, params)
+            if outs is None:
+                atoms = self.copy(equation, [*map(self.atom, inputs)], source, equation.ctx)
+                outs = [Tracer(self, atom) for atom in atoms]
             values.update(zip(equation.outvars, outs, strict=True))
         return [read(atom) for atom in program.jaxpr.outvars]
 
@@ -133,14 +161,15 @@ class StagingTrace(Trace):
     def finish(self, outputs: Sequence[Any], debug_info: Any) -> tuple[Jaxpr, list]:
         """The program written, in which constants are the first inputs; and their values."""
         atoms = [self.atom(x) for x in outputs]
-        # What was staged is what ran; a dead linear equation would only be transposed into zeros.
-        equations = jx.live(self.equations, atoms) if self.is_linear else self.equations
-        read = {a for e in equations for a in e.invars if isinstance(a, Var)}
-        read.update(a for a in atoms if isinstance(a, Var))
-        constants = [(var, _canonical(x)) for var, x in self.constants.values() if var in read]
-        variables = [var for var, _ in constants]
-        program = jx.closed([*variables, *self.inputs], atoms, equations, debug_info)
-        return program.jaxpr, [value for _, value in constants]
+        constants = self.read(atoms)
+        program = jx.closed([*constants, *self.inputs], atoms, self.equations, debug_info)
+        return program.jaxpr, [*map(_canonical, constants.values())]
+
+    def read(self, outputs: Sequence[Any]) -> dict[Var, Any]:
+        """The constants that the outputs or the equations read."""
+        read = {a for e in self.equations for a in e.invars if type(a) is not Literal}
+        read.update(a for a in outputs if type(a) is not Literal)
+        return {var: x for var, x in self.constants.values() if var in read}
 
 
 class RecordingTrace(StagingTrace):
@@ -151,6 +180,19 @@ class RecordingTrace(StagingTrace):
     def __init__(self, parent: Any):
         super().__init__()
         self.parent = parent
+
+    def atom(self, x):
+        """As of any trace; of a parent that writes, too, the variables are read as they are."""
+        is_written = type(self.parent) is StagingTrace and isinstance(x, Tracer)
+        return x.atom if is_written and x._trace is self.parent else super().atom(x)
+
+    def read(self, outputs):
+        # A dead linear equation would only be transposed into zeros.
+        self.equations, free = jx.live_and_free(self.equations, outputs)
+        values, inputs = dict(self.constants.values()), {*self.inputs}
+        return {
+            v: values[v] if v in values else Tracer(self.parent, v) for v in free if v not in inputs
+        }
 
     def process_primitive(self, primitive, args, params, /):
         if any(map(self.owns, args)):
@@ -182,3 +224,110 @@ def stage(fun: Callable[..., Sequence[Any]], avals: Sequence[Any], debug_info: A
         finally:
             trace.invalidate()
     return jx.with_constants(jaxpr, constants)
+
+
+# ---- programs that run many times ----------------------------------------------------------------
+
+
+class Template:
+    """A program to be written down, or run, many times.
+
+    Its values have numbers: the constants first, then the inputs, then what each equation gives.
+    """
+
+    def __init__(self, program: ClosedJaxpr):
+        jaxpr, self.program, self.constants = program.jaxpr, program, program.consts
+        numbers = {v: i for i, v in enumerate([*jaxpr.constvars, *jaxpr.invars])}
+
+        def numbered(atoms):
+            return [a if type(a) is Literal else numbers[a] for a in atoms]
+
+        self.steps = []
+        for equation in jaxpr.eqns:
+            self.steps.append((equation, numbered(equation.invars)))
+            numbers.update({v: len(numbers) + i for i, v in enumerate(equation.outvars)})
+        self.outputs = numbered(jaxpr.outvars)
+
+    @functools.cached_property
+    def compiled(self) -> Callable:
+        """The program compiled; an output that is an input is not copied."""
+        inputs, outputs = self.program.jaxpr.invars, self.program.jaxpr.outvars
+        new = [a for a in outputs if type(a) is Literal or a not in inputs]
+        places = [None if a in new else inputs.index(a) for a in outputs]
+        kept = jx.giving(self.program, new)
+        works = new or kept.jaxpr.effects
+        function = jax.jit(functools.partial(jx.evaluate, kept)) if works else lambda *_: ()
+
+        def run(*args):
+            rest = iter(function(*args))
+            return [next(rest) if i is None else args[i] for i in places]
+
+        return run
+
+
+def itself(program: ClosedJaxpr) -> tuple[ClosedJaxpr]:
+    return (program,)
+
+
+def derived(origin: Any, primitive: Any, params: dict, alone: bool, derive: Callable, *key) -> Any:
+    """What `derive` makes of an equation, in templates; `None` if its rule must be asked again."""
+    rule = RULES.get(primitive)
+    if found := rule and rule.derived(params, derive, key[1:]):
+        return found
+    if not rule or not rule.by_types or alone:
+        return None
+    return _derived(origin, tuple(params.items()), rule, primitive, derive, *key)
+
+
+@jx.cached_by_types
+def _derived(
+    params: tuple, rule: Any, primitive: Any, derive: Callable, avals: tuple, *flags: Any
+) -> list:
+    parts = derive(jx.single(primitive, avals, dict(params)), *flags)
+    return [Template(part) if isinstance(part, ClosedJaxpr) else part for part in parts]
+
+
+# A template runs in a trace on *handles*: on atoms where the trace writes, on values elsewhere.
+
+
+def handle(trace: Any, x: Any) -> Any:
+    """The handle of a value, or of a literal."""
+    if type(trace) is StagingTrace:
+        return trace.atom(x)
+    return x.val if type(x) is Literal else x
+
+
+def value(trace: Any, x: Any) -> Any:
+    return trace.value(x) if type(trace) is StagingTrace else x
+
+
+def run(trace: Any, program: Template, handles: Sequence[Any], origin: Any = None) -> list:
+    """Do a program's work: written down, compiled if there are arrays, or equation by equation."""
+    if type(trace) is StagingTrace:
+        return trace.splice(program, handles, origin)
+    if type(trace) is jx.EvalTrace:
+        with contextlib.suppress(NotImplementedError):  # a primitive that runs, but can't compile
+            return program.compiled(*handles)
+    with set_current_trace(trace), jx.context_of(origin):
+        return jx.evaluate(program.program, *handles, propagate_source_info=False)
+
+
+def run_here(program: Template, args: Sequence[Any]) -> list:
+    """Do a program's work in the trace that is current, on values."""
+    trace = jx.current_trace()
+    outs = run(trace, program, [handle(trace, x) for x in args])
+    return [value(trace, out) for out in outs]
+
+
+def run_equation(trace: Any, equation: JaxprEqn, handles: list) -> list:
+    """The same for one equation."""
+    if type(trace) is StagingTrace:
+        return trace.copy(equation, handles, jx.source_of(equation), equation.ctx)
+    with set_current_trace(trace):
+        return jx.bind(equation, handles)
+
+
+def place(handles: Sequence[Any], gaps: Sequence[Any]) -> list:
+    """Put handles in the gaps, and `None` for each `Zero`."""
+    rest = iter(handles)
+    return [next(rest) if gap is None else None for gap in gaps]

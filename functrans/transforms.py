@@ -364,7 +364,7 @@ def typed_like(model: Callable[P, T]) -> Callable[[Callable], Callable[P, T]]:
 
 def drop_value(value_and: Callable, args: tuple, kwargs: dict) -> Callable:
     """`value_and(*args, **kwargs)`, a function to `(value, derivative)`, without the value."""
-    has_aux = inspect.signature(value_and).bind(*args, **kwargs).arguments.get("has_aux", False)
+    has_aux = kwargs.get("has_aux", len(args) > 2 and args[2])
     return transformed(value_and(*args, **kwargs), _second, has_aux=has_aux)
 
 

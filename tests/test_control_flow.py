@@ -18,7 +18,8 @@ from jax import lax
 from jax.experimental.ode import odeint
 
 import functrans as ft
-from functrans.linearize import jvp_jaxpr, linearize_jaxpr
+from functrans.forward import jvp_jaxpr
+from functrans.linearize import linearize_jaxpr
 from functrans.testing import DIFFERENCES, JAX, cross_check
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")

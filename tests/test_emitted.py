@@ -1,7 +1,8 @@
 """What is handed to XLA: programs that do less than the rules, taken one by one, would write.
 
-A weight's gradient leaves the loop; the products of a matrix with a basis are its columns.  What is counted here is the jaxpr; that the numbers are right
-is checked against JAX and finite differences, in both modes and up to second order.
+A weight's gradient leaves the loop; the products of a matrix with a basis are its columns.  What is
+counted here is the jaxpr; that the numbers are right is checked against JAX and finite differences,
+in both modes and up to second order.
 """
 
 from __future__ import annotations

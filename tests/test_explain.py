@@ -354,7 +354,7 @@ def test_inside_grad_there_are_values() -> None:
 def test_inside_jit_there_are_types() -> None:
     for transform in (ft.jit, jax.jit):
         _, table = tables_of(transform, W1)
-        assert {str(row.derivative) for row in part(table, "reverse")} == {"float32[]"}
+        assert {str(row.derivative).lstrip("~") for row in part(table, "reverse")} == {"float32[]"}
         assert table.notes == [
             "Types stand for values that are not known here, as inside jit and vmap."
         ]

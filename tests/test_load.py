@@ -194,7 +194,7 @@ def test_functions_are_forgotten(kind: str) -> None:
         if i < 60 and kind not in ("scan", "cond", "jit", "checkpoint"):
             EAGER[i % len(EAGER)](function)
 
-    functions = 560 if kind == "plain" else 40
+    functions = 200 if kind == "plain" else 80
     grown = growth(use, 20, functions)
     # One object of some type for each fourth function would be a leak.
     assert max(grown.values(), default=0) < functions / 4, grown.most_common(8)

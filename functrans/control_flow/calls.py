@@ -19,14 +19,13 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import linear_call
-from jax.extend.core import take_current_trace
 from jax.extend.core.primitives import call_p, closed_call_p
 
 from functrans import jaxpr as jx
 from functrans.derivatives.common import emitted
-from functrans.forward import ForwardTrace, forward
+from functrans.forward import forward, jvp_jaxpr
 from functrans.jaxpr import Linear, Zero
-from functrans.linearize import jvp_jaxpr
+from functrans.linearize import LinearizeTrace
 from functrans.reverse import transpose
 from functrans.rules import NotLinear, Rule, call
 
@@ -45,12 +44,8 @@ def pushed(function: Callable, primals: Sequence, tangents: Sequence) -> tuple[l
 
 def recorded(function: Callable, primals: Sequence, tangents: Sequence) -> tuple[list, list]:
     """Run a function of flat lists on pairs whose tangents go to the tape that is running."""
-    with take_current_trace() as tape:
-        trace: Any = tape
-        nested = ForwardTrace(trace.parent, trace)
-        outs, tangents_out, _ = nested.run_function(
-            lambda *xs: (function(*xs), []), primals, tangents
-        )
+    trace = LinearizeTrace(jx.current_trace())
+    outs, tangents_out, _ = trace.run_function(lambda *xs: (function(*xs), []), primals, tangents)
     return outs, tangents_out
 
 

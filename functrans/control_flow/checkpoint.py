@@ -22,11 +22,12 @@ from jax.extend.core import ClosedJaxpr, Literal, Var
 from jax.extend.core.primitives import cond_p, jit_p, remat_p, scan_p
 
 from functrans import jaxpr as jx
-from functrans.control_flow.halves import closed_of, giving
+from functrans.control_flow.halves import closed_of
 from functrans.control_flow.scan import Loop
 from functrans.errors import checks
+from functrans.forward import jvp_jaxpr
 from functrans.jaxpr import Linear
-from functrans.linearize import jvp_jaxpr, linearize_jaxpr
+from functrans.linearize import linearize_jaxpr
 from functrans.reverse import transpose_jaxpr
 from functrans.rules import Rule, call
 from functrans.tracer import stage
@@ -189,12 +190,12 @@ def checkpointed(program: ClosedJaxpr, moving: tuple[bool, ...], policy: Callabl
         return using(policy, first, given, iter(saved))[count:]
 
     again = stage(recomputed, [*program.in_avals, *saved_avals], info)
-    again = giving(again, again.jaxpr.outvars)
+    again = jx.giving(again, again.jaxpr.outvars)
     atoms = [*again.jaxpr.outvars, *(a for eqn in again.jaxpr.eqns for a in eqn.invars)]
     read = {atom for atom in atoms if isinstance(atom, Var)}
     is_read = [var in read for var in again.jaxpr.invars[len(moving) :]]
     kept = compress(whole.jaxpr.outvars[count:], is_read)
-    primal_program = giving(whole, [*whole.jaxpr.outvars[:count], *kept])
+    primal_program = jx.giving(whole, [*whole.jaxpr.outvars[:count], *kept])
     kept_avals = list(compress(saved_avals, is_read))
 
     def pushforward(*inputs):

@@ -22,8 +22,8 @@ from jax.extend.core.primitives import cond_p
 
 from functrans import jaxpr as jx
 from functrans.control_flow.halves import Halves, halves, located, merged, parted, split
+from functrans.forward import jvp_jaxpr
 from functrans.jaxpr import Linear
-from functrans.linearize import jvp_jaxpr
 from functrans.reverse import transpose_jaxpr
 from functrans.rules import Rule, call, staged
 from functrans.tracer import stage

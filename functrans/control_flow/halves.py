@@ -27,7 +27,6 @@ from jax.extend.core import (
     Literal,
     Var,
     set_current_trace,
-    take_current_trace,
 )
 
 from functrans import jaxpr as jx
@@ -98,7 +97,7 @@ def located(
             found[atom] = ("fresh", len(fresh))
             fresh.append(atom)
         sources.append(found[atom])
-    return Halves(giving(first, [*ys, *fresh]), second, count, sources, [])
+    return Halves(jx.giving(first, [*ys, *fresh]), second, count, sources, [])
 
 
 @jx.cached_by_program
@@ -121,18 +120,17 @@ def split(
     half: list = []
 
     def known_part(*known):
-        with take_current_trace() as parent:
-            tape = RecordingTrace(parent)
-            new = map(tape.new_input, compress(program.in_avals, linear))
-            inputs = merged(known, new, linear)
-            try:
-                with set_current_trace(tape):
-                    outs = jx.evaluate(program, *inputs)
-                flags = [tape.owns(x) or forced for x, forced in zip(outs, at_least, strict=True)]
-                info = program.jaxpr.debug_info
-                jaxpr, residuals = tape.finish(list(compress(outs, flags)), info)
-            finally:
-                tape.invalidate()
+        tape = RecordingTrace(jx.current_trace())
+        new = map(tape.new_input, compress(program.in_avals, linear))
+        inputs = merged(known, new, linear)
+        try:
+            with set_current_trace(tape):
+                outs = jx.evaluate(program, *inputs)
+            flags = [tape.owns(x) or forced for x, forced in zip(outs, at_least, strict=True)]
+            info = program.jaxpr.debug_info
+            jaxpr, residuals = tape.finish(list(compress(outs, flags)), info)
+        finally:
+            tape.invalidate()
         half.extend([jaxpr, tuple(flags)])
         return [*parted(outs, flags)[0], *residuals]
 
@@ -150,13 +148,6 @@ def merged(unflagged: Iterable, flagged: Iterable, flags: Sequence[bool]) -> lis
     """The inverse of `parted`."""
     parts: Any = iter(unflagged), iter(flagged)
     return [next(parts[flag]) for flag in flags]
-
-
-def giving(program: ClosedJaxpr, outputs: Sequence[Any]) -> ClosedJaxpr:
-    """The program with these outputs, and with the equations that they need."""
-    jaxpr, equations = program.jaxpr, jx.live(program.jaxpr.eqns, outputs)
-    info = jaxpr.debug_info
-    return jx.closed(jaxpr.invars, outputs, equations, info, jaxpr.constvars, program.consts)
 
 
 # ---- a loop, and what is done outside of it ------------------------------------------------------
@@ -195,7 +186,7 @@ def hoist(half: Halves, consts: int) -> tuple[ClosedJaxpr, Halves]:
         places[kind] += 1
     sources = [found[at] if kind == "fresh" else (kind, at) for kind, at in half.sources]
     kept = [var for var, is_moved in zip(fresh, moved, strict=True) if not is_moved]
-    first = giving(half.first, [*jaxpr.outvars[:count], *kept])
+    first = jx.giving(half.first, [*jaxpr.outvars[:count], *kept])
     return outer, half._replace(first=first, sources=sources)
 
 
@@ -242,7 +233,7 @@ def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Source], Halve
     program = jx.closed(list(leaves), later, equations, jaxpr.debug_info)
     moved = found | {var: ("later", i) for i, var in enumerate(later)}
     sources = [moved[fresh[i]] if kind == "fresh" else (kind, i) for kind, i in half.sources]
-    first = giving(half.first, [*ys, *kept])
+    first = jx.giving(half.first, [*ys, *kept])
     return program, list(leaves.values()), half._replace(first=first, sources=sources)
 
 
@@ -308,7 +299,7 @@ def sums_after(program: ClosedJaxpr, kinds: Sequence[str], sums: int) -> Sums:
             places |= {var: len(places) + i for i, var in enumerate(more)}
             room -= _size(more)
     gone, kept = parted(jaxpr.outvars[:sums], stay)
-    body = giving(program, [*kept, *jaxpr.outvars[sums:], *list(places)[len(stacked) :]])
+    body = jx.giving(program, [*kept, *jaxpr.outvars[sums:], *list(places)[len(stacked) :]])
     rest = [e for e in jaxpr.eqns if not e.effects and taken.keys().isdisjoint(e.outvars)]
     after = jx.closed(list(taken), gone, jx.live(rest, gone), jaxpr.debug_info)
     products = [(e, places[e.invars[0]], places[e.invars[1]]) for e in taken.values()]

@@ -108,7 +108,7 @@ def _lowered(simpler: Callable | None) -> Callable:
             return simpler and simpler(trace, primitive, inputs, params)
         leaves, tree = jax.tree.flatten(params, is_leaf=lambda x: hasattr(x, "eqns"))
         leaves = [low(x) if getattr(x, "is_high", False) else x for x in leaves]
-        return trace.stage_equation(primitive, inputs, jax.tree.unflatten(tree, leaves))
+        return trace.write(primitive, inputs, jax.tree.unflatten(tree, leaves))
 
     return room
 

@@ -22,11 +22,11 @@ from jax.extend.core import ClosedJaxpr, Literal, Var, set_current_trace
 from jax.extend.core.primitives import jit_p
 
 from functrans import jaxpr as jx
-from functrans.control_flow.halves import giving
-from functrans.jaxpr import Linear
-from functrans.linearize import jvp_jaxpr, linearize_jaxpr
+from functrans.forward import jvp_jaxpr
+from functrans.linearize import linearize_jaxpr
 from functrans.reverse import transpose_jaxpr
 from functrans.rules import Rule, call, staged
+from functrans.tracer import Template, stage
 
 Place = tuple[str, int] | None
 
@@ -50,6 +50,7 @@ def bind_jit(
     if len(equations) == 1 and equations[0].primitive is jit_p:  # it is one call already
         return jx.evaluate(program, *args)
     kept, positions, sources = _without_copies(program)
+    kept = kept or program
     default = _jit_params(jax.sharding.get_abstract_mesh())
     params = dict(like or default)
     inputs = inputs or [None] * len(args)
@@ -86,57 +87,52 @@ class JitRule(Rule):
     A tangent or a cotangent has the sharding of its primal; a residual has its own.
     """
 
-    def forward(self, primitive, primals, tangents, params):
-        moving = jx.moving(tangents)
-        program, gaps = jvp_jaxpr(params["jaxpr"], moving)
-        outs = bind_jit(
-            program,
-            [*primals, *jx.present(tangents)],
-            params["name"],
-            like=params,
-            inputs=[*_places("in", [True] * len(primals)), *_places("in", moving)],
-            outputs=[*_places("out", [True] * len(gaps)), *_places("out", _open(gaps))],
-        )
-        return outs[: len(gaps)], jx.fill(gaps, outs[len(gaps) :])
+    def derived(self, params, derive, flags):
+        rest = tuple((name, value) for name, value in params.items() if name != "jaxpr")
+        mesh = jax.sharding.get_abstract_mesh()
+        return DERIVED[derive](params["jaxpr"], *flags, rest, mesh)
 
-    def linearize(self, primitive, primals, tangents, params):
-        moving = jx.moving(tangents)
-        first, second, gaps = linearize_jaxpr(params["jaxpr"], moving)
-        new = [None] * (len(first.out_avals) - len(gaps))
-        outs = bind_jit(
-            first,
-            primals,
-            params["name"],
-            like=params,
-            inputs=_places("in", [True] * len(primals)),
-            outputs=[*_places("out", [True] * len(gaps)), *new],
-        )
-        outs, residuals = outs[: len(gaps)], outs[len(gaps) :]
-        tangents_out = bind_jit(
-            second,
-            [*residuals, *jx.present(tangents)],
-            params["name"],
-            like=params,
-            inputs=[*new, *_places("in", moving)],
-            outputs=_places("out", _open(gaps)),
-        )
-        return outs, jx.fill(gaps, tangents_out)
 
-    def transpose(self, primitive, cotangents, inputs, params):
-        linear = tuple(type(x) is Linear for x in inputs)
-        known = [not is_linear for is_linear in linear]
-        moving = jx.moving(cotangents)
-        program, gaps = transpose_jaxpr(params["jaxpr"], linear, moving)
-        pulled = bind_jit(
-            program,
-            [*compress(inputs, known), *jx.present(cotangents)],
-            params["name"],
-            like=params,
-            inputs=[*_places("in", known), *_places("out", moving)],
-            outputs=list(compress(_places("in", linear), _open(gaps))),
-        )
-        x_bars = iter(jx.fill(gaps, pulled))
-        return [next(x_bars) if is_linear else None for is_linear in linear]
+@jx.cached_by_program
+def _pushed(jaxpr: Any, moving: tuple, rest: tuple, mesh: Any) -> tuple:
+    program, gaps = jvp_jaxpr(jaxpr, moving)
+    primals = _places("in", [True] * len(moving))
+    inputs = [*primals, *_places("in", moving)]
+    outputs = [*_places("out", [True] * len(gaps)), *_places("out", _open(gaps))]
+    return _as_jit(program, rest, inputs, outputs), gaps
+
+
+@jx.cached_by_program
+def _halved(jaxpr: Any, moving: tuple, rest: tuple, mesh: Any) -> tuple:
+    first, second, gaps = linearize_jaxpr(jaxpr, moving)
+    new = [None] * (len(first.out_avals) - len(gaps))
+    primals, outs = _places("in", [True] * len(moving)), _places("out", [True] * len(gaps))
+    first = _as_jit(first, rest, primals, [*outs, *new])
+    inputs = [*new, *_places("in", moving)]
+    if len(second.jaxpr.eqns) > 1:  # what is one equation now is to be transposed as one
+        rest = tuple({**dict(rest), "inline": _jit_params(mesh)["inline"]}.items())
+    return first, _as_jit(second, rest, inputs, _places("out", _open(gaps))), gaps
+
+
+@jx.cached_by_program
+def _pulled(jaxpr: Any, linear: tuple, moving: tuple, rest: tuple, mesh: Any) -> tuple:
+    program, gaps = transpose_jaxpr(jaxpr, linear, moving)
+    inputs = [*_places("in", [not x for x in linear]), *_places("out", moving)]
+    outputs = list(compress(_places("in", linear), _open(gaps)))
+    return _as_jit(program, rest, inputs, outputs), gaps
+
+
+DERIVED = {jvp_jaxpr: _pushed, linearize_jaxpr: _halved, transpose_jaxpr: _pulled}
+
+
+def _as_jit(program: ClosedJaxpr, rest: tuple, inputs: list, outputs: list) -> Template:
+    """The program as one `jit` equation, like the equation whose params are `rest`."""
+    like = dict(rest)
+
+    def bound(*args):
+        return bind_jit(program, args, like["name"], like, inputs, outputs)
+
+    return Template(stage(bound, program.in_avals, program.jaxpr.debug_info))
 
 
 def _open(gaps: list) -> list[bool]:
@@ -185,11 +181,11 @@ staged(jit_p, _inlined)
 
 
 @jx.cached_by_program
-def _without_copies(program: ClosedJaxpr) -> tuple[ClosedJaxpr, list, list]:
+def _without_copies(program: ClosedJaxpr) -> tuple[ClosedJaxpr | None, list, list]:
     """Drop the outputs that are inputs or other outputs.
 
-    Returns the smaller program, the positions of the outputs that it keeps, and for each output of
-    the whole program where its value is: `("in", i)` or `("new", i)`.
+    Returns the smaller program (`None` if there is none), the positions of the outputs that it
+    keeps, and for each output of the whole program where its value is: `("in", i)` or `("new", i)`.
     """
     jaxpr = program.jaxpr
     found = {var: ("in", i) for i, var in enumerate(jaxpr.invars)}
@@ -204,5 +200,7 @@ def _without_copies(program: ClosedJaxpr) -> tuple[ClosedJaxpr, list, list]:
         else:
             source = found[atom]
         sources.append(source)
-    kept = [jaxpr.outvars[i] for i in positions]
-    return giving(program, kept), positions, sources
+    # What is kept for a program must not keep the program.
+    shorter = len(positions) < len(sources)
+    kept = jx.giving(program, [jaxpr.outvars[i] for i in positions]) if shorter else None
+    return kept, positions, sources

@@ -19,8 +19,8 @@ from jax.extend.core import Primitive
 
 from functrans import jaxpr as jx
 from functrans.errors import checks
+from functrans.forward import jvp_jaxpr
 from functrans.jaxpr import Linear, Zero
-from functrans.linearize import jvp_jaxpr
 from functrans.rules import NotLinear, Rule, call
 
 PARTS = ("matvec", "vecmat", "solve", "transpose_solve")

@@ -33,8 +33,9 @@ from functrans.control_flow.halves import (
     split,
     sums_after,
 )
+from functrans.forward import jvp_jaxpr
 from functrans.jaxpr import Linear
-from functrans.linearize import jvp_jaxpr, linearize_jaxpr
+from functrans.linearize import linearize_jaxpr
 from functrans.reverse import transpose_jaxpr
 from functrans.rules import NotLinear, Rule, call, staged
 

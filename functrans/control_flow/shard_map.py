@@ -37,8 +37,8 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from functrans import jaxpr as jx
 from functrans.control_flow.halves import Halves, closed_of, halves
+from functrans.forward import jvp_jaxpr
 from functrans.jaxpr import Linear
-from functrans.linearize import jvp_jaxpr
 from functrans.reverse import transpose_jaxpr
 from functrans.rules import Rule, call, staged
 

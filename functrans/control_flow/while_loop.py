@@ -21,7 +21,7 @@ from jax.extend.core.primitives import while_p
 from functrans import jaxpr as jx
 from functrans.control_flow.halves import merged, parted, split
 from functrans.errors import checks
-from functrans.linearize import jvp_jaxpr
+from functrans.forward import jvp_jaxpr
 from functrans.rules import Rule, call, staged
 
 

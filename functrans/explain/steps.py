@@ -4,7 +4,7 @@
                            reverse:    v_i_bar += v_k_bar df/dv_i,    the last equation first
 
 The numbers come from functrans's own interpreters, to which the equations are handed one by one:
-`ForwardTrace.equation` for tangents, `linearize` and `transpose` for adjoints.  The formula of a
+`forward` for tangents, `linearize` and `transpose` for adjoints.  The formula of a
 derivative is what the same interpreters write if the equation is staged.
 
 Read next: `table.py`, which shows the steps as a table.
@@ -22,7 +22,7 @@ import jax
 from jax import lax, tree
 from jax.core import AbstractValue, Tracer
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, take_current_trace
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from jax.extend.core.primitives import jit_p
 from jax.tree_util import keystr, tree_flatten_with_path
 
@@ -30,7 +30,7 @@ from functrans import jaxpr as jx
 from functrans.errors import checks
 from functrans.explain import notation
 from functrans.explain.notation import BAR, DOT, Text, marked, subscript
-from functrans.forward import ForwardTrace
+from functrans.forward import forward
 from functrans.jaxpr import Linear, Zero
 from functrans.linearize import LinearProgram, linearize
 from functrans.reverse import transpose
@@ -244,7 +244,8 @@ def _opened(program: ClosedJaxpr, *inputs: Any) -> list:
     for equation in program.jaxpr.eqns:
         primitive, given = equation.primitive, map(find, equation.invars)
         has_line = bool(source_info_util.summarize(equation.source_info))
-        with jx.context_of(equation, inlined=not has_line):
+        here = None if has_line else jx.scoped(source_info_util.current(), equation)
+        with jx.context_of(equation, here):
             if primitive is jit_p:
                 outs = _opened(equation.params["jaxpr"], *given)
             else:
@@ -374,9 +375,8 @@ def _forward(step: Step, mode: str | None) -> None:
 
 
 def _push(equation: JaxprEqn, primals: list, tangents: list) -> tuple[list, list]:
-    params = equation.primitive.get_bind_params(equation.params)
-    with take_current_trace() as parent, jx.context_of(equation):
-        return ForwardTrace(parent).equation(equation.primitive, primals, tangents, params)
+    outs, dots, _ = forward(lambda *xs: (jx.bind(equation, xs), []), primals, tangents)
+    return outs, dots
 
 
 def _linearize(equation: JaxprEqn, primals: list, gaps: list) -> tuple:
