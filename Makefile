@@ -57,12 +57,12 @@ coverage-table: $(VENV)/.installed-test  ## write docs/primitives.md, with the n
 docs: $(VENV)/.installed-docs  ## build the documentation
 	$(BIN)/python -m sphinx -W docs docs/_build $(ARGS)
 
-notebooks: $(VENV)/.installed-docs $(VENV)/.installed-demo  ## run the notebooks
-	$(BIN)/python -m jupyter execute --timeout=600 colab/*.ipynb
+notebooks: $(VENV)/.installed-docs $(VENV)/.installed-colab  ## run the notebooks
+	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyter execute --timeout=600 colab/*.ipynb
 
 clean:  ## delete the environments, the caches and what was built
-	rm -rf .venv .hypothesis .pytest_cache .ruff_cache build dist docs/_build
-	find functrans tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .venv .hypothesis .pytest_cache .ruff_cache build dist docs/_build docs/tutorials
+	find benchmarks functrans tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment. A failed `venv` leaves a folder without pip behind: it is removed, so that the
 # next `make` begins anew.

@@ -76,7 +76,7 @@ def make_jaxpr(
       return_shape: whether to return also the types of the outputs, as a pytree.
 
     Returns:
-      A function of the same arguments (or of `jax.ShapeDtypeStruct`s) that returns a `ClosedJaxpr`.
+      A function of the same arguments, or of `jax.ShapeDtypeStruct`, that returns a `ClosedJaxpr`.
 
     Raises:
       TypeError: if an argument or a result is not an array.
@@ -275,7 +275,7 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
 
     Args:
       fun: a linear function of arrays or pytrees of arrays.
-      *primals: arguments of the types it takes (or `jax.ShapeDtypeStruct`s); values do not matter.
+      *primals: arguments of the types it takes, or `jax.ShapeDtypeStruct`; values do not matter.
       reduce_axes: must be empty, as in JAX.
 
     Returns:

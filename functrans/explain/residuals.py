@@ -41,7 +41,8 @@ def saved_residuals(fun: Callable, *args: Any, **kwargs: Any) -> list[Residual]:
 
     Args:
       fun: a function of arrays, or pytrees of arrays, to the same.
-      *args, **kwargs: its arguments: arrays, or `jax.ShapeDtypeStruct`s; nothing is computed.
+      *args: its arguments: arrays, or `jax.ShapeDtypeStruct`; nothing is computed.
+      **kwargs: its keyword arguments.
 
     Returns:
       A `Residual` for each array, with its `shape`, its `dtype`, its `size` in bytes and its

@@ -1,0 +1,41 @@
+"""Sphinx's settings: `make docs` builds the pages of this folder, and the tutorials of `colab/`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import functrans
+
+project = "functrans"
+author = "the functrans developers"
+project_copyright = "2026, the functrans developers"
+version = release = functrans.__version__
+
+extensions = ["myst_nb", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # the tutorials are stored executed; `make notebooks` runs them
+
+default_role = "code"
+autodoc_typehints = "none"  # what an argument is stands in the docstring
+autodoc_preserve_defaults = True
+napoleon_use_rtype = False
+
+html_theme = "sphinx_book_theme"
+html_title = "functrans"
+html_theme_options = {"show_toc_level": 2, "use_download_button": False}
+html_static_path = ["_static"]
+
+HERE = Path(__file__).parent
+
+
+def take_tutorials(*_: Any) -> None:
+    """Put the notebooks where Sphinx looks for pages."""
+    shutil.copytree(HERE.parent / "colab", HERE / "tutorials", dirs_exist_ok=True)
+
+
+def setup(app: Any) -> None:
+    app.connect("config-inited", take_tutorials)
