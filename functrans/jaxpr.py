@@ -384,8 +384,8 @@ def cached_by_program(function: Callable) -> Callable:
     @functools.wraps(function)
     def cached(program, *key):
         entries = memory.setdefault(program, {})
-        if key not in entries:
-            entries[key] = function(program, *key)
+        if key not in entries:  # the first of several threads gives what all of them get
+            entries.setdefault(key, function(program, *key))
         return entries[key]
 
     return cached

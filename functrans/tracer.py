@@ -276,7 +276,17 @@ def derived(origin: Any, primitive: Any, params: dict, alone: bool, derive: Call
         return found
     if not rule or not rule.by_types or alone:
         return None
-    return _derived(origin, tuple(params.items()), rule, primitive, derive, *key)
+    with contextlib.suppress(*_NEEDS_VALUES):
+        return _derived(origin, tuple(params.items()), rule, primitive, derive, *key)
+    return None
+
+
+_NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+"""What a rule raises that asks for the values of its inputs."""
 
 
 @jx.cached_by_types

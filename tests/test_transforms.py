@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.dtypes import float0
+from jax.extend.core import Primitive
 
 import functrans as ft
 
@@ -980,3 +981,40 @@ def test_integer_arguments_of_custom_rules():
     power.defvjp(lambda x, n: (x**n, (x, n)), lambda saved, bar: (bar * saved[1], None))
     same(lambda t: t.grad(power, (0, 1), allow_int=True)(X, 3))
     same(lambda t: t.vjp(power, V, INTS)[1](jnp.ones(3)))
+
+
+# ---- rules of one's own --------------------------------------------------------------------------
+
+
+def rule_of_a_value(calls: list) -> Primitive:
+    """`|x|`, by a rule that asks for the value, and remembers each time that it is asked."""
+    primitive = Primitive("magnitude")
+    primitive.def_impl(lambda x: abs(x))
+    primitive.def_abstract_eval(lambda x: x)
+
+    def jvp(primals, tangents):
+        calls.append(primals[0])
+        (x,), (x_dot,) = primals, tangents
+        return primitive.bind(x), x_dot if x > 0 else -x_dot
+
+    ft.rules.general(primitive, jvp)
+    return primitive
+
+
+def test_a_rule_may_ask_for_values_where_there_are_values():
+    primitive = rule_of_a_value([])
+    for x in (2.0, -3.0):
+        assert float(ft.grad(primitive.bind)(x)) == math.copysign(1, x)
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        ft.jit(ft.grad(primitive.bind))(2.0)
+
+
+def test_a_rule_is_asked_once_for_each_type():
+    calls = []
+    primitive = Primitive("cube")
+    primitive.def_impl(lambda x: x * x * x)
+    primitive.def_abstract_eval(lambda x: x)
+    ft.rules.elementwise(primitive, lambda y, x: calls.append(x) or 3 * x * x)
+    for x in (1.0, 2.0, np.float32(3), np.float32(4)):
+        assert float(ft.grad(primitive.bind)(x)) == 3 * x * x
+    assert len(calls) == 2  # a Python number, and a float32
