@@ -17,6 +17,7 @@ extensions = ["myst_nb", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.napo
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
+nb_render_markdown_format = "myst"
 nb_execution_mode = "off"  # the tutorials are stored executed; `make notebooks` runs them
 
 default_role = "code"

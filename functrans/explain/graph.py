@@ -63,7 +63,9 @@ class Graph:
 
     def _repr_svg_(self) -> str:
         text = self._draw("svg").decode()
-        return text[text.index("<svg") :]
+        # No wider than the page.
+        style = '<svg style="max-width: 100%; height: auto" '
+        return text[text.index("<svg") :].replace("<svg ", style, 1)
 
     def _draw(self, kind: str) -> bytes:
         drawing = _pygraphviz().AGraph(string=self.dot)

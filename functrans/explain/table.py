@@ -87,7 +87,9 @@ class EvaluationTable:
 
     def __str__(self) -> str:
         width = shutil.get_terminal_size((120, 40)).columns
-        console = _rich("console").Console(file=io.StringIO(), width=width, color_system=None)
+        console = _rich("console").Console(
+            file=io.StringIO(), width=width, color_system=None, force_jupyter=False
+        )
         console.print(self)
         return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
