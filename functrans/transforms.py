@@ -29,7 +29,7 @@ from functrans.forward import forward
 from functrans.jaxpr import Linear
 from functrans.jit import Jitted, transformed, transformed_at_once
 from functrans.linearize import linearize as linearize_flat
-from functrans.reverse import transpose
+from functrans.reverse import transpose, transpose_function
 from functrans.tracer import stage
 
 P = ParamSpec("P")
@@ -298,7 +298,8 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
 
     def transposed(cotangent: Any) -> Any:
         given = checks.linear_input("the transpose", flat.out_tree, program.out_avals, cotangent)
-        x_bars = transpose(*jx.opened(program, map(Linear, avals)), given)
+        # On a tape: what a call inside does beside its linear work is done now.
+        x_bars = transpose_function(functools.partial(jx.evaluate, program), avals, given)
         return tree.unflatten(in_tree, map(jx.instantiate, x_bars))
 
     return briefly(transposed)

@@ -983,6 +983,15 @@ def test_integer_arguments_of_custom_rules():
     same(lambda t: t.vjp(power, V, INTS)[1](jnp.ones(3)))
 
 
+@pytest.mark.parametrize("jit", [ft.jit, jax.jit])
+def test_linear_transpose_of_what_does_other_work_as_well(jit):
+    """The jaxpr of a pushforward through a call computes its values, too, in the same call."""
+    fun = lambda x: jit(jnp.sin)(x) * jnp.cumsum(x)  # noqa: E731
+    pushforward = lambda x_dot: ft.jvp(fun, (V,), (x_dot,))[1]  # noqa: E731
+    ours = ft.linear_transpose(pushforward, V)(V)
+    chex.assert_trees_all_close(ours, jax.vjp(fun, V)[1](V), rtol=1e-5)
+
+
 # ---- rules of one's own --------------------------------------------------------------------------
 
 
