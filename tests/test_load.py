@@ -132,7 +132,8 @@ KINDS: dict[str, Callable] = LOOPS | {
 
 def census() -> Counter:
     """How many objects of each type are alive; and executables, and entries of our caches."""
-    gc.collect()
+    for _ in range(3):  # JAX lets go of some when the first has ended
+        gc.collect()
     objects = gc.get_objects()
     count = Counter(type(x).__name__ for x in objects)
     for weak in ("ReferenceType", "builtin_function_or_method"):  # and its callback
