@@ -229,6 +229,10 @@ def stage(fun: Callable[..., Sequence[Any]], avals: Sequence[Any], debug_info: A
 # ---- programs that run many times ----------------------------------------------------------------
 
 
+WORTH_COMPILING = 4
+"""After so many runs on arrays a program is compiled; until then its operations run one by one."""
+
+
 class Template:
     """A program to be written down, or run, many times.
 
@@ -247,6 +251,7 @@ class Template:
             self.steps.append((equation, numbered(equation.invars)))
             numbers.update({v: len(numbers) + i for i, v in enumerate(equation.outvars)})
         self.outputs = numbered(jaxpr.outvars)
+        self.runs = 0
 
     @functools.cached_property
     def compiled(self) -> Callable:
@@ -315,7 +320,8 @@ def run(trace: Any, program: Template, handles: Sequence[Any], origin: Any = Non
     """Do a program's work: written down, compiled if there are arrays, or equation by equation."""
     if type(trace) is StagingTrace:
         return trace.splice(program, handles, origin)
-    if type(trace) is jx.EvalTrace:
+    program.runs += 1
+    if type(trace) is jx.EvalTrace and program.runs > WORTH_COMPILING:
         with contextlib.suppress(NotImplementedError):  # a primitive that runs, but can't compile
             return program.compiled(*handles)
     with set_current_trace(trace), jx.context_of(origin):
