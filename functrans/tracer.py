@@ -76,8 +76,9 @@ class StagingTrace(Trace):
     is_linear = False
     parent: Any = None
 
-    def __init__(self):
+    def __init__(self, inline: bool = True):
         super().__init__()
+        self.inline = inline  # the small calls that ask for it
         self.requires_low = False  # JAX's hi primitives come as they are
         self.inputs: list[Var] = []
         self.equations: list = []
@@ -209,12 +210,14 @@ def _canonical(x: Any) -> Any:
     return x.astype(jx.typeof(x).dtype) if isinstance(x, np.ndarray | np.generic) else x
 
 
-def stage(fun: Callable[..., Sequence[Any]], avals: Sequence[Any], debug_info: Any) -> ClosedJaxpr:
+def stage(
+    fun: Callable[..., Sequence[Any]], avals: Sequence[Any], debug_info: Any, inline: bool = True
+) -> ClosedJaxpr:
     """Run `fun`, which takes and returns flat lists, on tracers of the given types.
 
     Its constants become constants of the closed jaxpr.
     """
-    trace = StagingTrace()
+    trace = StagingTrace(inline)
     with source_info_util.reset_name_stack():
         tracers = [trace.new_input(aval) for aval in avals]
         try:

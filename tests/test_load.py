@@ -15,7 +15,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import compilations
 from jax import lax
 from jax.extend import source_info_util
 from jax.extend.backend import get_backend
@@ -37,22 +38,6 @@ from functrans.jit import _compiled
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 X = jnp.arange(1.0, 4.0)
-
-
-@contextmanager
-def compilations() -> Iterator[list]:
-    """A list that grows by one with each program that XLA compiles."""
-    programs: list[str] = []
-
-    def listen(event: str, duration: float, **_: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            programs.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield programs
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 # Functions of an array to a number; each call of one of these makes a new one.

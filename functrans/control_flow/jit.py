@@ -109,9 +109,9 @@ def _halved(jaxpr: Any, moving: tuple, rest: tuple, mesh: Any) -> tuple:
     primals, outs = _places("in", [True] * len(moving)), _places("out", [True] * len(gaps))
     first = _as_jit(first, rest, primals, [*outs, *new])
     inputs = [*new, *_places("in", moving)]
-    if len(second.jaxpr.eqns) > 1:  # what is one equation now is to be transposed as one
-        rest = tuple({**dict(rest), "inline": _jit_params(mesh)["inline"]}.items())
-    return first, _as_jit(second, rest, inputs, _places("out", _open(gaps))), gaps
+    # What is one equation now is to be transposed as one, and so it is not inlined.
+    second = _as_jit(second, rest, inputs, _places("out", _open(gaps)), inline=False)
+    return first, second, gaps
 
 
 @jx.cached_by_program
@@ -125,14 +125,16 @@ def _pulled(jaxpr: Any, linear: tuple, moving: tuple, rest: tuple, mesh: Any) ->
 DERIVED = {jvp_jaxpr: _pushed, linearize_jaxpr: _halved, transpose_jaxpr: _pulled}
 
 
-def _as_jit(program: ClosedJaxpr, rest: tuple, inputs: list, outputs: list) -> Template:
+def _as_jit(
+    program: ClosedJaxpr, rest: tuple, inputs: list, outputs: list, inline: bool = True
+) -> Template:
     """The program as one `jit` equation, like the equation whose params are `rest`."""
     like = dict(rest)
 
     def bound(*args):
         return bind_jit(program, args, like["name"], like, inputs, outputs)
 
-    return Template(stage(bound, program.in_avals, program.jaxpr.debug_info))
+    return Template(stage(bound, program.in_avals, program.jaxpr.debug_info, inline))
 
 
 def _open(gaps: list) -> list[bool]:
@@ -159,7 +161,7 @@ def _inlined(trace, primitive, args, params):
     """
     program = params["jaxpr"]
     if not trace.is_linear:
-        return trace.replay(program, args) if _is_inlined(params) else None
+        return trace.replay(program, args) if trace.inline and _is_inlined(params) else None
     if all(_depends(program, tuple(map(trace.owns, args)))):
         return None
     with set_current_trace(trace):
