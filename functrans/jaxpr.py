@@ -301,7 +301,14 @@ def results(primitive: Primitive, out: Any) -> list:
 
 @contextmanager
 def context_of(equation: JaxprEqn | None, source: Any = None, own_lines: bool = False):
-    """Run the body as if on the user's line, and in the scope, where the equation was written."""
+    """Run the body as if on the user's line, and in the scope, where the equation was written.
+
+    Args:
+      equation: `None` changes nothing.
+      source: its line and its scope within the one that runs now, if they are known already.
+      own_lines: whether the body runs Python code of the user's, which has lines of its own; then
+        the scope alone is the equation's.
+    """
     if equation is None:
         yield
         return
@@ -314,12 +321,8 @@ def context_of(equation: JaxprEqn | None, source: Any = None, own_lines: bool = 
 
 def source_of(equation: JaxprEqn) -> Any:
     """The user's line of an equation, and its scope within the one that runs now."""
-    outer = source_info_util.current_name_stack()
-    return (
-        scoped(equation.source_info.replace(name_stack=outer), equation)
-        if outer
-        else equation.source_info
-    )
+    outer, own = source_info_util.current_name_stack(), equation.source_info
+    return scoped(own.replace(name_stack=outer), equation) if outer else own
 
 
 def scoped(source: Any, equation: JaxprEqn) -> Any:

@@ -74,11 +74,8 @@ def pull(trace: Any, equation: JaxprEqn, xs: list, y_bars: list, alone: bool) ->
 
     `None` stands for an input that is linear, and for a cotangent that is zero.
     """
-    primitive, params, pairs = (
-        equation.primitive,
-        equation.params,
-        zip(equation.invars, xs, strict=True),
-    )
+    primitive, params = equation.primitive, equation.params
+    pairs = zip(equation.invars, xs, strict=True)
     avals = tuple([v.aval if x is None else jx.aval_of(x) for v, x in pairs])
     flags = tuple([x is None for x in xs]), tuple([y is not None for y in y_bars])
     if found := derived(equation, primitive, params, alone, transpose_jaxpr, avals, *flags):

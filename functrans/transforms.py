@@ -14,7 +14,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -166,11 +166,16 @@ class LinearFunction:
     residuals: list
     spec: Spec = field(metadata={"static": True})
     compiled: Callable | None = field(default=None, metadata={"static": True})
+    apply: ClassVar[Callable]  # `spec, residuals, vector -> vector`
 
     @property
     def jaxpr(self) -> ClosedJaxpr:
         """The linear jaxpr, `tangents in -> tangents out`, with the residuals as constants."""
         return jx.with_constants(self.spec.jaxpr, self.residuals)
+
+    def at(self, vector: Any) -> Any:
+        apply = self.compiled or functools.partial(self.apply, self.spec)
+        return apply(self.residuals, vector)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.jaxpr})"
@@ -182,9 +187,12 @@ class Pushforward(LinearFunction):
     """`x_dot -> J x_dot`, what `linearize` returns; call it with a tangent for each argument."""
 
     def __call__(self, *tangents: Any) -> Any:
-        spec = self.spec
-        given = checks.linear_input("the pushforward", spec.in_tree, spec.in_avals, tangents)
-        outs = jx.evaluate(self.jaxpr, *jx.present(given))
+        return self.at(tangents)
+
+    @staticmethod
+    def apply(spec, residuals, vector):
+        given = checks.linear_input("the pushforward", spec.in_tree, spec.in_avals, vector)
+        outs = jx.evaluate(jx.with_constants(spec.jaxpr, residuals), *jx.present(given))
         return tree.unflatten(spec.out_tree, map(jx.instantiate, jx.fill(spec.out_gaps, outs)))
 
 
@@ -194,19 +202,31 @@ class Pullback(LinearFunction):
     """`y_bar -> J^T y_bar`, what `vjp` returns; call it with a cotangent of the output."""
 
     def __call__(self, cotangent: Any) -> Any:
-        return (self.compiled or _pull(None, self.spec))(self.residuals, cotangent)
+        return self.at(cotangent)
 
-
-def _pull(_: Any, spec: Spec) -> Callable:
-    def pull(residuals, cotangent):
-        given = checks.linear_input("the pullback", spec.out_tree, spec.out_avals, cotangent)
+    @staticmethod
+    def apply(spec, residuals, vector):
+        given = checks.linear_input("the pullback", spec.out_tree, spec.out_avals, vector)
         y_bars = [y for y, gap in zip(given, spec.out_gaps, strict=True) if gap is None]
         pairs = zip(spec.in_avals, spec.in_gaps, strict=True)
         inputs = [Linear(aval) for aval, gap in pairs if gap is None]
         x_bars = jx.fill(spec.in_gaps, transpose(spec.jaxpr, [*residuals, *inputs], y_bars))
         return tree.unflatten(spec.in_tree, map(jx.instantiate, x_bars))
 
-    return pull
+
+def _linear_part(linearized: Callable, kind: type[LinearFunction], spec: Spec) -> Callable:
+    return jx.named_like(linearized, lambda *inputs: kind.apply(spec, *inputs))
+
+
+def _linear_function(
+    fun: Callable, primals: Sequence, has_aux: bool, kind: type[LinearFunction]
+) -> tuple:
+    at = transformed_at_once(fun, _linearize, has_aux=has_aux, kind=kind)
+    out, linear, *aux = at(*primals)
+    # Compiled, it hangs on the function, as its other transforms do.
+    spec, jitted = linear.spec, isinstance(at, Jitted)
+    compiled = transformed(at, _linear_part, kind=kind, spec=spec)._call if jitted else None
+    return out, kind(linear.residuals, spec, compiled), *aux
 
 
 def _linearize(fun: Callable, has_aux: bool, kind: type) -> Callable:
@@ -240,7 +260,7 @@ def linearize(fun: Callable, *primals: Any, has_aux: bool = False) -> Any:
     >>> float(pushforward(2.0))
     2.0
     """
-    return transformed_at_once(fun, _linearize, has_aux=has_aux, kind=Pushforward)(*primals)
+    return _linear_function(fun, primals, has_aux, Pushforward)
 
 
 def vjp(fun: Callable, *primals: Any, has_aux: bool = False, reduce_axes: Sequence = ()) -> Any:
@@ -262,12 +282,7 @@ def vjp(fun: Callable, *primals: Any, has_aux: bool = False, reduce_axes: Sequen
     (3.0, 2.0)
     """
     checks.no_reduce_axes(reduce_axes)
-    at = transformed_at_once(fun, _linearize, has_aux=has_aux, kind=Pullback)
-    out, pullback, *aux = at(*primals)
-    # The compiled transpose hangs on the function, as its other transforms do.
-    spec, jitted = pullback.spec, isinstance(at, Jitted)
-    pull = transformed(at, _pull, spec=spec)._call if jitted else None
-    return out, Pullback(pullback.residuals, spec, pull), *aux
+    return _linear_function(fun, primals, has_aux, Pullback)
 
 
 def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -> Callable:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -139,12 +139,6 @@ def growth(use: Callable[[int], Any], warm_up: int, functions: int) -> Counter:
     return census() - before
 
 
-def awaited(names: Iterable, *leaking: str) -> list:
-    """Those that leak at present are expected to fail."""
-    mark = pytest.mark.xfail(strict=True, reason="what is derived from it is kept")
-    return [pytest.param(name, marks=[mark] if name in leaking else []) for name in names]
-
-
 TRACED: Sequence[Callable] = (
     lambda f: ft.grad(ft.jit(f)).trace(X),
     lambda f: ft.jit(lambda x: ft.vjp(f, x)[1](jnp.float32(1))).trace(X),
@@ -186,7 +180,7 @@ def test_functions_are_forgotten(kind: str) -> None:
     assert max(grown.values(), default=0) < functions / 4, grown.most_common(8)
 
 
-@pytest.mark.parametrize("transform", awaited(COMPILED, "linearize"))
+@pytest.mark.parametrize("transform", COMPILED)
 def test_compiled_functions_are_forgotten(transform: str) -> None:
     """And their executables.
 
