@@ -16,7 +16,6 @@ Read next: `derivatives/elementwise.py`, the rules; then `linearize.py`, which r
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import Any
@@ -27,17 +26,7 @@ from jax.extend.core import ClosedJaxpr, Literal, set_current_trace
 from functrans import jaxpr as jx
 from functrans.jaxpr import Zero
 from functrans.rules import Rule, rule_of
-from functrans.tracer import (
-    StagingTrace,
-    Trace,
-    derived,
-    handle,
-    place,
-    run,
-    run_equation,
-    stage,
-    value,
-)
+from functrans.tracer import StagingTrace, Trace, derived, place, stage, worker
 
 
 class ForwardTracer(jax.core.Tracer):
@@ -61,9 +50,7 @@ class ForwardTrace(Trace):
         super().__init__()
         self.requires_low = False
         self.parent, self.is_live = parent, False
-        # Of the tangents: the handle of a value, the value of a handle.
-        self.lower: Callable = functools.partial(handle, parent)
-        self.lift: Callable = functools.partial(value, parent)
+        self.work = self.tangents = worker(parent)
 
     def equation(
         self,
@@ -84,15 +71,16 @@ class ForwardTrace(Trace):
             return self.push(origin, found, xs, [t for t in x_dots if t is not None])
         # Python functions that run now have lines of their own.
         with jx.context_of(origin, own_lines=self.is_live and "subfuns" in params):
-            primals = [value(self.parent, x) for x in xs]
+            primals = [*map(self.work.value, xs)]
             pairs = zip(primals, x_dots, strict=True)
-            tangents = [Zero.like(x) if t is None else self.lift(t) for x, t in pairs]
+            tangents = [Zero.like(x) if t is None else self.tangents.value(t) for x, t in pairs]
             ys, y_dots = self.ask(rule_of(primitive), primitive, primals, tangents, params)
         # An integer has no tangent, whatever a rule has made of it.
         pairs = zip(ys, y_dots, strict=True)
         moving = [type(t) is not Zero and jx.is_differentiable(jx.typeof(y)) for y, t in pairs]
-        y_dots = [self.lower(t) if m else None for t, m in zip(y_dots, moving, strict=True)]
-        return [handle(self.parent, y) for y in ys], y_dots
+        pairs = zip(y_dots, moving, strict=True)
+        y_dots = [self.tangents.atom(t) if moves else None for t, moves in pairs]
+        return [*map(self.work.atom, ys)], y_dots
 
     def ask(self, rule: Rule, *equation: Any) -> tuple:
         with set_current_trace(self.parent):
@@ -103,7 +91,7 @@ class ForwardTrace(Trace):
     def push(self, origin: Any, found: tuple, xs: list, x_dots: list) -> tuple:
         """Run what `derive` has made of the equation."""
         program, gaps = found
-        outs = run(self.parent, program, [*xs, *x_dots], origin)
+        outs = self.work.run(program, [*xs, *x_dots], origin)
         return outs[: len(gaps)], place(outs[len(gaps) :], gaps)
 
     # Driver one: a running Python function.
@@ -123,11 +111,11 @@ class ForwardTrace(Trace):
             with set_current_trace(self.parent):
                 return primitive.bind(*primals, **params)
         pairs = zip(args, moves, strict=True)
-        x_dots = [self.lower(x.tangent) if moving else None for x, moving in pairs]
-        xs = [handle(self.parent, x) for x in primals]
+        x_dots = [self.tangents.atom(x.tangent) if moving else None for x, moving in pairs]
+        xs = [*map(self.work.atom, primals)]
         ys, y_dots = self.equation(primitive, params, xs, x_dots)
-        primals = [value(self.parent, y) for y in ys]
-        tangents = [None if t is None else self.lift(t) for t in y_dots]
+        primals = [*map(self.work.value, ys)]
+        tangents = [None if t is None else self.tangents.value(t) for t in y_dots]
         outs = [*map(self.join, primals, tangents)]
         return outs if primitive.multiple_results else outs[0]
 
@@ -178,12 +166,12 @@ class ForwardTrace(Trace):
         """Walk the equations of a jaxpr from the first to the last."""
         jaxpr = program.jaxpr
         known = jx.environment(program, primals)
-        known = {v: handle(self.parent, x) for v, x in known.items()}
+        known = {v: self.work.atom(x) for v, x in known.items()}
         pairs = zip(jaxpr.invars, tangents, strict=True)
-        moving = {v: self.lower(t) for v, t in pairs if type(t) is not Zero}
+        moving = {v: self.tangents.atom(t) for v, t in pairs if type(t) is not Zero}
 
         def primal(atom: Any) -> Any:
-            return handle(self.parent, atom) if type(atom) is Literal else known[atom]
+            return self.work.atom(atom) if type(atom) is Literal else known[atom]
 
         def tangent(atom: Any) -> Any:
             return None if type(atom) is Literal else moving.get(atom)
@@ -197,12 +185,12 @@ class ForwardTrace(Trace):
                 ys, y_dots = self.equation(primitive, params, xs, x_dots, equation, alone)
                 moving.update(zip(equation.outvars, y_dots, strict=True))
             else:
-                ys = run_equation(self.parent, equation, xs)
+                ys = self.work.run_equation(equation, xs)
             known.update(zip(equation.outvars, ys, strict=True))
-        outs = [value(self.parent, primal(atom)) for atom in jaxpr.outvars]
+        outs = [self.work.value(primal(atom)) for atom in jaxpr.outvars]
         y_dots = map(tangent, jaxpr.outvars)
         pairs = zip(outs, y_dots, strict=True)
-        return outs, [Zero.like(x) if t is None else self.lift(t) for x, t in pairs]
+        return outs, [Zero.like(x) if t is None else self.tangents.value(t) for x, t in pairs]
 
 
 def forward(fun: Callable, primals: Sequence, tangents: Sequence) -> tuple[list, list, list]:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax, tree
 
 from functrans import jaxpr as jx
-from functrans.control_flow.halves import at_identity
+from functrans.control_flow.basis import at_identity
 from functrans.errors import checks
 from functrans.jit import transformed, transformed_at_once
 from functrans.transforms import Argnums, drop_value, grad, jvp, linearize, select, typed_like, vjp

@@ -20,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, set_current_trace
 
 from functrans import jaxpr as jx
 from functrans.forward import ForwardTrace
-from functrans.tracer import RecordingTrace, place, run, stage
+from functrans.tracer import RecordingTrace, place, stage
 
 
 class LinearProgram(NamedTuple):
@@ -37,7 +37,7 @@ class LinearizeTrace(ForwardTrace):
 
     def __init__(self, tape: RecordingTrace):
         super().__init__(tape.parent)
-        self.tape, self.lower, self.lift = tape, tape.atom, tape.value
+        self.tape = self.tangents = tape
 
     def ask(self, rule, *equation):
         with set_current_trace(self.tape):  # which hands all work on primals to the parent
@@ -47,9 +47,9 @@ class LinearizeTrace(ForwardTrace):
 
     def push(self, origin, found, xs, x_dots):
         first, second, gaps = found
-        outs = run(self.parent, first, xs, origin)
+        outs = self.work.run(first, xs, origin)
         residuals = map(self.tape.atom, outs[len(gaps) :])
-        y_dots = self.tape.splice(second, [*residuals, *x_dots], origin)
+        y_dots = self.tape.run(second, [*residuals, *x_dots], origin)
         return outs[: len(gaps)], place(y_dots, gaps)
 
 

@@ -22,17 +22,7 @@ from jax.extend.core.primitives import add_jaxvals_p
 from functrans import jaxpr as jx
 from functrans.jaxpr import Linear, Zero
 from functrans.rules import rule_of
-from functrans.tracer import (
-    RecordingTrace,
-    derived,
-    handle,
-    itself,
-    place,
-    run,
-    run_equation,
-    stage,
-    value,
-)
+from functrans.tracer import RecordingTrace, derived, itself, place, stage, worker
 
 
 def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
@@ -46,30 +36,30 @@ def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
     Returns:
       For each input that is `Linear` its cotangent, or a `Zero` if there is none.
     """
-    trace, alone = jx.current_trace(), len(jaxpr.eqns) == 1
+    work, alone = worker(jx.current_trace()), len(jaxpr.eqns) == 1
     pairs = zip(jaxpr.invars, inputs, strict=True)
-    known = {v: handle(trace, x) for v, x in pairs if type(x) is not Linear}
+    known = {v: work.atom(x) for v, x in pairs if type(x) is not Linear}
     bars: dict[Var, Any] = {}
 
     def accumulate(origin: Any, atom: Any, x_bar: Any) -> None:
         if x_bar is not None and type(atom) is not Literal and atom not in known:
-            bars[atom] = _sum(trace, origin, bars[atom], x_bar) if atom in bars else x_bar
+            bars[atom] = _sum(work, origin, bars[atom], x_bar) if atom in bars else x_bar
 
-    linear = _evaluate_known(trace, jaxpr, known)
+    linear = _evaluate_known(work, jaxpr, known)
     for atom, cotangent in zip(jaxpr.outvars, cotangents, strict=True):
         y_bar = jx.varying_as(cotangent, jx.cotangent_aval(atom.aval))
-        accumulate(None, atom, None if type(y_bar) is Zero else handle(trace, y_bar))
+        accumulate(None, atom, None if type(y_bar) is Zero else work.atom(y_bar))
     for equation, values in reversed(linear):
         y_bars = [bars.pop(v, None) for v in equation.outvars]
         if any(y_bar is not None for y_bar in y_bars):
-            x_bars = pull(trace, equation, values, y_bars, alone)
+            x_bars = pull(work, equation, values, y_bars, alone)
             for atom, x_bar in zip(equation.invars, x_bars, strict=True):
                 accumulate(equation, atom, x_bar)
     x_bars = [(v, bars.get(v)) for v in jaxpr.invars if v not in known]
-    return [Zero(v.aval) if x is None else value(trace, x) for v, x in x_bars]
+    return [Zero(v.aval) if x is None else work.value(x) for v, x in x_bars]
 
 
-def pull(trace: Any, equation: JaxprEqn, xs: list, y_bars: list, alone: bool) -> list:
+def pull(work: Any, equation: JaxprEqn, xs: list, y_bars: list, alone: bool) -> list:
     """`y_bar -> x_bar` for one equation, on handles.
 
     `None` stands for an input that is linear, and for a cotangent that is zero.
@@ -81,19 +71,19 @@ def pull(trace: Any, equation: JaxprEqn, xs: list, y_bars: list, alone: bool) ->
     if found := derived(equation, primitive, params, alone, transpose_jaxpr, avals, *flags):
         program, gaps = found
         known = [x for x in (*xs, *y_bars) if x is not None]
-        x_bars = iter(place(run(trace, program, known, equation), gaps))
+        x_bars = iter(place(work.run(program, known, equation), gaps))
         return [next(x_bars) if is_linear else None for is_linear in flags[0]]
     pairs = zip(equation.outvars, y_bars, strict=True)
-    cotangents = [Zero(v.aval) if y is None else value(trace, y) for v, y in pairs]
-    inputs = [Linear(a) if x is None else value(trace, x) for a, x in zip(avals, xs, strict=True)]
-    with jx.context_of(equation), set_current_trace(trace):
+    cotangents = [Zero(v.aval) if y is None else work.value(y) for v, y in pairs]
+    inputs = [Linear(a) if x is None else work.value(x) for a, x in zip(avals, xs, strict=True)]
+    with jx.context_of(equation):
         x_bars = rule_of(primitive).transpose(primitive, cotangents, inputs, params)
-    return [None if x is None or type(x) is Zero else handle(trace, x) for x in x_bars]
+    return [None if x is None or type(x) is Zero else work.atom(x) for x in x_bars]
 
 
-def _sum(trace: Any, origin: Any, *terms: Any) -> Any:
+def _sum(work: Any, origin: Any, *terms: Any) -> Any:
     (program,) = derived(origin, add_jaxvals_p, {}, False, itself, tuple(map(jx.aval_of, terms)))
-    return run(trace, program, terms, origin)[0]
+    return work.run(program, terms, origin)[0]
 
 
 def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> list:
@@ -109,21 +99,21 @@ def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> 
     return transpose(jaxpr, [*residuals, *map(Linear, avals)], cotangents)
 
 
-def _evaluate_known(trace: Any, jaxpr: Jaxpr, known: dict) -> list:
+def _evaluate_known(work: Any, jaxpr: Jaxpr, known: dict) -> list:
     """Evaluate the equations that read no linear value; return the others, and what they read."""
     linear = []
     for equation in jaxpr.eqns:
-        values = [read(trace, known, atom) for atom in equation.invars]
+        values = [read(work, known, atom) for atom in equation.invars]
         if any(x is None for x in values):
             linear.append((equation, values))
         else:
-            known.update(zip(equation.outvars, run_equation(trace, equation, values), strict=True))
+            known.update(zip(equation.outvars, work.run_equation(equation, values), strict=True))
     return linear
 
 
-def read(trace: Any, known: dict, atom: Any) -> Any:
+def read(work: Any, known: dict, atom: Any) -> Any:
     """The handle of a known value; `None` for one that is linear."""
-    return handle(trace, atom) if type(atom) is Literal else known.get(atom)
+    return work.atom(atom) if type(atom) is Literal else known.get(atom)
 
 
 @jx.cached_by_program

@@ -121,7 +121,7 @@ class StagingTrace(Trace):
         self.equations.append(new_jaxpr_eqn(atoms, outputs, primitive, params, effects, source))
         return [Tracer(self, output) for output in outputs]
 
-    def splice(self, program: Template, atoms: Sequence[Any], origin: Any = None) -> list:
+    def run(self, program: Template, atoms: Sequence[Any], origin: Any = None) -> list:
         """Write the equations of a template, in the place of an equation if one is given."""
         found = [*map(self.atom, program.constants), *atoms]
         source = jx.source_of(origin) if origin else source_info_util.current()
@@ -135,6 +135,9 @@ class StagingTrace(Trace):
         outputs = [Var(v.aval) for v in equation.outvars]
         self.equations.append(jx.copied(equation, atoms, outputs, source, context))
         return outputs
+
+    def run_equation(self, equation: JaxprEqn, atoms: list) -> list[Var]:
+        return self.copy(equation, atoms, jx.source_of(equation), equation.ctx)
 
     def replay(self, program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
         """Write the equations of another program as if its function had run here."""
@@ -305,45 +308,40 @@ def _derived(
     return [Template(part) if isinstance(part, ClosedJaxpr) else part for part in parts]
 
 
-# A template runs in a trace on *handles*: on atoms where the trace writes, on values elsewhere.
+# Work is done on *handles*: on atoms where a trace writes, which does it itself, and on values in
+# all other traces, for which this does it.
 
 
-def handle(trace: Any, x: Any) -> Any:
-    """The handle of a value, or of a literal."""
-    if type(trace) is StagingTrace:
-        return trace.atom(x)
-    return x.val if type(x) is Literal else x
+class Worker:
+    """Does in a trace, on values, what a `StagingTrace` does on atoms."""
+
+    def __init__(self, trace: Any):
+        self.trace = trace
+
+    def atom(self, x: Any) -> Any:
+        """The handle of a value, or of a literal."""
+        return x.val if type(x) is Literal else x
+
+    def value(self, handle: Any) -> Any:
+        return handle
+
+    def run(self, program: Template, values: Sequence[Any], origin: Any = None) -> list:
+        """Run a template: compiled if there are arrays, else equation by equation."""
+        program.runs += 1
+        if type(self.trace) is jx.EvalTrace and program.runs > WORTH_COMPILING:
+            with contextlib.suppress(NotImplementedError):  # a primitive that XLA does not know
+                return program.compiled(*values)
+        with set_current_trace(self.trace), jx.context_of(origin):
+            return jx.evaluate(program.program, *values, propagate_source_info=False)
+
+    def run_equation(self, equation: JaxprEqn, values: list) -> list:
+        with set_current_trace(self.trace):
+            return jx.bind(equation, values)
 
 
-def value(trace: Any, x: Any) -> Any:
-    return trace.value(x) if type(trace) is StagingTrace else x
-
-
-def run(trace: Any, program: Template, handles: Sequence[Any], origin: Any = None) -> list:
-    """Do a program's work: written down, compiled if there are arrays, or equation by equation."""
-    if type(trace) is StagingTrace:
-        return trace.splice(program, handles, origin)
-    program.runs += 1
-    if type(trace) is jx.EvalTrace and program.runs > WORTH_COMPILING:
-        with contextlib.suppress(NotImplementedError):  # a primitive that runs, but can't compile
-            return program.compiled(*handles)
-    with set_current_trace(trace), jx.context_of(origin):
-        return jx.evaluate(program.program, *handles, propagate_source_info=False)
-
-
-def run_here(program: Template, args: Sequence[Any]) -> list:
-    """Do a program's work in the trace that is current, on values."""
-    trace = jx.current_trace()
-    outs = run(trace, program, [handle(trace, x) for x in args])
-    return [value(trace, out) for out in outs]
-
-
-def run_equation(trace: Any, equation: JaxprEqn, handles: list) -> list:
-    """The same for one equation."""
-    if type(trace) is StagingTrace:
-        return trace.copy(equation, handles, jx.source_of(equation), equation.ctx)
-    with set_current_trace(trace):
-        return jx.bind(equation, handles)
+def worker(trace: Any) -> Any:
+    """What does a trace's work."""
+    return trace if type(trace) is StagingTrace else Worker(trace)
 
 
 def place(handles: Sequence[Any], gaps: Sequence[Any]) -> list:

@@ -2,6 +2,8 @@
 
     jit           one function                       a call in each half
     halves        what the rooms below share         which residuals are at hand anyway
+    sums          what loops add up                  one product after the loop
+    basis         a whole basis                      the matrix itself
     cond          one of several functions           residuals of all branches share places
     scan          a loop of a known length           a loop for each half; the transpose runs back
     while_loop    a loop until something is met      forward mode alone

@@ -4,35 +4,22 @@
 
 A residual that is an input, an output or a constant is at hand anyway, so it is not fresh: no loop
 stacks it a second time, and no branch hands it over.  What need not be done in each step of a loop
-is done before it (`hoist`) or after it (`sums_after`), and what need not be done for each vector of
-a basis is done for all at once (`at_identity`).
+is done before it (`hoist`), and what need not be stacked is made again (`postpone`).
 
-Read next: `cond.py`.
+Read next: `sums.py`, what is done after a loop; or `cond.py`.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import compress
 from typing import Any, NamedTuple
 
-import jax.core
-import numpy as np
 from jax import lax
-from jax.extend.core import (
-    ClosedJaxpr,
-    JaxprEqn,
-    Literal,
-    Var,
-    set_current_trace,
-)
+from jax.extend.core import ClosedJaxpr, Literal, Var, set_current_trace
 
 from functrans import jaxpr as jx
-from functrans.jaxpr import Linear
 from functrans.linearize import linearize_jaxpr
-from functrans.rules import RULES, Elementwise, LinearRule, Multilinear
 from functrans.tracer import RecordingTrace, stage
 
 Source = tuple[str, Any]
@@ -235,178 +222,3 @@ def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Source], Halve
     sources = [moved[fresh[i]] if kind == "fresh" else (kind, i) for kind, i in half.sources]
     first = jx.giving(half.first, [*ys, *kept])
     return program, list(leaves.values()), half._replace(first=first, sources=sources)
-
-
-class Sums(NamedTuple):
-    """The body of a loop without some of the sums over its steps, and how these are made later."""
-
-    body: ClosedJaxpr
-    """Its results are the sums that stay in it, its other results, and factors to be stacked."""
-    stay: list[bool]
-    """For each of the sums."""
-    products: list[tuple[JaxprEqn, int, int]]
-    """Each with the places of its factors among what is stacked."""
-    after: ClosedJaxpr
-    """From the sums of the products to the sums that do not stay."""
-
-    def later(self, stacked: Sequence) -> list:
-        """The sums that do not stay, from what was stacked before the loop and in it."""
-        sums = [sum_of_products(e, stacked[i], stacked[j]) for e, i, j in self.products]
-        return jx.evaluate(self.after, *sums)
-
-
-def sums_after(program: ClosedJaxpr, kinds: Sequence[str], sums: int) -> Sums:
-    """Take those of the sums over a loop's steps that are sums of products out of the loop.
-
-        sum_t x_t^T y_t  =  [x_1; x_2; ...]^T [y_1; y_2; ...]
-
-    One large product is faster than many small ones, but its factors have to be stacked. Those that
-    are not yet stacked must be smaller than the product, which the loop would read and write in
-    each step, and all of them together at most half of what is stacked anyway.
-
-    Args:
-      program: the body; its first results, `sums` of them, are to be summed.
-      kinds: for each input of the body `"const"`, `"carry"`, or `"step"` if it is stacked.
-    """
-    jaxpr = program.jaxpr
-    made = {var: equation for equation in jaxpr.eqns for var in equation.outvars}
-    stacked = [var for var, kind in zip(jaxpr.invars, kinds, strict=True) if kind == "step"]
-    moving = {var for var, kind in zip(jaxpr.invars, kinds, strict=True) if kind != "const"}
-    for equation in jaxpr.eqns:
-        if any(isinstance(a, Var) and a in moving for a in equation.invars):
-            moving.update(equation.outvars)
-
-    def terms(atom: Any) -> list:
-        """The products whose sum, or a linear function of it, this is; `None` for another term."""
-        equation = made.get(atom) if isinstance(atom, Var) else None
-        if equation is None or not all(isinstance(a, Var) for a in equation.invars):
-            return [None]
-        if equation.primitive is lax.dot_general_p:
-            return [equation if moving.issuperset(equation.invars) else None]
-        inner = equation.invars if _is_linear(equation) else [None]
-        return [term for a in inner for term in terms(a)]
-
-    places = {var: i for i, var in enumerate(stacked)}
-    room, taken, stay = _size(stacked) / 2, {}, []
-    for total in jaxpr.outvars[:sums]:
-        found = terms(total)
-        new = dict.fromkeys(a for e in found if e for a in e.invars if a not in stacked)
-        more = [var for var in new if var not in places]
-        stays = None in found or _size(new) > _size([total]) or _size(more) > room
-        stay.append(stays)
-        if not stays:
-            taken |= {equation.outvars[0]: equation for equation in found}
-            places |= {var: len(places) + i for i, var in enumerate(more)}
-            room -= _size(more)
-    gone, kept = parted(jaxpr.outvars[:sums], stay)
-    body = jx.giving(program, [*kept, *jaxpr.outvars[sums:], *list(places)[len(stacked) :]])
-    rest = [e for e in jaxpr.eqns if not e.effects and taken.keys().isdisjoint(e.outvars)]
-    after = jx.closed(list(taken), gone, jx.live(rest, gone), jaxpr.debug_info)
-    products = [(e, places[e.invars[0]], places[e.invars[1]]) for e in taken.values()]
-    return Sums(body, stay, products, after)
-
-
-def sum_of_products(equation: JaxprEqn, left: Any, right: Any) -> Any:
-    """The sum over the first axis, that of the steps, of the product of `equation`."""
-    contracted, batch = equation.params["dimension_numbers"]
-    rank = len(contracted[0])
-    is_sharded = not jx.typeof(left).sharding.mesh.empty
-    if rank and contracted == (tuple(range(rank)),) * 2 and not is_sharded:
-        # The axis of the steps and the contracted axes are one: XLA need not bring them together.
-        left, right = (
-            lax.reshape(x, (math.prod(x.shape[: rank + 1]), *x.shape[rank + 1 :]))
-            for x in (left, right)
-        )
-        numbers = ((0,), (0,)), batch
-    else:
-        above = [[tuple(d + 1 for d in dims) for dims in pair] for pair in (contracted, batch)]
-        numbers = tuple((0, *dims) for dims in above[0]), tuple(above[1])
-    with jx.context_of(equation):
-        params = {**equation.params, "dimension_numbers": numbers}
-        return lax.dot_general_p.bind(left, right, **params)
-
-
-def _is_linear(equation: JaxprEqn) -> bool:
-    """Whether the equation is linear in all of its inputs together, and does nothing else."""
-    rule = RULES.get(equation.primitive)
-    if equation.effects:
-        return False
-    if isinstance(rule, LinearRule):
-        return rule.argnums is None or len(rule.argnums) == len(equation.invars)
-    return isinstance(rule, Elementwise) and all(p in (1, -1) for p in rule.partials)
-
-
-def _size(variables: Iterable) -> int:
-    """In bytes."""
-    return sum(var.aval.size * var.aval.dtype.itemsize for var in variables)
-
-
-# ---- a linear program at every vector of a basis -------------------------------------------------
-
-
-def at_identity(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr, list]:
-    """Stage a linear function of a list, and do its first products with a whole basis.
-
-    Where basis vectors meet a matrix as they came, or scaled element by element by what is known,
-    the products are the columns of the matrix, scaled, `A I = A`; nothing is multiplied and summed.
-
-    Returns the rest of the program, a function of a basis vector and of one of each of the
-    products; and the products, stacked over the basis.
-    """
-    types = [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in avals]
-    program = stage(lambda *xs: linear(list(xs)), types, jx.debug_info("jacobian", linear))
-    jaxpr, ends = program.jaxpr, list(itertools.accumulate(aval.size for aval in avals))
-    known: dict[Any, Any] = dict(zip(jaxpr.constvars, program.consts, strict=True))
-    # A diagonal matrix D makes (D 1)_i e_i of e_i: what it makes of ones is the scale.
-    ones = [(i, lax.full(aval.shape, 1, aval.dtype)) for i, aval in enumerate(avals)]
-    scaled = dict(zip(jaxpr.invars, ones, strict=True))
-    rest: list[JaxprEqn] = []
-    products: dict[Var, Any] = {}
-    for equation in jaxpr.eqns:
-        values = [a.val if isinstance(a, Literal) else known.get(a) for a in equation.invars]
-        moving = [i for i, x in enumerate(values) if x is None]
-        if not moving:
-            known.update(zip(equation.outvars, jx.bind(equation, values), strict=True))
-            continue
-        rest.append(equation)
-        i, scale = scaled.get(equation.invars[moving[0]], (0, None))
-        if scale is None or len(moving) > 1:
-            continue
-        position = moving[0]
-        if equation.primitive is lax.dot_general_p:
-            columns = _columns(equation, position, values[1 - position], scale)
-            if columns is not None:
-                others = ends[i] - scale.size, ends[-1] - ends[i], 0
-                padding = [others, *[(0, 0, 0)] * (columns.ndim - 1)]
-                products[equation.outvars[0]] = lax.pad(
-                    columns, np.zeros((), columns.dtype), padding
-                )
-        elif _is_diagonal(equation, scale.shape):
-            values[position] = scale
-            scaled[equation.outvars[0]] = i, *jx.bind(equation, values)
-    kept = jx.live([e for e in rest if products.keys().isdisjoint(e.outvars)], jaxpr.outvars)
-    inputs, consts = [*jaxpr.invars, *products], list(known.values())
-    program = jx.closed(inputs, jaxpr.outvars, kept, jaxpr.debug_info, list(known), consts)
-    return program, list(products.values())
-
-
-def _is_diagonal(equation: JaxprEqn, shape: tuple) -> bool:
-    """Whether an equation multiplies each element of an array of this shape, and no more."""
-    rule = RULES.get(equation.primitive)
-    is_elementwise = isinstance(rule, Elementwise) and not isinstance(rule, Multilinear)
-    return is_elementwise and Linear(equation.outvars[0].aval).shape == shape
-
-
-def _columns(equation: JaxprEqn, position: int, matrix: Any, scale: Any) -> Any:
-    """The products with all vectors of the basis, scaled, one for each place on the first axis.
-
-    `None` if a product does not sum over all dimensions of the vector.
-    """
-    (contracted, _), aval = equation.params["dimension_numbers"], equation.outvars[0].aval
-    if len(contracted[position]) < scale.ndim:
-        return None
-    order = [d for _, d in sorted(zip(contracted[position], contracted[1 - position], strict=True))]
-    free = [d for d in range(matrix.ndim) if d not in order]
-    columns = jx.cast(lax.transpose(matrix, [*order, *free]), aval)
-    factor = lax.broadcast_in_dim(jx.cast(scale, aval), columns.shape, range(scale.ndim))
-    return lax.reshape(columns * factor, (scale.size, *columns.shape[scale.ndim :]))

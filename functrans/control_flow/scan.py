@@ -31,8 +31,8 @@ from functrans.control_flow.halves import (
     parted,
     postpone,
     split,
-    sums_after,
 )
+from functrans.control_flow.sums import sums_after
 from functrans.forward import jvp_jaxpr
 from functrans.jaxpr import Linear
 from functrans.linearize import linearize_jaxpr

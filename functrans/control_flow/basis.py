@@ -1,0 +1,93 @@
+"""A linear function at every vector of a basis: what a matrix makes of all of them is the matrix.
+
+    A I = A
+
+A Jacobian pushes a whole basis through a linear program.  Its first product, where the vectors come
+as they are, need not be computed.
+
+Read next: `functrans/jacobians.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.core
+import numpy as np
+from jax import lax
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
+
+from functrans import jaxpr as jx
+from functrans.jaxpr import Linear
+from functrans.rules import RULES, Elementwise, Multilinear
+from functrans.tracer import stage
+
+
+def at_identity(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr, list]:
+    """Stage a linear function of a list, and do its first products with a whole basis.
+
+    Where basis vectors meet a matrix as they came, or scaled element by element by what is known,
+    the products are the columns of the matrix, scaled, `A I = A`; nothing is multiplied and summed.
+
+    Returns the rest of the program, a function of a basis vector and of one of each of the
+    products; and the products, stacked over the basis.
+    """
+    types = [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in avals]
+    program = stage(lambda *xs: linear(list(xs)), types, jx.debug_info("jacobian", linear))
+    jaxpr, ends = program.jaxpr, list(itertools.accumulate(aval.size for aval in avals))
+    known: dict[Any, Any] = dict(zip(jaxpr.constvars, program.consts, strict=True))
+    # A diagonal matrix D makes (D 1)_i e_i of e_i: what it makes of ones is the scale.
+    ones = [(i, lax.full(aval.shape, 1, aval.dtype)) for i, aval in enumerate(avals)]
+    scaled = dict(zip(jaxpr.invars, ones, strict=True))
+    rest: list[JaxprEqn] = []
+    products: dict[Var, Any] = {}
+    for equation in jaxpr.eqns:
+        values = [a.val if isinstance(a, Literal) else known.get(a) for a in equation.invars]
+        moving = [i for i, x in enumerate(values) if x is None]
+        if not moving:
+            known.update(zip(equation.outvars, jx.bind(equation, values), strict=True))
+            continue
+        rest.append(equation)
+        i, scale = scaled.get(equation.invars[moving[0]], (0, None))
+        if scale is None or len(moving) > 1:
+            continue
+        position = moving[0]
+        if equation.primitive is lax.dot_general_p:
+            columns = _columns(equation, position, values[1 - position], scale)
+            if columns is not None:
+                others = ends[i] - scale.size, ends[-1] - ends[i], 0
+                padding = [others, *[(0, 0, 0)] * (columns.ndim - 1)]
+                products[equation.outvars[0]] = lax.pad(
+                    columns, np.zeros((), columns.dtype), padding
+                )
+        elif _is_diagonal(equation, scale.shape):
+            values[position] = scale
+            scaled[equation.outvars[0]] = i, *jx.bind(equation, values)
+    kept = jx.live([e for e in rest if products.keys().isdisjoint(e.outvars)], jaxpr.outvars)
+    inputs, consts = [*jaxpr.invars, *products], list(known.values())
+    program = jx.closed(inputs, jaxpr.outvars, kept, jaxpr.debug_info, list(known), consts)
+    return program, list(products.values())
+
+
+def _is_diagonal(equation: JaxprEqn, shape: tuple) -> bool:
+    """Whether an equation multiplies each element of an array of this shape, and no more."""
+    rule = RULES.get(equation.primitive)
+    is_elementwise = isinstance(rule, Elementwise) and not isinstance(rule, Multilinear)
+    return is_elementwise and Linear(equation.outvars[0].aval).shape == shape
+
+
+def _columns(equation: JaxprEqn, position: int, matrix: Any, scale: Any) -> Any:
+    """The products with all vectors of the basis, scaled, one for each place on the first axis.
+
+    `None` if a product does not sum over all dimensions of the vector.
+    """
+    (contracted, _), aval = equation.params["dimension_numbers"], equation.outvars[0].aval
+    if len(contracted[position]) < scale.ndim:
+        return None
+    order = [d for _, d in sorted(zip(contracted[position], contracted[1 - position], strict=True))]
+    free = [d for d in range(matrix.ndim) if d not in order]
+    columns = jx.cast(lax.transpose(matrix, [*order, *free]), aval)
+    factor = lax.broadcast_in_dim(jx.cast(scale, aval), columns.shape, range(scale.ndim))
+    return lax.reshape(columns * factor, (scale.size, *columns.shape[scale.ndim :]))
