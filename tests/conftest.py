@@ -1,11 +1,27 @@
-"""What test files ask for by name: `pytestmark = pytest.mark.usefixtures("quick_compilation")`."""
+"""What test files ask for by name: `pytestmark = pytest.mark.usefixtures("quick_compilation")`.
+
+XLA's compilations are most of what the tests take, and many of them are the same: they are kept in
+`.pytest_cache`, for the other workers and for the next run. `make clean` forgets them.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import jax
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    kept = {
+        "jax_compilation_cache_dir": str(config.rootpath / ".pytest_cache" / "xla"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in kept.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # for the programs that tests start
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,17 @@ ROWS = [pytest.param(case, "real", id=row_id(case)) for case in CASES] + [
 every_row = pytest.mark.parametrize(("case", "kind"), ROWS)
 
 
+def new_primitives() -> Iterator[Any]:
+    """The rows that name a primitive that no row before them does."""
+    seen: set = set()
+    for row in ROWS:
+        case, kind = row.values
+        new = {(name, kind) for name in case.primitives}
+        if not new <= seen:
+            yield row
+        seen |= new
+
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -53,27 +64,42 @@ def test_jitted_in_double_precision(case: Case, kind: str) -> None:
 
 
 @every_row
-def test_eager_and_vmapped_in_single_precision(case: Case, kind: str) -> None:
-    """Of a batch of two: one by one and eagerly, and both at once, as `jax.vmap` of JAX's.
+def test_vmapped_in_single_precision(case: Case, kind: str) -> None:
+    """Of a batch of two, `jax.vmap` of JAX's derivatives or, where it has none, of our own."""
+    vmap = jax.vmap if case.vmap else one_by_one
+    ours, batch, want = against_jax(case, kind)
+    assert_close(case, jax.jit(vmap(ours))(*stacked(batch)), want)
 
-    Where JAX has no derivative, the two are compared with each other.
-    """
+
+@pytest.mark.parametrize(("case", "kind"), list(new_primitives()))
+def test_eager_in_single_precision(case: Case, kind: str) -> None:
+    """The first row of each primitive, one by one: what runs eagerly is the program that `jit`
+    compiles, so that one row tells."""
+    ours, batch, want = against_jax(case, kind)
+    got = jax.tree.map(lambda *xs: np.stack(xs), *(ours(*args) for args in batch))
+    assert_close(case, got, want)
+
+
+def against_jax(case: Case, kind: str) -> tuple[Callable, list, Any]:
+    """Our derivatives, the arguments of a batch of two, and what they are there."""
     reference, modes = (jax, case.jax_modes) if case.jax_modes else (ft, case.modes)
     ours, theirs = (derivatives(ad, case.fun, modes) for ad in (ft, reference))
     batch = [case.inputs(DTYPES[kind, 32], seed) for seed in (0, 1)]
-    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *batch)
     vmap = jax.vmap if case.vmap else one_by_one
-    want = jax.jit(vmap(theirs))(*stacked)
-    vmapped = jax.jit(vmap(ours))(*stacked)
-    eager = jax.tree.map(lambda *xs: np.stack(xs), *(ours(*args) for args in batch))
+    return ours, batch, jax.jit(vmap(theirs))(*stacked(batch))
+
+
+def stacked(batch: list) -> tuple:
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *batch)
+
+
+def assert_close(case: Case, got: Any, want: Any) -> None:
     rtol = case.rtol or 2e-4
-    for got in (vmapped, eager):
-        chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-            # The size of an array's largest entry says how exact the others can be.
-            size = np.max(np.abs(b), initial=0.0, where=np.isfinite(b))
-            atol = case.atol or 1e-5 + rtol * size
-            chex.assert_trees_all_close(a, b, rtol=rtol, atol=atol)
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        # The size of an array's largest entry says how exact the others can be.
+        size = np.max(np.abs(b), initial=0.0, where=np.isfinite(b))
+        chex.assert_trees_all_close(a, b, rtol=rtol, atol=case.atol or 1e-5 + rtol * size)
 
 
 @pytest.mark.parametrize(("case", "kind"), [row for row in ROWS if row.values[0].jax_modes])
