@@ -56,6 +56,8 @@ class Jitted:
         # What the compiled function hangs on is to live as long as it can be called.
         self._root, self._key, self._options = root, key, options
         self._call = _remember(root, key, make)
+        self._has_settled_arguments = any(map(options.get, _OF_ARGUMENTS))
+        self._transforms: dict[tuple, Jitted] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -70,6 +72,21 @@ class Jitted:
     def __repr__(self) -> str:
         return f"<functrans.jit of {self._root!r}>"
 
+    def _transform(self, transform: Callable, settings: dict) -> Jitted:
+        place = (transform, *settings.values())
+        found = self._transforms.get(place)
+        if found is None:
+            options = {k: v for k, v in self._options.items() if k in _INHERITED}
+            # Options of the compiler are those of a whole program, no part of which has its own.
+            call = self._call.__wrapped__ if options.get("compiler_options") else self._call
+
+            def make():
+                return _compile(transform(call, **settings), options)
+
+            found = Jitted(self._root, (*self._key, *place), make, options)
+            self._transforms[place] = found
+        return found
+
     # Methods, so that `self`, and with it the function, lives through `jit(fun).lower(x)`.
     trace, lower = _method("trace"), _method("lower")
     eval_shape, clear_cache = _method("eval_shape"), _method("clear_cache")
@@ -77,19 +94,15 @@ class Jitted:
 
 def transformed(fun: Callable, transform: Callable, **settings: Any) -> Callable:
     """`transform(fun, **settings)`, compiled if `fun` is; it takes the arguments of `fun`."""
+    if isinstance(fun, Jitted):
+        return fun._transform(transform, settings)
     checks.is_function(fun)
-    if not isinstance(fun, Jitted):
-        return briefly(transform(fun, **settings))
-    options = {k: v for k, v in fun._options.items() if k in _INHERITED}
-    key, call = (*fun._key, transform, _hashable(settings)), fun._call
-    if options.get("compiler_options"):  # those of a whole program, no part of which has its own
-        call = call.__wrapped__
-    return Jitted(fun._root, key, lambda: _compile(transform(call, **settings), options), options)
+    return briefly(transform(fun, **settings))
 
 
 def transformed_at_once(fun: Callable, transform: Callable, **settings: Any) -> Callable:
     """As `transformed`, for a transform that takes primals: all of them arrays, none static."""
-    if isinstance(fun, Jitted) and any(map(fun._options.get, _OF_ARGUMENTS)):
+    if isinstance(fun, Jitted) and fun._has_settled_arguments:
         return transform(fun, **settings)
     return transformed(fun, transform, **settings)
 
