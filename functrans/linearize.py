@@ -13,6 +13,7 @@ Read next: `reverse.py`, which reads the linear jaxpr backwards.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, set_current_trace
 
 from functrans import jaxpr as jx
 from functrans.forward import ForwardTrace
+from functrans.rules import SIMPLIFIED
 from functrans.tracer import RecordingTrace, place, stage
 
 
@@ -71,6 +73,7 @@ def _record(push: Callable, primals: Sequence, gaps: Sequence, fun: Any) -> tupl
         trace = LinearizeTrace(tape)
         outs, tangents, aux = push(trace, primals, jx.fill(gaps, new))
         jaxpr, residuals = tape.finish(jx.present(tangents), jx.debug_info("linearize", fun))
+        jaxpr = functools.reduce(lambda program, rewrite: rewrite(program), SIMPLIFIED, jaxpr)
     finally:
         tape.invalidate()
     return outs, aux, LinearProgram(jaxpr, residuals, jx.gaps(tangents))

@@ -42,7 +42,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax import lax
-from jax.extend.core import Primitive
+from jax.extend.core import Jaxpr, Primitive
 
 from functrans import jaxpr as jx
 from functrans.errors import checks
@@ -54,6 +54,9 @@ RULES: dict[Primitive, Rule] = {}
 STAGED: dict[Any, Callable] = {}
 ADOPTED: list[Callable[[Primitive], bool]] = []
 """Asked to declare a primitive that has no rule; each returns whether it has done so."""
+
+SIMPLIFIED: list[Callable[[Jaxpr], Jaxpr]] = []
+"""Each makes of a linear program one that does the same with less work."""
 
 CALL: Any = "call"
 """In `STAGED`: every call of Python functions, which come in `params["subfuns"]`."""
@@ -245,6 +248,11 @@ def staged(primitive: Any, simpler: Callable) -> None:
         outputs, or `None` if the equation is to be written after all.
     """
     STAGED[primitive] = simpler
+
+
+def simplified(rewrite: Callable[[Jaxpr], Jaxpr]) -> None:
+    """Declare how a linear program is rewritten before it is used."""
+    SIMPLIFIED.append(rewrite)
 
 
 def zero(*primitives: Primitive) -> None:

@@ -1,8 +1,8 @@
 """What is handed to XLA: programs that do less than the rules, taken one by one, would write.
 
-A weight's gradient leaves the loop; the products of a matrix with a basis are its columns.  What is
-counted here is the jaxpr; that the numbers are right is checked against JAX and finite differences,
-in both modes and up to second order.
+A weight's gradient leaves the loop, a copy is multiplied before it is copied, and the products of a
+matrix with a basis are its columns.  What is counted here is the jaxpr; that the numbers are right
+is checked against JAX and finite differences, in both modes and up to second order.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pytest
 from jax import lax
 
 import functrans as ft
+from functrans.control_flow.copies import copies_last
 from functrans.testing import cross_check
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -197,6 +198,29 @@ def test_the_gradients_of_copies_are_right(name):
     cross_check(ft.jit(fun), *args, against=("differences",)).check()
     ours, theirs = ft.jit(ft.hessian(ft.jit(fun), 0)), jax.jit(jax.hessian(fun, 0))
     chex.assert_trees_all_close(ours(*args), theirs(*args), rtol=1e-10, atol=1e-12)
+
+
+def over_points(argnums: Any, dtype: Any) -> list:
+    """The products over the 7 points in the gradient of `centered`."""
+    args = [x.astype(dtype) for x in (array(7, 3), array(2, 3), array(2, 3, 3))]
+    program = ft.make_jaxpr(ft.grad(ft.jit(centered), argnums))(*args)
+    return [pair for pair in products(program) if any(7 in shape for shape in pair)]
+
+
+def test_a_copy_is_not_multiplied():
+    """Backwards there is one product over the points, that for the cotangent of `w`."""
+    assert len(over_points(1, jnp.float32)) == 1
+    assert len(over_points((1, 2), jnp.float32)) == 2
+
+
+def test_a_copy_in_half_precision_is_multiplied():
+    """A sum of cotangents may be infinite where the sum of their small multiples is not."""
+    assert len(over_points(1, jnp.float16)) == 2
+
+
+def test_what_copies_nothing_stays_as_it_is():
+    program = ft.make_jaxpr(lambda x, w: jnp.sum(jnp.sin(x) @ w, axis=0))(array(3, 4), array(4, 2))
+    assert copies_last(program.jaxpr) is program.jaxpr
 
 
 def test_in_half_precision_nothing_is_summed_before():

@@ -4,6 +4,7 @@
     halves        what the rooms below share         which residuals are at hand anyway
     sums          what loops add up                  one product after the loop
     basis         a whole basis                      the matrix itself
+    copies        what is copied along a batch       summed before it is multiplied
     cond          one of several functions           residuals of all branches share places
     scan          a loop of a known length           a loop for each half; the transpose runs back
     while_loop    a loop until something is met      forward mode alone
@@ -25,6 +26,7 @@ from functrans.control_flow import (
     calls,
     checkpoint,
     cond,
+    copies,
     custom,
     hi,
     jit,
@@ -40,6 +42,7 @@ __all__ = [
     "calls",
     "checkpoint",
     "cond",
+    "copies",
     "custom",
     "hi",
     "jit",

@@ -58,7 +58,7 @@ elementwise(lax.rsqrt_p, lambda y, x: mul(-0.5, div(y, x)))
 elementwise(lax.cbrt_p, lambda y, x: div(1 / 3, square(y)))
 elementwise(
     lax.integer_pow_p,
-    lambda z, x, *, y: mul(y, lax.integer_pow(x, y - 1)) if y else zeros_like(x),
+    lambda z, x, *, y: mul(y, x if y == 2 else lax.integer_pow(x, y - 1)) if y else zeros_like(x),
 )
 
 
