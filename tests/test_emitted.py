@@ -218,6 +218,19 @@ def test_a_copy_in_half_precision_is_multiplied():
     assert len(over_points(1, jnp.float16)) == 2
 
 
+def test_effects_stay_where_copies_are_moved():
+    def fun(x):
+        jax.debug.callback(lambda _: None, x)
+        return -jnp.broadcast_to(x, (5, 3)) * 2.0
+
+    program = ft.make_jaxpr(fun)(array(3)).jaxpr
+    moved = copies_last(program)
+    assert moved.effects == program.effects
+    assert [str(e.primitive) for e in moved.eqns] == [
+        "debug_callback", "neg", "mul", "broadcast_in_dim"
+    ]  # fmt: skip
+
+
 def test_what_copies_nothing_stays_as_it_is():
     program = ft.make_jaxpr(lambda x, w: jnp.sum(jnp.sin(x) @ w, axis=0))(array(3, 4), array(4, 2))
     assert copies_last(program.jaxpr) is program.jaxpr

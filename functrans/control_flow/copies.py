@@ -53,17 +53,16 @@ class _Rewrite:
 
     def add(self, equation: JaxprEqn) -> None:
         """Write an equation, or what gives the same."""
-        out = equation.outvars[0]
+        copy = None
         if equation.primitive is lax.broadcast_in_dim_p:
-            self.equations.append(equation)
             copy = self.broadcast(equation)
-        elif copy := self.moved(equation):
+        elif equation.primitive in MOVED and (copy := self.moved(equation)):
+            (out,) = equation.outvars
             params = {"shape": jx.aval_of(out).shape, "broadcast_dimensions": tuple(copy.places)}
-            self.write(equation, lax.broadcast_in_dim_p, [copy.small], params, out)
-        else:
-            self.equations.append(equation)
+            equation = self.equation(equation, lax.broadcast_in_dim_p, [copy.small], params, out)
+        self.equations.append(equation)
         if copy:
-            self.copies[out] = copy
+            self.copies[equation.outvars[0]] = copy
 
     def broadcast(self, equation: JaxprEqn) -> Copy | None:
         source, out = equation.invars[0], jx.aval_of(equation.outvars[0])
@@ -81,7 +80,7 @@ class _Rewrite:
         """What the result of the equation is a copy of, if it is linear in a copy."""
         inputs, out, params = equation.invars, jx.aval_of(equation.outvars[0]), equation.params
         found = [i for i, x in enumerate(inputs) if type(x) is Var and x in self.copies]
-        if equation.primitive not in MOVED or len(found) != 1:
+        if len(found) != 1:
             return None
         (i,) = found
         small, places = self.copies[inputs[i]]
@@ -106,16 +105,19 @@ class _Rewrite:
             return x
         return self.write(like, lax.reshape_p, [x], {"new_sizes": shape, "dimensions": None})
 
-    def write(
+    def write(self, like: JaxprEqn, primitive: Any, inputs: Sequence, params: dict) -> Var:
+        self.equations.append(self.equation(like, primitive, inputs, params))
+        return self.equations[-1].outvars[0]
+
+    def equation(
         self, like: JaxprEqn, primitive: Any, inputs: Sequence, params: dict, out: Any = None
-    ) -> Var:
+    ) -> JaxprEqn:
+        """A new equation, with the line and the scope of another."""
         if primitive in (lax.reshape_p, lax.broadcast_in_dim_p):
             params = {**params, "sharding": None}
-        avals, effects = jx.abstract_eval(primitive, tuple(jx.aval_of(x) for x in inputs), params)
+        avals, effects = jx.abstract_eval(primitive, tuple(map(jx.aval_of, inputs)), params)
         outputs, source = [out or Var(avals[0])], like.source_info
-        new = new_jaxpr_eqn([*inputs], outputs, primitive, params, effects, source, like.ctx)
-        self.equations.append(new)
-        return outputs[0]
+        return new_jaxpr_eqn([*inputs], outputs, primitive, params, effects, source, like.ctx)
 
 
 def _variables(equation: JaxprEqn) -> set:
