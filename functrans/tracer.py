@@ -262,9 +262,10 @@ class Template:
     @functools.cached_property
     def compiled(self) -> Callable:
         """The program compiled; an output that is an input is not copied."""
-        inputs, outputs = self.program.jaxpr.invars, self.program.jaxpr.outvars
-        new = [a for a in outputs if type(a) is Literal or a not in inputs]
-        places = [None if a in new else inputs.index(a) for a in outputs]
+        found: dict[Any, int] = {v: i for i, v in enumerate(self.program.jaxpr.invars)}
+        outputs = self.program.jaxpr.outvars
+        places = [None if type(a) is Literal else found.get(a) for a in outputs]
+        new = [a for a, place in zip(outputs, places, strict=True) if place is None]
         kept = jx.giving(self.program, new)
         works = new or kept.jaxpr.effects
         function = jax.jit(functools.partial(jx.evaluate, kept)) if works else lambda *_: ()

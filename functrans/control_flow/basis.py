@@ -40,7 +40,7 @@ def at_identity(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr, li
     known: dict[Any, Any] = dict(zip(jaxpr.constvars, program.consts, strict=True))
     # A diagonal matrix D makes (D 1)_i e_i of e_i: what it makes of ones is the scale.
     ones = [(i, lax.full(aval.shape, 1, aval.dtype)) for i, aval in enumerate(avals)]
-    scaled = dict(zip(jaxpr.invars, ones, strict=True))
+    scaled: dict[Any, tuple] = dict(zip(jaxpr.invars, ones, strict=True))
     rest: list[JaxprEqn] = []
     products: dict[Var, Any] = {}
     for equation in jaxpr.eqns:
