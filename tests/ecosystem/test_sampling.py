@@ -1,8 +1,9 @@
 """NumPyro and BlackJAX: log densities, and chains of samples that follow their gradients.
 
 Both call `jax.grad` themselves in their samplers.  A NumPyro potential is differentiated here by
-functrans, in leapfrog steps written out below.  A BlackJAX sampler is given a log density whose
-derivative, for JAX too, is functrans's.
+functrans, in leapfrog steps written out below; around NumPyro's own steps it differentiates what
+JAX's gradient has made of them.  A BlackJAX sampler is given a log density whose derivative, for
+JAX too, is functrans's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from compare import answering_jax, check_derivatives, close, direction
+from numpyro.infer import HMC
 from numpyro.infer.reparam import TransformReparam
 from numpyro.infer.util import initialize_model
 
@@ -67,6 +69,33 @@ def test_ten_steps_of_hamiltonian_dynamics(schools: tuple) -> None:
         return ad.jit(lambda q, v: ad.jvp(end, (q,), (v,)))(start, direction(start, 2))
 
     close(trajectory(ft), trajectory(jax))
+
+
+def test_ten_steps_of_hamiltonian_monte_carlo(schools: tuple) -> None:
+    """NumPyro's own, five leapfrogs each: how the samples that it accepts move with the start."""
+    potential, start = schools
+    options = {"adapt_step_size": False, "adapt_mass_matrix": False}
+    kernel = HMC(potential_fn=potential, step_size=0.1, trajectory_length=0.5, **options)
+    first = kernel.init(jax.random.key(1), 0, start, (), {})
+
+    def chain(q):
+        energy, force = jax.value_and_grad(potential)(q)
+        state = first._replace(z=q, potential_energy=energy, z_grad=force)
+
+        def step(state, _):
+            state = kernel.sample(state, (), {})
+            return state, (state.z, state.accept_prob)
+
+        return jax.lax.scan(step, state, length=10)[1]
+
+    def moved(ad: ModuleType):
+        return ad.jit(lambda q, v: ad.jvp(chain, (q,), (v,)))(start, direction(start, 2))
+
+    got, want = moved(ft), moved(jax)
+    close(got, want)
+    (samples, _), (velocities, _) = want
+    assert len(np.unique(samples["mean"])) > 5
+    assert np.all(np.isfinite(velocities["mean"])) and np.any(velocities["mean"])
 
 
 def log_density(position: dict) -> jax.Array:
