@@ -1,8 +1,7 @@
 """What test files ask for by name: `pytestmark = pytest.mark.usefixtures("quick_compilation")`.
 
 XLA's compilations are most of what the tests take, and many of them are the same: they are kept in
-`.pytest_cache`, for the other workers and for the next run. `make clean` forgets them. And the XLA
-of JAX 0.10 has a way to compile small programs in half the time, which is asked for.
+`.pytest_cache`, for the other workers and for the next run. `make clean` forgets them.
 """
 
 from __future__ import annotations
@@ -15,9 +14,6 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if jax.__version_info__ < (0, 11):
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
     kept = {
         "jax_compilation_cache_dir": str(config.rootpath / ".pytest_cache" / "xla"),
         "jax_persistent_cache_min_compile_time_secs": 0,
