@@ -27,7 +27,12 @@ napoleon_use_rtype = False
 
 html_theme = "sphinx_book_theme"
 html_title = "functrans"
-html_theme_options = {"show_toc_level": 2, "use_download_button": False}
+# The search stands in the sidebar, as the theme has it, and not in a bar above it as well.
+html_theme_options = {
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "navbar_persistent": [],
+}
 html_static_path = ["_static"]
 
 HERE = Path(__file__).parent
