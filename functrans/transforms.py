@@ -174,6 +174,7 @@ class LinearFunction:
         return jx.with_constants(self.spec.jaxpr, self.residuals)
 
     def at(self, vector: Any) -> Any:
+        """The value at a tangent or a cotangent, checked."""
         apply = self.compiled or functools.partial(self.apply, self.spec)
         return apply(self.residuals, vector)
 
