@@ -56,7 +56,7 @@ class Jitted:
         # What the compiled function hangs on is to live as long as it can be called.
         self._root, self._key, self._options = root, key, options
         self._call = _remember(root, key, make)
-        self._has_settled_arguments = any(map(options.get, _OF_ARGUMENTS))
+        self._speaks_of_arguments = any(map(options.get, _OF_ARGUMENTS))
         self._transforms: dict[tuple, Jitted] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,7 +73,7 @@ class Jitted:
         return f"<functrans.jit of {self._root!r}>"
 
     def _transform(self, transform: Callable, settings: dict) -> Jitted:
-        place = (transform, *settings.values())
+        place = (transform, *settings.items())
         found = self._transforms.get(place)
         if found is None:
             options = {k: v for k, v in self._options.items() if k in _INHERITED}
@@ -102,7 +102,7 @@ def transformed(fun: Callable, transform: Callable, **settings: Any) -> Callable
 
 def transformed_at_once(fun: Callable, transform: Callable, **settings: Any) -> Callable:
     """As `transformed`, for a transform that takes primals: all of them arrays, none static."""
-    if isinstance(fun, Jitted) and fun._has_settled_arguments:
+    if isinstance(fun, Jitted) and fun._speaks_of_arguments:
         return transform(fun, **settings)
     return transformed(fun, transform, **settings)
 

@@ -13,7 +13,6 @@ Read next: `reverse.py`, which reads the linear jaxpr backwards.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -73,7 +72,8 @@ def _record(push: Callable, primals: Sequence, gaps: Sequence, fun: Any) -> tupl
         trace = LinearizeTrace(tape)
         outs, tangents, aux = push(trace, primals, jx.fill(gaps, new))
         jaxpr, residuals = tape.finish(jx.present(tangents), jx.debug_info("linearize", fun))
-        jaxpr = functools.reduce(lambda program, rewrite: rewrite(program), SIMPLIFIED, jaxpr)
+        for rewrite in SIMPLIFIED:
+            jaxpr = rewrite(jaxpr)
     finally:
         tape.invalidate()
     return outs, aux, LinearProgram(jaxpr, residuals, jx.gaps(tangents))

@@ -92,10 +92,11 @@ class _Rewrite:
                 return None
             given[1 - i] = self.squeezed(equation, inputs[1 - i], places)
         elif equation.primitive is lax.dot_general_p:
-            numbers, found = _without_copied(params["dimension_numbers"], i, inputs, places)
-            if found is None:
+            smaller = _without_copied(params["dimension_numbers"], i, inputs, places)
+            if smaller is None:
                 return None
-            params, places = {**params, "dimension_numbers": numbers}, found
+            numbers, places = smaller
+            params = {**params, "dimension_numbers": numbers}
         return Copy(self.write(equation, equation.primitive, given, params), places)
 
     def squeezed(self, like: JaxprEqn, x: Any, places: Sequence[int]) -> Any:
@@ -124,7 +125,9 @@ def _variables(equation: JaxprEqn) -> set:
     return {x for x in equation.invars if type(x) is not Literal}
 
 
-def _without_copied(numbers: tuple, i: int, inputs: Sequence, places: Sequence[int]) -> tuple:
+def _without_copied(
+    numbers: tuple, i: int, inputs: Sequence, places: Sequence[int]
+) -> tuple[tuple, list[int]] | None:
     """Dimension numbers of a product without the copied dimensions of factor `i`.
 
     Also those dimensions of the result that are left; `None` if a copied dimension is not free.
@@ -133,9 +136,9 @@ def _without_copied(numbers: tuple, i: int, inputs: Sequence, places: Sequence[i
     bound = [{*contracted[side], *batch[side]} for side in (0, 1)]
     free = [(k, d) for k in (0, 1) for d in range(jx.aval_of(inputs[k]).ndim) if d not in bound[k]]
     if not bound[i].issubset(places):
-        return numbers, None
-    dims = [(None, d) for d in batch[0]] + free
-    left = [n for n, (side, d) in enumerate(dims) if side != i or d in places]
+        return None
+    found = [(None, d) for d in batch[0]] + free
+    left = [n for n, (side, d) in enumerate(found) if side != i or d in places]
 
     def renumbered(pair: tuple) -> tuple:
         return tuple(
