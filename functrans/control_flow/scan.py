@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import Any, NamedTuple
 
-from jax import lax
 from jax.extend.core import ClosedJaxpr, set_current_trace
 from jax.extend.core.primitives import scan_p
 
@@ -32,6 +31,7 @@ from functrans.control_flow.halves import (
     postpone,
     split,
 )
+from functrans.control_flow.loops import evaluate, scan
 from functrans.control_flow.sums import sums_after
 from functrans.forward import jvp_jaxpr
 from functrans.jaxpr import Linear
@@ -99,12 +99,12 @@ def two_loops(half: Halves, known: Any, linear: Any, finish: Callable, options: 
     later, made_of, half = postpone(half, size)
 
     def body(c, x):
-        outs = jx.evaluate(half.first, *consts, *c, *x)
+        outs = evaluate(half.first, *consts, *c, *x)
         return outs[:size], (outs[size : half.count], outs[half.count :])
 
-    new_carry, (ys, stacked) = lax.scan(body, carry, xs, **options)
+    new_carry, (ys, stacked) = scan(body, carry, xs, **options)
     fixed = {("in", i): x for i, x in enumerate(consts)}
-    fixed |= {("outer", i): x for i, x in enumerate(jx.evaluate(outer, *consts))}
+    fixed |= {("outer", i): x for i, x in enumerate(evaluate(outer, *consts))}
     given = {("fresh", i): x for i, x in enumerate(stacked)}
     given |= {("in", i + len(consts) + size): x for i, x in enumerate(xs)}
     given |= {("out", i + size): y for i, y in enumerate(ys)}
@@ -113,13 +113,13 @@ def two_loops(half: Halves, known: Any, linear: Any, finish: Callable, options: 
     def linear_body(c, step):
         x, values = step
         at_hand = fixed | dict(zip(read, values, strict=True))
-        made = jx.evaluate(later, *(at_hand[source] for source in made_of))
+        made = evaluate(later, *(at_hand[source] for source in made_of))
         at_hand |= {("later", i): x for i, x in enumerate(made)}
         residuals = [at if kind == "value" else at_hand[kind, at] for kind, at in half.sources]
-        return finish(jx.evaluate(half.second, *residuals, *linear_consts, *c, *x))
+        return finish(evaluate(half.second, *residuals, *linear_consts, *c, *x))
 
     steps = linear_xs, [given[source] for source in read]
-    c_linear, y_linear = lax.scan(linear_body, linear_carry, steps, **options)
+    c_linear, y_linear = scan(linear_body, linear_carry, steps, is_linear=True, **options)
     return new_carry, ys, c_linear, y_linear
 
 
@@ -133,7 +133,7 @@ class ScanRule(Rule):
 
         def body(pair, step):
             (c, c_dot), (x, x_dot) = pair, step
-            outs = jx.evaluate(program, *consts, *c, *x, *jx.present(k_dots), *c_dot, *x_dot)
+            outs = evaluate(program, *consts, *c, *x, *jx.present(k_dots), *c_dot, *x_dot)
             outs, outs_dot = outs[: len(gaps)], jx.fill(gaps, outs[len(gaps) :])
             next_dot = loop.carried(outs_dot, moving)
             return (outs[: loop.carry], next_dot), (
@@ -142,9 +142,7 @@ class ScanRule(Rule):
             )
 
         start = carry, loop.carried(c_dots, moving)
-        (carry, c_dot), (ys, y_dots) = lax.scan(
-            body, start, (xs, jx.present(x_dots)), **loop.options
-        )
+        (carry, c_dot), (ys, y_dots) = scan(body, start, (xs, jx.present(x_dots)), **loop.options)
         return [*carry, *ys], self._tangents(loop, moving, gaps, [*carry, *ys], c_dot, y_dots)
 
     def linearize(self, primitive, primals, tangents, params):
@@ -188,7 +186,7 @@ class ScanRule(Rule):
 
         def body(state, step):
             (c_bar, k_bars), (x, y_bar) = state, step
-            outs = iter(jx.evaluate(sums.body, *fixed, *x, *c_bar, *y_bar))
+            outs = iter(evaluate(sums.body, *fixed, *x, *c_bar, *y_bar))
             k_bars = [jx.add(k_bar, next(outs)) for k_bar in k_bars]
             x_bars = list(map(jx.instantiate, jx.fill(gaps, outs)))
             return (x_bars[: loop.carry], k_bars), (x_bars[loop.carry :], list(outs))
@@ -197,7 +195,7 @@ class ScanRule(Rule):
         summed = [aval for aval, gap in zip(k_avals, k_gaps, strict=True) if gap is None]
         start = list(map(jx.instantiate, c_bars)), list(map(jx.zeros, compress(summed, sums.stay)))
         options = loop.options | {"reverse": not loop.options["reverse"]}
-        (c_bar, k_bars), (x_bars, new) = lax.scan(body, start, (x_known, y_bars), **options)
+        (c_bar, k_bars), (x_bars, new) = scan(body, start, (x_known, y_bars), **options)
         k_bars = merged(sums.later([*x_known, *y_bars, *new]), k_bars, sums.stay)
         rest = iter([*jx.fill(k_gaps, k_bars), *c_bar, *x_bars])
         pulled = [next(rest) if is_linear else None for is_linear in in_body]
