@@ -34,8 +34,8 @@ class ForwardTracer(jax.core.Tracer):
 
     __slots__ = ("primal", "tangent")
 
-    def __init__(self, trace: ForwardTrace, primal: Any, tangent: Any):
-        super().__init__(trace, jx.typeof(primal))
+    def __init__(self, trace: ForwardTrace, aval: Any, primal: Any, tangent: Any):
+        super().__init__(trace, aval)
         self.primal, self.tangent = primal, tangent
 
     def to_concrete_value(self):
@@ -50,24 +50,19 @@ class ForwardTrace(Trace):
         super().__init__()
         self.requires_low = False
         self.parent, self.is_live = parent, False
+        # The equation of a program that has no other asks its rule for what the others derive.
+        self.alone = False
         self.work = self.tangents = worker(parent)
 
     def equation(
-        self,
-        primitive: Any,
-        params: dict,
-        xs: list,
-        x_dots: list,
-        origin: Any = None,
-        alone: bool = False,
+        self, primitive: Any, params: dict, avals: tuple, xs: list, x_dots: list, origin: Any = None
     ) -> tuple:
-        """`(x, x_dot) -> ([y], [y_dot])`, the meaning of one equation, on handles.
+        """`(x, x_dot) -> ([type of y], [y], [y_dot])`, the meaning of one equation, on handles.
 
-        A tangent that is zero is `None`; `origin` is the equation, if it stands in a jaxpr. The
-        equation of a program that has no other asks its rule for what the others derive from it.
+        A tangent that is zero is `None`; `origin` is the equation, if it stands in a jaxpr.
         """
-        avals, moving = tuple([jx.aval_of(x) for x in xs]), tuple([t is not None for t in x_dots])
-        if found := derived(origin, primitive, params, alone, self.derive, avals, moving):
+        moving = tuple([t is not None for t in x_dots])
+        if found := derived(origin, primitive, params, self.alone, self.derive, avals, moving):
             return self.push(origin, found, xs, [t for t in x_dots if t is not None])
         # Python functions that run now have lines of their own.
         with jx.context_of(origin, own_lines=self.is_live and "subfuns" in params):
@@ -80,7 +75,7 @@ class ForwardTrace(Trace):
         moving = [type(t) is not Zero and jx.is_differentiable(jx.typeof(y)) for y, t in pairs]
         pairs = zip(y_dots, moving, strict=True)
         y_dots = [self.tangents.atom(t) if moves else None for t, moves in pairs]
-        return [*map(self.work.atom, ys)], y_dots
+        return [*map(jx.typeof, ys)], [*map(self.work.atom, ys)], y_dots
 
     def ask(self, rule: Rule, *equation: Any) -> tuple:
         with set_current_trace(self.parent):
@@ -91,8 +86,8 @@ class ForwardTrace(Trace):
     def push(self, origin: Any, found: tuple, xs: list, x_dots: list) -> tuple:
         """Run what `derive` has made of the equation."""
         program, gaps = found
-        outs = self.work.run(program, [*xs, *x_dots], origin)
-        return outs[: len(gaps)], place(outs[len(gaps) :], gaps)
+        outs, count = self.work.run(program, [*xs, *x_dots], origin), len(gaps)
+        return program.out_avals[:count], outs[:count], place(outs[count:], gaps)
 
     # Driver one: a running Python function.
 
@@ -102,8 +97,8 @@ class ForwardTrace(Trace):
     def primal(self, x: Any) -> Any:
         return x.primal if self.owns(x) else x
 
-    def join(self, primal: Any, tangent: Any) -> Any:
-        return primal if tangent is None else ForwardTracer(self, primal, tangent)
+    def join(self, aval: Any, primal: Any, tangent: Any) -> Any:
+        return primal if tangent is None else ForwardTracer(self, aval, primal, tangent)
 
     def process_primitive(self, primitive, args, params, /):
         primals, moves = [*map(self.primal, args)], [*map(self.owns, args)]
@@ -112,16 +107,16 @@ class ForwardTrace(Trace):
                 return primitive.bind(*primals, **params)
         pairs = zip(args, moves, strict=True)
         x_dots = [self.tangents.atom(x.tangent) if moving else None for x, moving in pairs]
-        xs = [*map(self.work.atom, primals)]
-        ys, y_dots = self.equation(primitive, params, xs, x_dots)
+        xs, avals = [*map(self.work.atom, primals)], tuple(map(jx.typeof, args))
+        avals, ys, y_dots = self.equation(primitive, params, avals, xs, x_dots)
         primals = [*map(self.work.value, ys)]
         tangents = [None if t is None else self.tangents.value(t) for t in y_dots]
-        outs = [*map(self.join, primals, tangents)]
+        outs = [*map(self.join, avals, primals, tangents)]
         return outs if primitive.multiple_results else outs[0]
 
     def stage_value(self, x, /):
         staged = self.parent.stage_value(self.primal(x))
-        return self.join(staged, x.tangent if self.owns(x) else None)
+        return self.join(jx.typeof(x), staged, x.tangent) if self.owns(x) else staged
 
     def run_function(self, fun: Callable, primals: Sequence, tangents: Sequence) -> tuple:
         """Run `fun` on pairs; it takes a flat list and returns two, its outputs and `aux`.
@@ -130,13 +125,13 @@ class ForwardTrace(Trace):
         """
         self.is_live, pairs = True, list(zip(primals, tangents, strict=True))
         moving = [x for x, t in pairs if type(t) is not Zero]
-        if type(self.parent) is StagingTrace and all(
-            isinstance(x, jax.core.Tracer) for x in moving
-        ):
+        is_written = type(self.parent) is StagingTrace
+        if is_written and all(isinstance(x, jax.core.Tracer) for x in moving):
             return self.run_staged(fun, primals, tangents)
         try:
             with set_current_trace(self):
-                outs, aux = fun(*(self.join(x, None if type(t) is Zero else t) for x, t in pairs))
+                inputs = ((x, None if type(t) is Zero else t) for x, t in pairs)
+                outs, aux = fun(*(self.join(jx.typeof(x), x, t) for x, t in inputs))
             y_dots = [x.tangent if self.owns(x) else Zero.like(x) for x in outs]
             return [*map(self.primal, outs)], y_dots, [*map(self.primal, aux)]
         finally:
@@ -164,7 +159,7 @@ class ForwardTrace(Trace):
 
     def run_jaxpr(self, program: ClosedJaxpr, primals: Sequence, tangents: Sequence) -> tuple:
         """Walk the equations of a jaxpr from the first to the last."""
-        jaxpr = program.jaxpr
+        jaxpr, self.alone = program.jaxpr, len(program.jaxpr.eqns) == 1
         known = jx.environment(program, primals)
         known = {v: self.work.atom(x) for v, x in known.items()}
         pairs = zip(jaxpr.invars, tangents, strict=True)
@@ -179,13 +174,13 @@ class ForwardTrace(Trace):
         for equation in jaxpr.eqns:
             xs = [primal(atom) for atom in equation.invars]
             x_dots = [tangent(atom) for atom in equation.invars]
-            if any(t is not None for t in x_dots):
-                primitive, alone = equation.primitive, len(jaxpr.eqns) == 1
-                params = primitive.get_bind_params(equation.params)
-                ys, y_dots = self.equation(primitive, params, xs, x_dots, equation, alone)
-                moving.update(zip(equation.outvars, y_dots, strict=True))
-            else:
+            if all(t is None for t in x_dots):
                 ys = self.work.run_equation(equation, xs)
+            else:
+                primitive, avals = equation.primitive, tuple([x.aval for x in equation.invars])
+                params = primitive.get_bind_params(equation.params)
+                _, ys, y_dots = self.equation(primitive, params, avals, xs, x_dots, equation)
+                moving.update(zip(equation.outvars, y_dots, strict=True))
             known.update(zip(equation.outvars, ys, strict=True))
         outs = [self.work.value(primal(atom)) for atom in jaxpr.outvars]
         y_dots = map(tangent, jaxpr.outvars)

@@ -243,12 +243,12 @@ def cached_by_types(function: Callable) -> Callable:
     `None` if a param holds a function, which is to live no longer than its owner, or is no key.
     """
     memory: dict[Any, Any] = {}
+    config: Any = jax.config
+    mesh = jax.sharding.get_abstract_mesh
 
     @functools.wraps(function)
     def cached(origin, *key):
-        config: Any = jax.config
-        modes = config.jax_enable_x64, config.jax_default_matmul_precision
-        place = key, modes, jax.sharding.get_abstract_mesh()
+        place = key, config.jax_enable_x64, config.jax_default_matmul_precision, mesh()
         try:
             found = memory.get(place)
         except TypeError:

@@ -48,10 +48,10 @@ class LinearizeTrace(ForwardTrace):
 
     def push(self, origin, found, xs, x_dots):
         first, second, gaps = found
-        outs = self.work.run(first, xs, origin)
-        residuals = map(self.tape.atom, outs[len(gaps) :])
+        outs, avals, count = self.work.run(first, xs, origin), first.out_avals, len(gaps)
+        residuals = map(self.tape.atom, outs[count:], avals[count:])
         y_dots = self.tape.run(second, [*residuals, *x_dots], origin)
-        return outs[: len(gaps)], place(y_dots, gaps)
+        return avals[:count], outs[:count], place(y_dots, gaps)
 
 
 def linearize(fun: Callable, primals: Sequence, gaps: Sequence) -> tuple[list, list, LinearProgram]:

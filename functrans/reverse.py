@@ -12,7 +12,7 @@ Read next: `jit.py`, where all of this is compiled; or `transforms.py`, where it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
 from typing import Any
 
@@ -41,43 +41,46 @@ def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
     known = {v: work.atom(x) for v, x in pairs if type(x) is not Linear}
     bars: dict[Var, Any] = {}
 
-    def accumulate(origin: Any, atom: Any, x_bar: Any) -> None:
-        if x_bar is not None and type(atom) is not Literal and atom not in known:
-            bars[atom] = _sum(work, origin, bars[atom], x_bar) if atom in bars else x_bar
+    def accumulate(origin: Any, atoms: Iterable, x_bars: Iterable) -> None:
+        for atom, x_bar in zip(atoms, x_bars, strict=True):
+            if x_bar is not None:
+                bars[atom] = _sum(work, origin, bars[atom], x_bar) if atom in bars else x_bar
 
     linear = _evaluate_known(work, jaxpr, known)
     for atom, cotangent in zip(jaxpr.outvars, cotangents, strict=True):
         y_bar = jx.varying_as(cotangent, jx.cotangent_aval(atom.aval))
-        accumulate(None, atom, None if type(y_bar) is Zero else work.atom(y_bar))
-    for equation, values in reversed(linear):
+        if type(y_bar) is not Zero and type(atom) is not Literal and atom not in known:
+            accumulate(None, [atom], [work.atom(y_bar)])
+    for equation, values, flags in reversed(linear):
         y_bars = [bars.pop(v, None) for v in equation.outvars]
-        if any(y_bar is not None for y_bar in y_bars):
-            x_bars = pull(work, equation, values, y_bars, alone)
-            for atom, x_bar in zip(equation.invars, x_bars, strict=True):
-                accumulate(equation, atom, x_bar)
+        moving = tuple([y_bar is not None for y_bar in y_bars])
+        if True in moving:
+            x_bars = pull(work, equation, values, flags, y_bars, moving, alone)
+            accumulate(equation, compress(equation.invars, flags), x_bars)
     x_bars = [(v, bars.get(v)) for v in jaxpr.invars if v not in known]
     return [Zero(v.aval) if x is None else work.value(x) for v, x in x_bars]
 
 
-def pull(work: Any, equation: JaxprEqn, xs: list, y_bars: list, alone: bool) -> list:
-    """`y_bar -> x_bar` for one equation, on handles.
+def pull(
+    work: Any, equation: JaxprEqn, xs: list, linear: tuple, y_bars: list, moving: tuple, alone: bool
+) -> list:
+    """`y_bar -> x_bar` for one equation, on handles, for the inputs that are linear.
 
-    `None` stands for an input that is linear, and for a cotangent that is zero.
+    `None` stands for an input that is linear, and for a cotangent that is zero; `linear` and
+    `moving` say which.
     """
     primitive, params = equation.primitive, equation.params
-    pairs = zip(equation.invars, xs, strict=True)
-    avals = tuple([v.aval if x is None else jx.aval_of(x) for v, x in pairs])
-    flags = tuple([x is None for x in xs]), tuple([y is not None for y in y_bars])
-    if found := derived(equation, primitive, params, alone, transpose_jaxpr, avals, *flags):
+    avals = tuple([x.aval for x in equation.invars])
+    if found := derived(equation, primitive, params, alone, transpose_jaxpr, avals, linear, moving):
         program, gaps = found
         known = [x for x in (*xs, *y_bars) if x is not None]
-        x_bars = iter(place(work.run(program, known, equation), gaps))
-        return [next(x_bars) if is_linear else None for is_linear in flags[0]]
+        return place(work.run(program, known, equation), gaps)
     pairs = zip(equation.outvars, y_bars, strict=True)
     cotangents = [Zero(v.aval) if y is None else work.value(y) for v, y in pairs]
     inputs = [Linear(a) if x is None else work.value(x) for a, x in zip(avals, xs, strict=True)]
     with jx.context_of(equation):
         x_bars = rule_of(primitive).transpose(primitive, cotangents, inputs, params)
+    x_bars = compress(x_bars, linear)
     return [None if x is None or type(x) is Zero else work.atom(x) for x in x_bars]
 
 
@@ -100,20 +103,19 @@ def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> 
 
 
 def _evaluate_known(work: Any, jaxpr: Jaxpr, known: dict) -> list:
-    """Evaluate the equations that read no linear value; return the others, and what they read."""
+    """Evaluate the equations that read no linear value.
+
+    Returns the others, what they read, and which of it is linear.
+    """
     linear = []
     for equation in jaxpr.eqns:
-        values = [read(work, known, atom) for atom in equation.invars]
-        if any(x is None for x in values):
-            linear.append((equation, values))
+        values = [work.atom(a) if type(a) is Literal else known.get(a) for a in equation.invars]
+        flags = tuple([x is None for x in values])
+        if True in flags:
+            linear.append((equation, values, flags))
         else:
             known.update(zip(equation.outvars, work.run_equation(equation, values), strict=True))
     return linear
-
-
-def read(work: Any, known: dict, atom: Any) -> Any:
-    """The handle of a known value; `None` for one that is linear."""
-    return work.atom(atom) if type(atom) is Literal else known.get(atom)
 
 
 @jx.cached_by_program

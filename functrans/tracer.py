@@ -44,10 +44,9 @@ class Tracer(jax.core.Tracer):
 
     __slots__ = ("atom",)
 
-    def __init__(self, trace: StagingTrace, atom: Any):
+    def __init__(self, trace: StagingTrace, atom: Any, source: Any = None):
         super().__init__(trace, atom.aval)
-        self.atom = atom
-        self._line_info = source_info_util.current()
+        self.atom, self._line_info = atom, source
 
     def _origin_msg(self):
         line = self._line_info or source_info_util.current()
@@ -84,15 +83,18 @@ class StagingTrace(Trace):
         self.equations: list = []
         self.constants: dict[int, tuple[Var, Any]] = {}
 
-    def new_input(self, aval: Any) -> Tracer:
+    def new_input(self, aval: Any, source: Any = None) -> Tracer:
         self.inputs.append(Var(aval))
-        return Tracer(self, self.inputs[-1])
+        return Tracer(self, self.inputs[-1], source)
 
     def owns(self, x: Any) -> bool:
         return isinstance(x, Tracer) and x._trace is self
 
-    def atom(self, x: Any) -> Any:
-        """The atom for a value: its own, a literal if it is a scalar, else a constant's."""
+    def atom(self, x: Any, aval: Any = None) -> Any:
+        """The atom for a value: its own, a literal if it is a scalar, else a constant's.
+
+        `aval` is its type, if that is at hand.
+        """
         if type(x) is Literal or type(x) is Var:
             return x
         if self.owns(x):
@@ -101,11 +103,11 @@ class StagingTrace(Trace):
             return Literal(_canonical(x), jx.typeof(x))
         if id(x) not in self.constants:
             # The value is kept beside its variable, and so its id stays its own.
-            self.constants[id(x)] = (Var(jx.typeof(x)), x)
+            self.constants[id(x)] = (Var(aval or jx.typeof(x)), x)
         return self.constants[id(x)][0]
 
-    def value(self, atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else Tracer(self, atom)
+    def value(self, atom: Any, source: Any = None) -> Any:
+        return atom.val if type(atom) is Literal else Tracer(self, atom, source)
 
     def process_primitive(self, primitive, args, params, /):
         room = STAGED.get(CALL if "subfuns" in params else primitive)
@@ -119,16 +121,18 @@ class StagingTrace(Trace):
         avals, effects = jx.abstract_eval(primitive, tuple(a.aval for a in atoms), params)
         outputs, source = [Var(aval) for aval in avals], source_info_util.current()
         self.equations.append(new_jaxpr_eqn(atoms, outputs, primitive, params, effects, source))
-        return [Tracer(self, output) for output in outputs]
+        return [Tracer(self, output, source) for output in outputs]
 
     def run(self, program: Template, atoms: Sequence[Any], origin: Any = None) -> list:
         """Write the equations of a template, in the place of an equation if one is given."""
-        found = [*map(self.atom, program.constants), *atoms]
-        source = jx.source_of(origin) if origin else source_info_util.current()
-        for equation, inputs in program.steps:
-            inputs = [found[i] if type(i) is int else i for i in inputs]
-            found += self.copy(equation, inputs, source, (origin or equation).ctx)
-        return [found[i] if type(i) is int else i for i in program.outputs]
+        found = [*map(self.atom, program.fixed), *atoms]
+        here = jx.source_of(origin) if origin else source_info_util.current()
+        for equation, numbers, avals in program.steps:
+            source, context = (here, origin) if origin else (jx.scoped(here, equation), equation)
+            inputs, outputs = [*map(found.__getitem__, numbers)], [*map(Var, avals)]
+            self.equations.append(jx.copied(equation, inputs, outputs, source, context.ctx))
+            found += outputs
+        return [*map(found.__getitem__, program.outputs)]
 
     def copy(self, equation: JaxprEqn, atoms: list, source: Any, context: Any) -> list[Var]:
         """Write an equation of another program, with other inputs."""
@@ -141,21 +145,26 @@ class StagingTrace(Trace):
 
     def replay(self, program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
         """Write the equations of another program as if its function had run here."""
-        values = jx.environment(program, args)
+        here, atoms = source_info_util.current(), [*map(self.atom, args)]
+        if all(type(atom) is Var for atom in atoms):  # what is written depends on types alone
+            return [self.value(atom, here) for atom in self.run(_replayed(program), atoms)]
+        return self.replay_each(program, args)
+
+    def replay_each(self, program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+        """The same, with each equation in turn."""
+        here, values = source_info_util.current(), jx.environment(program, args)
 
         def read(atom):
             return atom.val if isinstance(atom, Literal) else values[atom]
 
-        here = source_info_util.current()
         for equation in program.jaxpr.eqns:
             inputs, source = [read(atom) for atom in equation.invars], jx.scoped(here, equation)
-            primitive, params, outs = equation.primitive, equation.params, None
-            if primitive in STAGED:
-                with jx.context_of(equation, source):
-                    outs = STAGED[primitive](self, primitive, inputs, params)
+            room = STAGED.get(equation.primitive)
+            with jx.context_of(equation, source):
+                outs = room and room(self, equation.primitive, inputs, equation.params)
             if outs is None:
                 atoms = self.copy(equation, [*map(self.atom, inputs)], source, equation.ctx)
-                outs = [Tracer(self, atom) for atom in atoms]
+                outs = [Tracer(self, atom, source) for atom in atoms]
             values.update(zip(equation.outvars, outs, strict=True))
         return [read(atom) for atom in program.jaxpr.outvars]
 
@@ -185,10 +194,10 @@ class RecordingTrace(StagingTrace):
         super().__init__()
         self.parent = parent
 
-    def atom(self, x):
+    def atom(self, x, aval=None):
         """As of any trace; of a parent that writes, too, the variables are read as they are."""
         is_written = type(self.parent) is StagingTrace and isinstance(x, Tracer)
-        return x.atom if is_written and x._trace is self.parent else super().atom(x)
+        return x.atom if is_written and x._trace is self.parent else super().atom(x, aval)
 
     def read(self, outputs):
         # A dead linear equation would only be transposed into zeros.
@@ -222,7 +231,8 @@ def stage(
     """
     trace = StagingTrace(inline)
     with source_info_util.reset_name_stack():
-        tracers = [trace.new_input(aval) for aval in avals]
+        source = source_info_util.current()
+        tracers = [trace.new_input(aval, source) for aval in avals]
         try:
             with set_current_trace(trace):
                 outputs = fun(*tracers)
@@ -242,22 +252,23 @@ WORTH_COMPILING = 4
 class Template:
     """A program to be written down, or run, many times.
 
-    Its values have numbers: the constants first, then the inputs, then what each equation gives.
+    Its values have numbers: first what is fixed, the constants and the literals, then the inputs,
+    then what each equation gives.
     """
 
     def __init__(self, program: ClosedJaxpr):
-        jaxpr, self.program, self.constants = program.jaxpr, program, program.consts
-        numbers = {v: i for i, v in enumerate([*jaxpr.constvars, *jaxpr.invars])}
-
-        def numbered(atoms):
-            return [a if type(a) is Literal else numbers[a] for a in atoms]
-
-        self.steps = []
-        for equation in jaxpr.eqns:
-            self.steps.append((equation, numbered(equation.invars)))
-            numbers.update({v: len(numbers) + i for i, v in enumerate(equation.outvars)})
-        self.outputs = numbered(jaxpr.outvars)
-        self.runs = 0
+        jaxpr, self.program, self.runs = program.jaxpr, program, 0
+        read = [*(a for e in jaxpr.eqns for a in e.invars), *jaxpr.outvars]
+        literals = [atom for atom in read if type(atom) is Literal]
+        self.fixed = [*program.consts, *literals]
+        given = (v for equation in jaxpr.eqns for v in equation.outvars)
+        atoms = [*jaxpr.constvars, *literals, *jaxpr.invars, *given]
+        numbers = {id(atom): i for i, atom in enumerate(atoms)}
+        self.steps = [
+            (e, [numbers[id(a)] for a in e.invars], [v.aval for v in e.outvars]) for e in jaxpr.eqns
+        ]
+        self.outputs = [numbers[id(atom)] for atom in jaxpr.outvars]
+        self.out_avals = program.out_avals
 
     @functools.cached_property
     def compiled(self) -> Callable:
@@ -277,6 +288,14 @@ class Template:
         return run
 
 
+@jx.cached_by_program
+def _replayed(program: ClosedJaxpr) -> Template:
+    def replay(*tracers):
+        return jx.current_trace().replay_each(program, tracers)
+
+    return Template(stage(replay, program.in_avals, program.jaxpr.debug_info))
+
+
 def itself(program: ClosedJaxpr) -> tuple[ClosedJaxpr]:
     return (program,)
 
@@ -284,13 +303,12 @@ def itself(program: ClosedJaxpr) -> tuple[ClosedJaxpr]:
 def derived(origin: Any, primitive: Any, params: dict, alone: bool, derive: Callable, *key) -> Any:
     """What `derive` makes of an equation, in templates; `None` if its rule must be asked again."""
     rule = RULES.get(primitive)
-    if found := rule and rule.derived(params, derive, key[1:]):
-        return found
-    if not rule or not rule.by_types or alone:
+    if not rule or alone or not rule.by_types:
+        return rule and rule.derived(params, derive, key[1:])
+    try:
+        return _derived(origin, (*params.items(),), rule, primitive, derive, *key)
+    except _NEEDS_VALUES:
         return None
-    with contextlib.suppress(*_NEEDS_VALUES):
-        return _derived(origin, tuple(params.items()), rule, primitive, derive, *key)
-    return None
 
 
 _NEEDS_VALUES = (

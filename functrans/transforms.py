@@ -233,7 +233,7 @@ def _linear_function(
 def _linearize(fun: Callable, has_aux: bool, kind: type) -> Callable:
     def linearize_at(*primals):
         leaves, in_tree = tree.flatten(primals)
-        in_avals = [checks.type_of("linearize", x).to_tangent_aval() for x in leaves]
+        in_avals = [jx.tangent_aval(checks.type_of("linearize", x)) for x in leaves]
         in_gaps = jx.gaps_for(in_avals, [*map(jx.is_differentiable, in_avals)])
         flat = Flat(fun, in_tree, has_aux)
         outs, aux, (jaxpr, residuals, out_gaps) = linearize_flat(flat, leaves, in_gaps)

@@ -88,7 +88,7 @@ class JitRule(Rule):
     """
 
     def derived(self, params, derive, flags):
-        rest = tuple((name, value) for name, value in params.items() if name != "jaxpr")
+        rest = tuple({**params, "jaxpr": None}.items())
         mesh = jax.sharding.get_abstract_mesh()
         return DERIVED[derive](params["jaxpr"], *flags, rest, mesh)
 
@@ -145,7 +145,7 @@ def _is_inlined(params: dict) -> bool:
     default = _jit_params(jax.sharding.get_abstract_mesh())
     inline = getattr(params["inline"], "value", params["inline"]) in (True, "jax_early")
     keys = ("in_shardings", "out_shardings", "in_layouts", "out_layouts")
-    return inline and all(one is default[key][0] for key in keys for one in params[key])
+    return inline and all(params[key].count(default[key][0]) == len(params[key]) for key in keys)
 
 
 @functools.lru_cache(maxsize=16)

@@ -99,12 +99,13 @@ def type_of(name: str, x: Any) -> Any:
     """The abstract value of an argument, which may also be a `jax.ShapeDtypeStruct`."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.make_jaxpr(lambda y: y)(x).in_avals[0]
-    if not jx.is_value(x):
+    try:
+        return jx.typeof(x)
+    except TypeError:
         raise TypeError(
             f"{name}: {x!r} of type {type(x).__name__} is not an array or a number. If it is not "
             "to be differentiated, close over it, or leave it out of argnums."
-        )
-    return jx.typeof(x)
+        ) from None
 
 
 def are_values(fun: Callable, outs: Iterable) -> None:
@@ -259,7 +260,7 @@ def numbers(
     allow_int: bool = False,
 ) -> None:
     """Check that inputs or outputs have a dtype for which the derivative is defined."""
-    for aval in (type_of(name, x) for x in tree.leaves(given)):
+    for aval in dict.fromkeys(type_of(name, x) for x in tree.leaves(given)):
         is_complex = issubdtype(aval.dtype, np.complexfloating)
         if holomorphic and not is_complex:
             raise TypeError(
