@@ -8,6 +8,7 @@ is checked against JAX and finite differences, in both modes and up to second or
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import chex
@@ -19,6 +20,7 @@ from jax import lax
 
 import functrans as ft
 from functrans.control_flow.copies import copies_last
+from functrans.control_flow.loops import BODY
 from functrans.testing import cross_check
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -149,6 +151,54 @@ def test_what_the_second_half_can_make_is_not_stacked():
     stacked = sorted(r.shape for r in residuals if r.shape[:1] == (4,) and len(r.shape) == 3)
     # The inputs; the states before each step and after it; and what the loss keeps of the latter.
     assert stacked == [(4, 2, 2), (4, 2, 3), (4, 2, 3), (4, 2, 3)]
+
+
+TABLE = array(4, 3)
+
+
+def with_arrays(x):
+    """A body that reads arrays of NumPy and JAX, and gives what it got, twice, and a constant."""
+
+    def step(c, x):
+        c = jnp.sin(c @ TABLE.T @ jnp.asarray(TABLE)) * x
+        return c, (x, x, 1.0, c)
+
+    c, ys = lax.scan(step, x, x)
+    return jnp.sum(c) + sum(jnp.sum(y * y) for y in ys)
+
+
+def of_one_call(x):
+    """A body that is a call, which stays one."""
+    step = jax.jit(lambda c, x: (jnp.sin(c) * x, c))
+    return jnp.sum(lax.scan(step, x[0], x)[1] ** 2)
+
+
+BODIES = {
+    **LOOPS,
+    "with arrays": (with_arrays, (array(3),)),
+    "of one call": (of_one_call, (array(3),)),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_bodies_of_loops_are_opened(name, order):
+    """A body is handed to `lax.scan` as one call, of which nothing is left in what is emitted."""
+    fun, args = BODIES[name]
+    derivative = ft.grad(fun) if order == 1 else partial(ft.jvp, ft.grad(fun))
+    given = args if order == 1 else (args, args)
+    programs = [ft.make_jaxpr(derivative)(*given), jax.make_jaxpr(derivative)(*given)]
+    programs.append(jax.make_jaxpr(jax.vmap(derivative))(*jax.tree.map(lambda x: x[None], given)))
+    for program in programs:
+        names = [e.params.get("name") for e in walk(program.jaxpr)]
+        assert "scan" in [e.primitive.name for e in walk(program.jaxpr)]
+        assert BODY not in names
+
+
+@pytest.mark.parametrize("name", ["with arrays", "of one call"])
+def test_the_gradients_of_bodies_are_right(name):
+    fun, args = BODIES[name]
+    cross_check(fun, *args, jitted=True).check()
 
 
 # What is copied, and sums of products with it.
