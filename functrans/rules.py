@@ -101,8 +101,10 @@ class Elementwise(Rule):
         total: Any = Zero(aval)
         for i, tangent in enumerate(tangents):
             if type(tangent) is not Zero and self.partials[i] is not None:
-                term = self._times_partial(primitive, i, tangent, primals, params, answer)
-                total = jx.add(total, jx.broadcast_to(term, aval))
+                plus: Any = jx.add if type(total) is Zero or self.partials[i] != -1 else lax.sub
+                if plus is jx.add:
+                    tangent = self._times_partial(primitive, i, tangent, primals, params, answer)
+                total = plus(total, jx.broadcast_to(tangent, aval))
         return [answer], [total]
 
     def transpose(self, primitive, cotangents, inputs, params):

@@ -49,8 +49,7 @@ class Tracer(jax.core.Tracer):
         self.atom, self._line_info = atom, source
 
     def _origin_msg(self):
-        line = self._line_info or source_info_util.current()
-        return checks.traced_value(source_info_util.summarize(line))
+        return checks.traced_value(self._line_info)
 
 
 class Trace(jax.core.Trace):
@@ -273,12 +272,11 @@ class Template:
     @functools.cached_property
     def compiled(self) -> Callable:
         """The program compiled; an output that is an input is not copied."""
-        found: dict[Any, int] = {v: i for i, v in enumerate(self.program.jaxpr.invars)}
-        outputs = self.program.jaxpr.outvars
-        places = [None if type(a) is Literal else found.get(a) for a in outputs]
-        new = [a for a, place in zip(outputs, places, strict=True) if place is None]
-        kept = jx.giving(self.program, new)
-        works = new or kept.jaxpr.effects
+        jaxpr, first = self.program.jaxpr, len(self.fixed)
+        places = [n - first if 0 <= n - first < len(jaxpr.invars) else None for n in self.outputs]
+        pairs = zip(jaxpr.outvars, places, strict=True)
+        kept = jx.giving(self.program, [a for a, place in pairs if place is None])
+        works = kept.jaxpr.outvars or kept.jaxpr.effects
         function = jax.jit(functools.partial(jx.evaluate, kept)) if works else lambda *_: ()
 
         def run(*args):

@@ -81,8 +81,9 @@ def no_transpose_solve() -> TypeError:
     )
 
 
-def traced_value(line: str) -> str:
+def traced_value(source: Any) -> str:
     """What JAX's errors say of a tracer's origin, when a value was needed."""
+    line = source_info_util.summarize(source or source_info_util.current())
     return (
         f"\nThe value was traced, not computed, at {line}. To branch on it use jax.lax.cond or "
         "jax.numpy.where, make the argument it comes from static (static_argnums), or do not "
