@@ -145,7 +145,7 @@ class StagingTrace(Trace):
     def replay(self, program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
         """Write the equations of another program as if its function had run here."""
         here, atoms = source_info_util.current(), [*map(self.atom, args)]
-        if all(type(atom) is Var for atom in atoms):  # what is written depends on types alone
+        if Literal not in map(type, atoms):  # what is written depends on types alone
             return [self.value(atom, here) for atom in self.run(_replayed(program), atoms)]
         return self.replay_each(program, args)
 

@@ -142,10 +142,21 @@ def _open(gaps: list) -> list[bool]:
 
 
 def _is_inlined(params: dict) -> bool:
-    default = _jit_params(jax.sharding.get_abstract_mesh())
-    inline = getattr(params["inline"], "value", params["inline"]) in (True, "jax_early")
-    keys = ("in_shardings", "out_shardings", "in_layouts", "out_layouts")
-    return inline and all(params[key].count(default[key][0]) == len(params[key]) for key in keys)
+    """Whether the call asks for it, and says nothing of where its inputs and outputs are."""
+    inline = getattr(params["inline"], "value", params["inline"])
+    return inline in (True, "jax_early") and _said(params) <= _unsaid(
+        jax.sharding.get_abstract_mesh()
+    )
+
+
+def _said(params: dict) -> set:
+    shardings = params["in_shardings"], params["out_shardings"]
+    return {*shardings[0], *shardings[1], *params["in_layouts"], *params["out_layouts"]}
+
+
+@functools.lru_cache(maxsize=16)
+def _unsaid(mesh: Any) -> set:
+    return _said(_jit_params(mesh))
 
 
 @functools.lru_cache(maxsize=16)
