@@ -49,9 +49,8 @@ class ForwardTrace(Trace):
     def __init__(self, parent: Any):
         super().__init__()
         self.requires_low = False
-        self.parent, self.is_live = parent, False
-        # The equation of a program that has no other asks its rule for what the others derive.
-        self.alone = False
+        # `alone`: the equation of a program that has no other asks its rule.
+        self.parent, self.is_live, self.alone = parent, False, False
         self.work = self.tangents = worker(parent)
 
     def equation(

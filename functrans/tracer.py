@@ -72,7 +72,6 @@ class StagingTrace(Trace):
     """Writes an equation for each operation."""
 
     is_linear = False
-    parent: Any = None
 
     def __init__(self, inline: bool = True):
         super().__init__()

@@ -170,8 +170,13 @@ class LinearFunction:
 
     @property
     def jaxpr(self) -> ClosedJaxpr:
-        """The linear jaxpr, `tangents in -> tangents out`, with the residuals as constants."""
-        return jx.with_constants(self.spec.jaxpr, self.residuals)
+        """The linear jaxpr, `tangents in -> tangents out`, with the residuals as constants.
+
+        The halves of small calls, which are kept whole to be transposed at once, are opened.
+        """
+        program = jx.with_constants(self.spec.jaxpr, self.residuals)
+        run = functools.partial(jx.evaluate, program)
+        return stage(run, program.in_avals, program.jaxpr.debug_info)
 
     def at(self, vector: Any) -> Any:
         """The value at a tangent or a cotangent, checked."""
