@@ -6,6 +6,7 @@
     basis         a whole basis                      the matrix itself
     copies        what is copied along a batch       summed before it is multiplied
     cond          one of several functions           residuals of all branches share places
+    loops         the loops of the rooms below       a body is staged once
     scan          a loop of a known length           a loop for each half; the transpose runs back
     while_loop    a loop until something is met      forward mode alone
     reduce        a function of the user's, folded   a tree of pairs

@@ -143,13 +143,12 @@ def _open(gaps: list) -> list[bool]:
 
 def _is_inlined(params: dict) -> bool:
     """Whether the call asks for it, and says nothing of where its inputs and outputs are."""
-    inline = getattr(params["inline"], "value", params["inline"])
-    return inline in (True, "jax_early") and _said(params) <= _unsaid(
-        jax.sharding.get_abstract_mesh()
-    )
+    inline = getattr(params["inline"], "value", params["inline"]) in (True, "jax_early")
+    return inline and _said(params) <= _unsaid(jax.sharding.get_abstract_mesh())
 
 
 def _said(params: dict) -> set:
+    """What the call says of its inputs and outputs: each sharding and each layout."""
     shardings = params["in_shardings"], params["out_shardings"]
     return {*shardings[0], *shardings[1], *params["in_layouts"], *params["out_layouts"]}
 

@@ -1,6 +1,6 @@
 """Loops that functrans writes: their bodies are staged once, by functrans.
 
-    scan : ((c, x) -> (c, y)),  c,  [x]  ->  c, [y]
+    scan : ((c, x) -> (c', y)),  c,  [x]  ->  c, [y]
 
 `jax.lax.scan` would trace each equation of a body that is staged already.  So it is given a body of
 one equation, a call of the staged one; the call is opened again when JAX hands the loop over.
@@ -49,7 +49,7 @@ def scan(body: Callable, carry: Any, xs: Any, is_linear: bool = False, **options
 
 
 def evaluate(program: ClosedJaxpr, *inputs: Any) -> list:
-    """Evaluate a program that functrans has staged: where one is written, its equations as is."""
+    """Evaluate a program that functrans has staged; a trace that writes copies its equations."""
     trace = jx.current_trace()
     if type(trace) is not StagingTrace:
         return jx.evaluate(program, *inputs)
