@@ -287,6 +287,8 @@ class Template:
 
 @jx.cached_by_program
 def _replayed(program: ClosedJaxpr) -> Template:
+    """What `replay` writes where no input is a literal."""
+
     def replay(*tracers):
         return jx.current_trace().replay_each(program, tracers)
 
