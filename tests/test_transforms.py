@@ -564,6 +564,22 @@ def test_linear_functions_print_their_jaxpr(wrap, which):
     chex.assert_trees_all_close(pushed[0], 2 * jnp.cos(V) + jnp.sin(V), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("fun", "operations"),
+    [
+        (jnp.sin, ["mul"]),
+        (lambda x: jnp.log(x) + jnp.sqrt(x), ["mul", "mul", "add_any"]),
+        (lambda x: jnp.sin(x) - jnp.exp(x), ["mul", "mul", "sub"]),
+    ],
+    ids=["a function", "a sum", "a difference"],
+)
+def test_a_pushforward_shows_operations_not_the_small_calls_of_numpy(fun, operations):
+    program = ft.linearize(fun, 2.0)[1].jaxpr
+    assert [e.primitive.name for e in program.jaxpr.eqns] == operations
+    (call,) = ft.linearize(jax.jit(fun), 2.0)[1].jaxpr.jaxpr.eqns  # what the user jits is a call
+    assert [e.primitive.name for e in call.params["jaxpr"].eqns] == operations
+
+
 def test_linear_functions_are_vmapped():
     _, pullback = ft.vjp(lambda x: M @ jnp.sin(x), V)
     (rows,) = jax.vmap(pullback)(jnp.eye(2))
