@@ -126,6 +126,7 @@ class StagingTrace(Trace):
         found = [*map(self.atom, program.fixed), *atoms]
         here = jx.source_of(origin) if origin else source_info_util.current()
         for equation, numbers, avals in program.steps:
+            # `copy`, written out: of what tracing a gradient adds, most is done here.
             source, context = (here, origin) if origin else (jx.scoped(here, equation), equation)
             inputs, outputs = [*map(found.__getitem__, numbers)], [*map(Var, avals)]
             self.equations.append(jx.copied(equation, inputs, outputs, source, context.ctx))

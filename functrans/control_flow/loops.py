@@ -20,7 +20,7 @@ from jax.extend.core.primitives import scan_p
 
 from functrans import jaxpr as jx
 from functrans.control_flow.jit import bind_jit
-from functrans.tracer import StagingTrace, Template, Trace, stage
+from functrans.tracer import RecordingTrace, StagingTrace, Template, Trace, stage
 
 BODY = "functrans_body"
 
@@ -67,7 +67,7 @@ class _Emitting(Trace):
     def process_primitive(self, primitive, args, params, /):
         if primitive is scan_p:
             params = {**params, "jaxpr": _opened(params["jaxpr"])}
-            if self.is_linear and isinstance(self.parent, StagingTrace) and self.parent.is_linear:
+            if self.is_linear and isinstance(self.parent, RecordingTrace):
                 return self.parent.write(primitive, args, params)
         with set_current_trace(self.parent):
             return primitive.bind(*args, **params)

@@ -4,7 +4,7 @@
 
 Such is the gradient of a weight that every step multiplies by.
 
-Read next: `scan.py`, whose transpose has these sums.
+Read next: `loops.py`, how a loop is written; then `scan.py`, whose transpose has these sums.
 """
 
 from __future__ import annotations
