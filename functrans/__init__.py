@@ -10,7 +10,8 @@ To learn how it works read `tracer.py`, `forward.py`, `derivatives/elementwise.p
 """
 
 # In teaching order.
-from functrans import control_flow, derivatives, rules
+from functrans import control_flow, derivatives, foreign, staging  # noqa: F401  they declare rules
+from functrans import rules
 from functrans.transforms import jvp, vjp, linearize, linear_transpose, grad, value_and_grad
 from functrans.jacobians import jacfwd, jacrev, jacobian, hessian, hvp
 from functrans.jacobians import value_and_jacfwd, value_and_jacrev

@@ -2,14 +2,12 @@
 
     forward : (a -> b) -> (a, a_dot) -> (b, b_dot)
 
-What one equation `y = f(x)` means is said once, in `equation`,
+What one equation `y = f(x)` means is said once, in `push`,
 
     (x, x_dot)  ->  (f(x), J_f(x) x_dot)
 
 and there are two ways to be given equations: live, from a running Python function
-(`process_primitive`), and from a jaxpr (`run_jaxpr`).  What a rule makes of an equation depends on
-types alone, so the rule is asked once, by a program of this one equation; what it answers is a
-program too, which is written down, or runs compiled, as often as such an equation occurs.
+(`process_primitive`), and from a jaxpr (`run_jaxpr`).
 
 Read next: `derivatives/elementwise.py`, the rules; then `linearize.py`, which records the tangents.
 """
@@ -17,16 +15,48 @@ Read next: `derivatives/elementwise.py`, the rules; then `linearize.py`, which r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.core
 from jax.extend.core import ClosedJaxpr, Literal, set_current_trace
 
+from functrans import caches, values
 from functrans import jaxpr as jx
-from functrans.jaxpr import Zero
-from functrans.rules import Rule, rule_of
-from functrans.tracer import StagingTrace, Trace, derived, place, stage, worker
+from functrans.jaxpr import Operation
+from functrans.rules import rule_of
+from functrans.templates import Handle, Sink, sink_of, template
+from functrans.tracer import Trace, stage
+from functrans.values import Flags, Zero
+
+
+def push(operation: Operation, primals: list, tangents: list) -> tuple[list, list]:
+    """`(x, x_dot) -> (y, y_dot)`, the meaning of one equation: its rule is asked."""
+    primitive, params = operation.primitive, operation.params
+    ys, y_dots = rule_of(primitive).forward(primitive, primals, tangents, params)
+    return ys, checked_tangents(ys, y_dots)
+
+
+def checked_tangents(ys: Sequence, y_dots: Sequence) -> list:
+    """The tangents; an integer has none, whatever a rule has made of it."""
+    pairs = zip(ys, y_dots, strict=True)
+    return [t if values.is_differentiable(jax.typeof(y)) else Zero.like(y) for y, t in pairs]
+
+
+class Pushed(NamedTuple):
+    """The program of `(x, those x_dot that move) -> (y, those y_dot that move)`."""
+
+    program: Any
+    moved: Flags
+    """Which `y_dot` are not known to be zero."""
+
+
+def pushed_program(operation: Operation, moving: Flags) -> Pushed:
+    """`push`, as a program."""
+
+    def step(primals, tangents):
+        return push(operation, primals, tangents)
+
+    return _staged(step, operation.avals, moving, jx.debug_info("rule", operation.primitive.bind))
 
 
 class ForwardTracer(jax.core.Tracer):
@@ -46,49 +76,78 @@ class ForwardTracer(jax.core.Tracer):
 class ForwardTrace(Trace):
     """Gives each operation its pair; `parent` does the work."""
 
+    program_of: Callable = staticmethod(pushed_program)
+    """What `apply` makes of an operation, for templates."""
+
     def __init__(self, parent: Any):
         super().__init__()
         self.requires_low = False
-        # `alone`: the equation of a program that has no other asks its rule.
-        self.parent, self.is_live, self.alone = parent, False, False
-        self.work = self.tangents = worker(parent)
+        self.parent = parent
+        self.primals: Sink = sink_of(parent)
+        self.tangents: Sink = self.primals
 
-    def equation(
-        self, primitive: Any, params: dict, avals: tuple, xs: list, x_dots: list, origin: Any = None
-    ) -> tuple:
-        """`(x, x_dot) -> ([type of y], [y], [y_dot])`, the meaning of one equation, on handles.
+    def apply(self, operation: Operation, xs: list, moving: Flags, x_dots: list) -> tuple:
+        """The meaning of one equation, on handles: `(x, x_dot) -> (y, flags, y_dot)`.
 
-        A tangent that is zero is `None`; `origin` is the equation, if it stands in a jaxpr.
+        `x_dots` are the tangents that move, and `moving` says where.
         """
-        moving = tuple([t is not None for t in x_dots])
-        if found := derived(origin, primitive, params, self.alone, self.derive, avals, moving):
-            return self.push(origin, found, xs, [t for t in x_dots if t is not None])
-        # Python functions that run now have lines of their own.
-        with jx.context_of(origin, own_lines=self.is_live and "subfuns" in params):
-            primals = [*map(self.work.value, xs)]
-            pairs = zip(primals, x_dots, strict=True)
-            tangents = [Zero.like(x) if t is None else self.tangents.value(t) for x, t in pairs]
-            ys, y_dots = self.ask(rule_of(primitive), primitive, primals, tangents, params)
-        # An integer has no tangent, whatever a rule has made of it.
-        pairs = zip(ys, y_dots, strict=True)
-        moving = [type(t) is not Zero and jx.is_differentiable(jx.typeof(y)) for y, t in pairs]
-        pairs = zip(y_dots, moving, strict=True)
-        y_dots = [self.tangents.atom(t) if moves else None for t, moves in pairs]
-        return [*map(jx.typeof, ys)], [*map(self.work.atom, ys)], y_dots
+        if known := template(self.program_of, operation, moving):
+            return self.run(known, operation, xs, x_dots)
+        own_lines = operation.is_live and "subfuns" in operation.params
+        with jx.in_place_of(operation.equation, own_lines=own_lines):
+            tangents = map(self.tangents.leave, x_dots)
+            tangents = values.with_zeros(tangents, moving, operation.avals)
+            ys, y_dots = self.ask(operation, [*map(self.primals.leave, xs)], tangents)
+        moved = values.moving(y_dots)
+        y_dots = map(self.tangents.enter, values.pick(y_dots, moved))
+        return [*map(self.primals.enter, ys)], moved, [*y_dots]
 
-    def ask(self, rule: Rule, *equation: Any) -> tuple:
+    def run(self, known: Any, operation: Operation, xs: list, x_dots: list) -> tuple:
+        """The same by the program that is known for it."""
+        outs = self.primals.run(known.program, [*xs, *x_dots], operation.equation)
+        count = len(known.moved)
+        return outs[:count], known.moved, outs[count:]
+
+    def ask(self, operation: Operation, primals: list, tangents: list) -> tuple[list, list]:
+        """The same on values, by the rule."""
         with set_current_trace(self.parent):
-            return rule.forward(*equation)
+            return push(operation, primals, tangents)
 
-    derive = property(lambda self: jvp_jaxpr)
+    # Driver one: a jaxpr.
 
-    def push(self, origin: Any, found: tuple, xs: list, x_dots: list) -> tuple:
-        """Run what `derive` has made of the equation."""
-        program, gaps = found
-        outs, count = self.work.run(program, [*xs, *x_dots], origin), len(gaps)
-        return program.out_avals[:count], outs[:count], place(outs[count:], gaps)
+    def run_jaxpr(
+        self, program: ClosedJaxpr, primals: Sequence, tangents: Sequence, is_live: bool = False
+    ) -> tuple:
+        """Walk the equations of a jaxpr from the first to the last.
 
-    # Driver one: a running Python function.
+        `is_live` says that it was staged from a function just now.
+        """
+        jaxpr = program.jaxpr
+        known = {v: self.primals.enter(x) for v, x in jx.environment(program, primals).items()}
+        pairs = zip(jaxpr.invars, tangents, strict=True)
+        dots = {v: self.tangents.enter(t) for v, t in pairs if type(t) is not Zero}
+
+        def primal(atom: jx.Atom) -> Handle:
+            return self.primals.literal(atom) if isinstance(atom, Literal) else known[atom]
+
+        def moves(atom: jx.Atom) -> bool:
+            return type(atom) is not Literal and atom in dots
+
+        for equation in jaxpr.eqns:
+            xs = [primal(atom) for atom in equation.invars]
+            moving = tuple([moves(atom) for atom in equation.invars])
+            if True not in moving:
+                ys = self.primals.bind(equation, xs)
+            else:
+                x_dots = [dots[atom] for atom in values.pick(equation.invars, moving)]
+                ys, moved, y_dots = self.apply(Operation.of(equation, is_live), xs, moving, x_dots)
+                dots.update(zip(values.pick(equation.outvars, moved), y_dots, strict=True))
+            known.update(zip(equation.outvars, ys, strict=True))
+        ys = [self.primals.leave(primal(atom)) for atom in jaxpr.outvars]
+        pairs = zip(ys, jaxpr.outvars, strict=True)
+        return ys, [self.tangents.leave(dots[a]) if moves(a) else Zero.like(y) for y, a in pairs]
+
+    # Driver two: a running Python function.
 
     def owns(self, x: Any) -> bool:
         return isinstance(x, ForwardTracer) and x._trace is self
@@ -96,95 +155,63 @@ class ForwardTrace(Trace):
     def primal(self, x: Any) -> Any:
         return x.primal if self.owns(x) else x
 
-    def join(self, aval: Any, primal: Any, tangent: Any) -> Any:
-        return primal if tangent is None else ForwardTracer(self, aval, primal, tangent)
-
     def process_primitive(self, primitive, args, params, /):
-        primals, moves = [*map(self.primal, args)], [*map(self.owns, args)]
-        if not any(moves):
+        moving = tuple([self.owns(x) for x in args])
+        primals = [x.primal if moves else x for x, moves in zip(args, moving, strict=True)]
+        if True not in moving:
             with set_current_trace(self.parent):
                 return primitive.bind(*primals, **params)
-        pairs = zip(args, moves, strict=True)
-        x_dots = [self.tangents.atom(x.tangent) if moving else None for x, moving in pairs]
-        xs, avals = [*map(self.work.atom, primals)], tuple(map(jx.typeof, args))
-        avals, ys, y_dots = self.equation(primitive, params, avals, xs, x_dots)
-        primals = [*map(self.work.value, ys)]
-        tangents = [None if t is None else self.tangents.value(t) for t in y_dots]
-        outs = [*map(self.join, avals, primals, tangents)]
+        operation = Operation(primitive, params, tuple([jax.typeof(x) for x in args]))
+        x_dots = [self.tangents.enter(x.tangent) for x in values.pick(args, moving)]
+        xs = [*map(self.primals.enter, primals)]
+        ys, moved, y_dots = self.apply(operation, xs, moving, x_dots)
+        outs = self.join(map(self.primals.leave, ys), moved, map(self.tangents.leave, y_dots))
         return outs if primitive.multiple_results else outs[0]
+
+    def join(self, primals: Any, moving: Sequence[bool], tangents: Any) -> list:
+        """A tracer for each pair; a primal alone where nothing moves."""
+        dots, pairs = iter(tangents), zip(primals, moving, strict=True)
+        return [ForwardTracer(self, jax.typeof(x), x, next(dots)) if m else x for x, m in pairs]
 
     def stage_value(self, x, /):
         staged = self.parent.stage_value(self.primal(x))
-        return self.join(jx.typeof(x), staged, x.tangent) if self.owns(x) else staged
+        return self.join([staged], [True], [x.tangent])[0] if self.owns(x) else staged
 
     def run_function(self, fun: Callable, primals: Sequence, tangents: Sequence) -> tuple:
         """Run `fun` on pairs; it takes a flat list and returns two, its outputs and `aux`.
 
         Returns the outputs, their tangents, and `aux`, of which only the primals count.
         """
-        self.is_live, pairs = True, list(zip(primals, tangents, strict=True))
-        moving = [x for x, t in pairs if type(t) is not Zero]
-        is_written = type(self.parent) is StagingTrace
-        if is_written and all(isinstance(x, jax.core.Tracer) for x in moving):
+        moving = values.moving(tangents)
+        # Where a jaxpr is being written and no value is at hand, nothing is lost if the function
+        # is staged first, and its equations read: so they go through handles.
+        tracers = all(isinstance(x, jax.core.Tracer) for x in values.pick(primals, moving))
+        if self.primals.is_writing and tracers:
             return self.run_staged(fun, primals, tangents)
         try:
             with set_current_trace(self):
-                inputs = ((x, None if type(t) is Zero else t) for x, t in pairs)
-                outs, aux = fun(*(self.join(jx.typeof(x), x, t) for x, t in inputs))
+                outs, aux = fun(*self.join(primals, moving, values.pick(tangents, moving)))
             y_dots = [x.tangent if self.owns(x) else Zero.like(x) for x in outs]
             return [*map(self.primal, outs)], y_dots, [*map(self.primal, aux)]
         finally:
             self.invalidate()
 
     def run_staged(self, fun: Callable, primals: Sequence, tangents: Sequence) -> tuple:
-        """The same where no value is at hand: the function is staged first, then read."""
-        traced = [i for i, x in enumerate(primals) if isinstance(x, jax.core.Tracer)]
-        outs, aux = [], []
+        """The same, where the function is staged first and then read."""
+        traced = [isinstance(x, jax.core.Tracer) for x in primals]
+        fixed, inputs = values.part(primals, traced)
 
         def body(*tracers):
-            given = dict(zip(traced, tracers, strict=True))
-            outs[:], aux[:] = fun(*(given.get(i, x) for i, x in enumerate(primals)))
-            return [*outs, *filter(jx.is_value, aux)]
+            outs, aux = fun(*values.merge(fixed, tracers, traced))
+            kept = [values.is_value(x) for x in aux]
+            rest, found = values.part(aux, kept)
+            return [*outs, *found], (len(outs), kept, rest)
 
-        avals = [jx.typeof(primals[i]) for i in traced]
-        program = stage(body, avals, jx.debug_info("forward", fun))
-        chosen = [[values[i] for i in traced] for values in (primals, tangents)]
-        values, y_dots = self.run_jaxpr(program, *chosen)
-        rest = iter(values[len(outs) :])
-        aux = [next(rest) if jx.is_value(x) else x for x in aux]
-        return values[: len(outs)], y_dots[: len(outs)], aux
-
-    # Driver two: a jaxpr.
-
-    def run_jaxpr(self, program: ClosedJaxpr, primals: Sequence, tangents: Sequence) -> tuple:
-        """Walk the equations of a jaxpr from the first to the last."""
-        jaxpr, self.alone = program.jaxpr, len(program.jaxpr.eqns) == 1
-        known = jx.environment(program, primals)
-        known = {v: self.work.atom(x) for v, x in known.items()}
-        pairs = zip(jaxpr.invars, tangents, strict=True)
-        moving = {v: self.tangents.atom(t) for v, t in pairs if type(t) is not Zero}
-
-        def primal(atom: Any) -> Any:
-            return self.work.atom(atom) if type(atom) is Literal else known[atom]
-
-        def tangent(atom: Any) -> Any:
-            return None if type(atom) is Literal else moving.get(atom)
-
-        for equation in jaxpr.eqns:
-            xs = [primal(atom) for atom in equation.invars]
-            x_dots = [tangent(atom) for atom in equation.invars]
-            if all(t is None for t in x_dots):
-                ys = self.work.run_equation(equation, xs)
-            else:
-                primitive, avals = equation.primitive, tuple([x.aval for x in equation.invars])
-                params = primitive.get_bind_params(equation.params)
-                _, ys, y_dots = self.equation(primitive, params, avals, xs, x_dots, equation)
-                moving.update(zip(equation.outvars, y_dots, strict=True))
-            known.update(zip(equation.outvars, ys, strict=True))
-        outs = [self.work.value(primal(atom)) for atom in jaxpr.outvars]
-        y_dots = map(tangent, jaxpr.outvars)
-        pairs = zip(outs, y_dots, strict=True)
-        return outs, [Zero.like(x) if t is None else self.tangents.value(t) for x, t in pairs]
+        program, (count, kept, rest) = stage(
+            body, [jax.typeof(x) for x in inputs], jx.debug_info("forward", fun)
+        )
+        ys, y_dots = self.run_jaxpr(program, inputs, values.pick(tangents, traced), True)
+        return ys[:count], y_dots[:count], values.merge(rest, ys[count:], kept)
 
 
 def forward(fun: Callable, primals: Sequence, tangents: Sequence) -> tuple[list, list, list]:
@@ -196,21 +223,25 @@ def forward(fun: Callable, primals: Sequence, tangents: Sequence) -> tuple[list,
     return ForwardTrace(jx.current_trace()).run_function(fun, primals, tangents)
 
 
-@jx.cached_by_program
-def jvp_jaxpr(program: ClosedJaxpr, moving: tuple[bool, ...]) -> tuple[ClosedJaxpr, list]:
-    """The jaxpr of `(x, x_dot) -> (y, y_dot)`, where only what moves has a place.
+@caches.by_program
+def jvp_jaxpr(program: ClosedJaxpr, moving: Flags) -> Pushed:
+    """The jaxpr of `(x, x_dot) -> (y, y_dot)`, where only what moves has a place."""
 
-    Returns it and the gaps of `y_dot`, which it fills.
-    """
-    gaps: list = []
-    count = len(moving)
+    def walk(primals, tangents):
+        return ForwardTrace(jx.current_trace()).run_jaxpr(program, primals, tangents)
 
-    def pushforward(*inputs):
-        tangents = jx.fill(jx.gaps_for(program.in_avals, moving), inputs[count:])
-        trace = ForwardTrace(jx.current_trace())
-        outs, tangents = trace.run_jaxpr(program, inputs[:count], tangents)
-        gaps.extend(jx.gaps(tangents))
-        return [*outs, *jx.present(tangents)]
+    return _staged(walk, program.in_avals, moving, program.jaxpr.debug_info)
 
-    tangent_avals = map(jx.tangent_aval, compress(program.in_avals, moving))
-    return stage(pushforward, [*program.in_avals, *tangent_avals], program.jaxpr.debug_info), gaps
+
+def _staged(push: Callable, avals: Sequence, moving: Flags, info: Any) -> Pushed:
+    """The program of a function of primals and tangents."""
+    count = len(avals)
+
+    def flat(*inputs):
+        tangents = values.with_zeros(inputs[count:], moving, avals)
+        ys, y_dots = push(list(inputs[:count]), tangents)
+        moved = values.moving(y_dots)
+        return [*ys, *values.pick(y_dots, moved)], moved
+
+    dot_avals = map(values.tangent_aval, values.pick(avals, moving))
+    return Pushed(*stage(flat, [*avals, *dot_avals], info))

@@ -21,15 +21,16 @@ import jax.numpy as jnp
 from jax import lax, tree
 
 from functrans import jaxpr as jx
-from functrans.control_flow.basis import at_identity
+from functrans import values
 from functrans.errors import checks
-from functrans.jit import transformed, transformed_at_once
+from functrans.jit import transformed, transformed_at_primals
+from functrans.programs.bases import at_identity
 from functrans.transforms import Argnums, drop_value, grad, jvp, linearize, select, typed_like, vjp
 
 
 def basis_vector(leaves: Sequence, i: Any) -> list:
     """The `i`-th vector of the standard basis of the space of these arrays."""
-    avals = [jx.typeof(leaf) for leaf in leaves]
+    avals = [jax.typeof(leaf) for leaf in leaves]
     starts = [sum(a.size for a in avals[:k]) for k in range(len(avals))]
     return [
         (jnp.arange(a.size).reshape(a.shape) == i - start).astype(a.dtype)
@@ -39,9 +40,9 @@ def basis_vector(leaves: Sequence, i: Any) -> list:
 
 def over_basis(linear: Callable, leaves: Sequence, chunk_size: int | None) -> Any:
     """Stack `linear(e_i)` for every vector of the basis; at most `chunk_size` of them at a time."""
-    basis = jnp.arange(sum(jx.typeof(leaf).size for leaf in leaves))
+    basis = jnp.arange(sum(jax.typeof(leaf).size for leaf in leaves))
     if chunk_size is None or checks.chunk_size(chunk_size) >= len(basis):
-        rest, products = at_identity(linear, [*map(jx.typeof, leaves)])
+        rest, products = at_identity(linear, [*map(jax.typeof, leaves)])
 
         def at(i, *products):
             return jx.evaluate(rest, *basis_vector(leaves, i), *products)
@@ -52,7 +53,7 @@ def over_basis(linear: Callable, leaves: Sequence, chunk_size: int | None) -> An
 
 def split_basis(stacked: Any, leaves: Sequence, axis: int) -> list:
     """Undo the stacking: the axis `axis` becomes, for each leaf, the axes of that leaf."""
-    avals = [jx.typeof(leaf) for leaf in leaves]
+    avals = [jax.typeof(leaf) for leaf in leaves]
     parts = lax.split(stacked, [a.size for a in avals], axis)
     before, after = stacked.shape[:axis], stacked.shape[axis + 1 :]
     return [part.reshape(before + a.shape + after) for part, a in zip(parts, avals, strict=True)]
@@ -91,9 +92,9 @@ def _columns(pushforward: Callable, primals: tuple, out: Any, chunk_size: int | 
 
 def _typed_like(derivatives: Any, value: Any) -> Any:
     """As in JAX, a Jacobian has the weak type of a Python number, and the dtype of integers."""
-    aval = jx.typeof(value)
-    same = jx.is_differentiable(aval) and not aval.weak_type
-    return derivatives if same else jx.cast(derivatives, aval)
+    aval = jax.typeof(value)
+    same = values.is_differentiable(aval) and not aval.weak_type
+    return derivatives if same else values.cast(derivatives, aval)
 
 
 def _rows(pullback: Callable, primals: tuple, out: Any, chunk_size: int | None) -> list:
@@ -232,7 +233,7 @@ def hvp(fun: Callable, x: Any, v: Any) -> Any:
     >>> ft.hvp(lambda x: x[0] * x[1] ** 2, jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0])).tolist()
     [0.0, 4.0]
     """
-    return transformed_at_once(fun, _hvp)(x, v)
+    return transformed_at_primals(fun, _hvp)(x, v)
 
 
 def _hvp(fun: Callable) -> Callable:

@@ -1,184 +1,60 @@
-"""The one door to `jax.extend`: values, equations and jaxprs, and how they differ between versions.
+"""Programs: how jaxprs are built, read and evaluated, and where an equation stands.
 
 A jaxpr is a list of equations `outputs = primitive[params] inputs`; everything in functrans reads
-or writes one.  Whatever depends on the version of JAX is in this file and in no other.
+or writes one.
 
-    eval : (Jaxpr, [value]) -> [value]
+    evaluate : (Jaxpr, [value]) -> [value]
 
-Read next: `rules.py`, what an equation's derivative is; or `tracer.py`, how a jaxpr is written.
+An equation stands in a *place*: the user's line, the named scopes around it, and JAX's context (the
+mesh, where it is computed, what it is tagged with).  What is derived from an equation is written in
+its place.
+
+Read next: `caches.py`, what is remembered of programs.
 """
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple
 
 import jax.core
-import numpy as np
-from jax import lax
 from jax.extend import core as jex
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive, Var
-from jax.extend.core.primitives import add_jaxvals_p, convert_element_type_p
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
+from jax.extend.core.primitives import add_jaxvals_p
 
-typeof = jax.typeof
+from functrans import caches
+
+Atom = Var | Literal
+"""What an equation reads: a variable, or a number that stands in the equation itself."""
 
 # A user's line is the innermost frame that is neither JAX's nor ours.
 source_info_util.register_exclusion(os.path.dirname(__file__) + os.sep)
 
 
-# ---- values: what stands where there is no array -------------------------------------------------
+class Operation(NamedTuple):
+    """What is done, apart from the values that it is done to: all that a rule depends on."""
 
-
-class _Symbol:
-    """Has the type of an array, and no value."""
-
-    def __init__(self, aval: Any):
-        self.aval = aval
-
-    shape = property(lambda self: self.aval.shape)
-    dtype = property(lambda self: self.aval.dtype)
-    ndim = property(lambda self: self.aval.ndim)
-
-    def __repr__(self):
-        return f"{type(self).__name__}({self.aval.str_short()})"
-
-
-class Zero(_Symbol):
-    """A tangent or cotangent that is known to be zero: never multiplied, never added."""
+    primitive: Primitive
+    params: dict
+    avals: tuple
+    """The types of the inputs."""
+    equation: JaxprEqn | None = None
+    """The equation that is being read; `None` if the operation comes from running Python."""
+    is_live: bool = True
+    """Whether the Python functions of a custom rule run for the first time, on their own lines."""
 
     @classmethod
-    def like(cls, primal: Any) -> Zero:
-        return cls(tangent_aval(typeof(primal)))
+    def of(cls, equation: JaxprEqn, is_live: bool = False) -> Operation:
+        """The operation of an equation, with the params that `bind` takes."""
+        primitive, avals = equation.primitive, tuple([x.aval for x in equation.invars])
+        params = primitive.get_bind_params(equation.params)
+        return cls(primitive, params, avals, equation, is_live)
 
 
-class Linear(_Symbol):
-    """In a transpose: an input in which the equation is linear."""
-
-
-@functools.lru_cache(maxsize=4096)
-def tangent_aval(aval: Any) -> Any:
-    """The type of the tangents of values of this type."""
-    return aval.to_tangent_aval()
-
-
-@functools.lru_cache(maxsize=4096)
-def cotangent_aval(aval: Any) -> Any:
-    """The type of the cotangents of values of this type."""
-    return aval.to_ct_aval()
-
-
-@functools.lru_cache(maxsize=4096)
-def is_differentiable(aval: Any) -> bool:
-    """Whether values of this type have tangents: floating-point and complex numbers do."""
-    return getattr(tangent_aval(aval), "dtype", jax.dtypes.float0) != jax.dtypes.float0
-
-
-def zeros(aval: Any) -> Any:
-    """The array of zeros of a tangent type; for integers that is NumPy's `float0` array."""
-    if aval.dtype == jax.dtypes.float0:
-        return np.zeros(aval.shape, jax.dtypes.float0)
-    array = lax.full(aval.shape, 0, aval.dtype)
-    return varying_as(cast(array, aval) if aval.weak_type else array, aval)
-
-
-def varying_as(x: Any, aval: Any) -> Any:
-    """Copy to the devices of the mesh axes over which values of this type vary."""
-    kind = getattr(aval, "manual_axis_type", None)  # not every type is that of an array
-    if type(x) is Zero or not (kind and kind.varying):
-        return x
-    missing = kind.varying - typeof(x).manual_axis_type.varying
-    return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
-
-
-def cast(x: Any, aval: Any) -> Any:
-    """Convert to the dtype of a type, and to its weak type: that of a Python number."""
-    return convert_element_type_p.bind(
-        x, new_dtype=aval.dtype, weak_type=aval.weak_type, sharding=None
-    )
-
-
-def instantiate(x: Any) -> Any:
-    """An array in place of a `Zero`; anything else as it is."""
-    return zeros(x.aval) if type(x) is Zero else x
-
-
-_ON_PAPER = {Var, jex.Literal}
-
-
-def aval_of(x: Any) -> Any:
-    """The type of an atom, or of a value."""
-    return x.aval if type(x) in _ON_PAPER else typeof(x)
-
-
-def moving(tangents: Iterable) -> tuple[bool, ...]:
-    """Which of the tangents are not known to be zero."""
-    return tuple(type(t) is not Zero for t in tangents)
-
-
-def present(tangents: Iterable) -> list:
-    """The tangents that are not known to be zero."""
-    return [t for t in tangents if type(t) is not Zero]
-
-
-def gaps(tangents: Iterable) -> list:
-    """The tangents without those that `present` gives: `None` stands in their places."""
-    return [t if type(t) is Zero else None for t in tangents]
-
-
-def gaps_for(avals: Sequence, moving: Sequence[bool]) -> list:
-    """The gaps for tangents of values of these types."""
-    pairs = zip(avals, moving, strict=True)
-    return [None if moves else Zero(tangent_aval(aval)) for aval, moves in pairs]
-
-
-def fill(gaps: Iterable, values: Iterable) -> list:
-    """Put the values in the gaps."""
-    rest = iter(values)
-    return [next(rest) if gap is None else gap for gap in gaps]
-
-
-def is_value(x: Any) -> bool:
-    """Whether JAX takes `x` for an array or a scalar."""
-    try:
-        typeof(x)
-    except TypeError:
-        return False
-    return True
-
-
-# ---- the arithmetic of tangents ------------------------------------------------------------------
-
-
-def add(x: Any, y: Any) -> Any:
-    """A sum of tangents, or of cotangents, where a `Zero` costs nothing."""
-    if type(x) is Zero:
-        return y
-    return x if type(y) is Zero else add_jaxvals_p.bind(x, y)
-
-
-def broadcast_to(x: Any, aval: Any) -> Any:
-    """A scalar among arrays takes part in every element; so does an axis of size 1."""
-    shape = typeof(x).shape
-    if shape == aval.shape:
-        return x
-    return lax.broadcast_in_dim(x, aval.shape, range(aval.ndim) if shape else ())
-
-
-def sum_to(x: Any, aval: Any) -> Any:
-    """The transpose of `broadcast_to`."""
-    shape = typeof(x).shape
-    if shape == aval.shape:
-        return x
-    axes = tuple(i for i in range(len(shape)) if not aval.shape or shape[i] != aval.shape[i])
-    return lax.reshape(lax.reduce_sum(x, axes), aval.shape)
-
-
-# ---- equations and jaxprs ------------------------------------------------------------------------
+# ---- building ------------------------------------------------------------------------------------
 
 
 def closed(
@@ -207,23 +83,35 @@ def opened(program: ClosedJaxpr, inputs: Iterable) -> tuple[Jaxpr, list]:
 
 def with_constants(jaxpr: Jaxpr, values: Sequence) -> ClosedJaxpr:
     """The program in which the first inputs of `jaxpr` are constants, with these values."""
-    variables, split = jaxpr.invars, len(values)
+    variables, count = jaxpr.invars, len(values)
     outputs, equations, info = jaxpr.outvars, jaxpr.eqns, jaxpr.debug_info
-    return closed(variables[split:], outputs, equations, info, variables[:split], values)
+    return closed(variables[count:], outputs, equations, info, variables[:count], values)
 
 
-def number(value: Any, aval: Any) -> Any:
-    """A scalar constant of a type, as a literal; that of a weak type is a Python number."""
-    constant = aval.dtype.type(value)
-    is_plain = aval.weak_type and typeof(constant.item()).dtype == aval.dtype
-    return constant.item() if is_plain else constant
+def giving(program: ClosedJaxpr, outputs: Sequence[Any]) -> ClosedJaxpr:
+    """The program with these outputs, and with the equations that they need."""
+    jaxpr, equations = program.jaxpr, live(program.jaxpr.eqns, outputs)
+    info = jaxpr.debug_info
+    return closed(jaxpr.invars, outputs, equations, info, jaxpr.constvars, program.consts)
+
+
+@caches.by_program
+def closed_of(jaxpr: Jaxpr) -> ClosedJaxpr:
+    """The open jaxpr of an equation as a program without constants, on which others can hang."""
+    return with_constants(jaxpr, [])
+
+
+def copied(equation: JaxprEqn, inputs: list, outputs: list, source: Any, context: Any) -> JaxprEqn:
+    """An equation with other inputs and outputs, written elsewhere."""
+    primitive, params, effects = equation.primitive, equation.params, equation.effects
+    return JaxprEqn(inputs, outputs, primitive, params, effects, source, context)
 
 
 def debug_info(purpose: str, fun: Callable) -> jex.DebugInfo:
     """What JAX prints of a jaxpr's origin: the function's name, file and line."""
     code = getattr(fun, "__code__", None)
-    place = f" at {code.co_filename}:{code.co_firstlineno}" if code else ""
-    return jex.DebugInfo(purpose, name_of(fun) + place, None, None)
+    line = f" at {code.co_filename}:{code.co_firstlineno}" if code else ""
+    return jex.DebugInfo(purpose, name_of(fun) + line, None, None)
 
 
 def name_of(fun: Callable) -> str:
@@ -236,71 +124,123 @@ def named_like(fun: Callable, transformed: Callable) -> Callable:
     return transformed
 
 
-def cached_by_types(function: Callable) -> Callable:
-    """Remember `function(*key)` for keys of types and params, in the modes of JAX that change it.
+class NewOutputs(NamedTuple):
+    """A program without the outputs that are inputs, or other outputs: no array is copied."""
 
-    The first argument is the equation in whose place the function runs, if it runs. The result is
-    `None` if a param holds a function, which is to live no longer than its owner, or is no key.
+    program: ClosedJaxpr | None
+    """`None` if there are none."""
+    positions: list[int]
+    """Of the outputs that are kept."""
+    sources: list[tuple[str, int]]
+    """For each output of the whole program where its value is: `("in", i)` or `("new", i)`."""
+
+    def all_outputs(self, inputs: Sequence, new: Sequence) -> list:
+        """The outputs of the whole program."""
+        at_hand = {"in": inputs, "new": new}
+        return [at_hand[kind][i] for kind, i in self.sources]
+
+
+@caches.by_program
+def new_outputs(program: ClosedJaxpr) -> NewOutputs:
+    """Find the outputs that are neither inputs nor other outputs."""
+    jaxpr = program.jaxpr
+    found = {var: ("in", i) for i, var in enumerate(jaxpr.invars)}
+    positions: list[int] = []
+    sources = []
+    for i, atom in enumerate(jaxpr.outvars):
+        if isinstance(atom, Literal) or atom not in found:
+            source = ("new", len(positions))
+            positions.append(i)
+            if isinstance(atom, Var):
+                found[atom] = source
+        else:
+            source = found[atom]
+        sources.append(source)
+    # What is kept for a program must not keep the program.
+    shorter = len(positions) < len(sources)
+    kept = giving(program, [jaxpr.outvars[i] for i in positions]) if shorter else None
+    return NewOutputs(kept, positions, sources)
+
+
+# ---- what depends on what ------------------------------------------------------------------------
+
+
+def live(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> list[JaxprEqn]:
+    """The equations on which the outputs depend (or that have effects), in their order."""
+    return live_and_free(equations, outputs)[0]
+
+
+def live_and_free(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> tuple[list, list]:
+    """The same; and the variables that they read and that no equation gives."""
+    needed = {atom: None for atom in outputs if isinstance(atom, Var)}
+    kept = []
+    for equation in reversed(equations):
+        if equation.effects or not needed.keys().isdisjoint(equation.outvars):
+            kept.append(equation)
+            for variable in equation.outvars:
+                needed.pop(variable, None)
+            for atom in equation.invars:
+                if type(atom) is not Literal:
+                    needed[atom] = None
+    return kept[::-1], list(needed)[::-1]
+
+
+def any_input(equation: JaxprEqn, inputs: Sequence[bool]) -> list[bool]:
+    """Let every output depend on every input."""
+    return [any(inputs)] * len(equation.outvars)
+
+
+def reached(
+    equations: Sequence[JaxprEqn], seeds: Iterable[Var], depends: Callable = any_input
+) -> set[Var]:
+    """The variables that depend on one of `seeds`.
+
+    `depends(equation, flags of its inputs)` gives flags of its outputs.
     """
-    memory: dict[Any, Any] = {}
-    config: Any = jax.config
-    mesh = jax.sharding.get_abstract_mesh
-
-    @functools.wraps(function)
-    def cached(origin, *key):
-        place = key, config.jax_enable_x64, config.jax_default_matmul_precision, mesh()
-        try:
-            found = memory.get(place)
-        except TypeError:
-            return None
-        if found is None and not any(callable(value) for _, value in key[0]):
-            with context_of(origin):
-                found = function(*key)
-            if len(memory) >= 8192:
-                memory.clear()
-            memory[place] = found
-        return found
-
-    return cached
+    found = set(seeds)
+    for equation in equations:
+        flags = [type(atom) is not Literal and atom in found for atom in equation.invars]
+        if True in flags:
+            pairs = zip(equation.outvars, depends(equation, flags), strict=True)
+            found.update(variable for variable, flag in pairs if flag)
+    return found
 
 
-def abstract_eval(primitive: Primitive, avals: tuple, params: dict) -> tuple[list, Any]:
-    """The types of an equation's results, and its effects."""
-    key = tuple(params.items())
-    # Of params that hold programs nothing is remembered, lest dead programs be kept alive; and the
-    # types of an equation without inputs come from the context alone.
-    known = avals and not any(jex.jaxprs_in_params(params))
-    found = _abstract_eval(None, key, primitive, avals) if known else None
-    return found or _abstract_eval.__wrapped__(key, primitive, avals)
+# ---- places --------------------------------------------------------------------------------------
 
 
-@cached_by_types
-def _abstract_eval(params: tuple, primitive: Primitive, avals: tuple) -> tuple[list, Any]:
-    out, effects = primitive.abstract_eval(*avals, **dict(params))
-    return results(primitive, out), effects
+class Place(NamedTuple):
+    """Where an equation stands."""
+
+    source: Any
+    """The user's line and the named scopes."""
+    context: Any
+    """JAX's own: mesh, compute type, metadata."""
 
 
-def single(primitive: Primitive, avals: tuple, params: dict) -> ClosedJaxpr:
-    """The program of one equation, with inputs of these types."""
-    inputs, (types, effects) = [Var(a) for a in avals], abstract_eval(primitive, avals, params)
-    outputs = [Var(a) for a in types]
-    equation = jex.new_jaxpr_eqn(inputs, outputs, primitive, params, effects)
-    return closed(inputs, outputs, [equation], debug_info("rule", primitive.bind))
+def place_of(equation: JaxprEqn | None) -> Place:
+    """The place of an equation, within the scopes that are open now; `None` means here."""
+    if equation is not None:
+        return Place(source_of(equation), equation.ctx)
+    here = source_info_util.current()
+    # JAX puts the context of the moment into a new equation, and shows it nowhere else.
+    return Place(here, jex.new_jaxpr_eqn([], [], add_jaxvals_p, {}, frozenset(), here).ctx)
 
 
-def copied(equation: JaxprEqn, inputs: list, outputs: list, source: Any, context: Any) -> JaxprEqn:
-    """An equation with other inputs and outputs, written elsewhere."""
-    primitive, params, effects = equation.primitive, equation.params, equation.effects
-    return JaxprEqn(inputs, outputs, primitive, params, effects, source, context)
+def source_of(equation: JaxprEqn) -> Any:
+    """The user's line of an equation, and its scope within the one that runs now."""
+    outer, own = source_info_util.current_name_stack(), equation.source_info
+    return scoped(own.replace(name_stack=outer), equation) if outer else own
 
 
-def results(primitive: Primitive, out: Any) -> list:
-    """What a primitive gives, as a list also if it is one thing."""
-    return list(out) if primitive.multiple_results else [out]
+def scoped(source: Any, equation: JaxprEqn) -> Any:
+    """A line, and its scope with that of the equation in it."""
+    inner = equation.source_info.name_stack
+    return source.replace(name_stack=source.name_stack + inner) if inner else source
 
 
 @contextmanager
-def context_of(equation: JaxprEqn | None, source: Any = None, own_lines: bool = False):
+def in_place_of(equation: JaxprEqn | None, source: Any = None, own_lines: bool = False):
     """Run the body as if on the user's line, and in the scope, where the equation was written.
 
     Args:
@@ -319,23 +259,35 @@ def context_of(equation: JaxprEqn | None, source: Any = None, own_lines: bool = 
         yield
 
 
-def source_of(equation: JaxprEqn) -> Any:
-    """The user's line of an equation, and its scope within the one that runs now."""
-    outer, own = source_info_util.current_name_stack(), equation.source_info
-    return scoped(own.replace(name_stack=outer), equation) if outer else own
+# ---- evaluating ----------------------------------------------------------------------------------
 
 
-def scoped(source: Any, equation: JaxprEqn) -> Any:
-    """A line, and its scope with that of the equation in it."""
-    inner = equation.source_info.name_stack
-    return source.replace(name_stack=source.name_stack + inner) if inner else source
+def abstract_eval(primitive: Primitive, avals: tuple, params: dict) -> tuple[list, Any]:
+    """The types of an equation's results, and its effects."""
+    items = tuple(params.items())
+    # Of params that hold programs nothing is remembered, lest dead programs be kept alive; and the
+    # types of an equation without inputs come from the context alone.
+    may_be_kept = avals and not any(jex.jaxprs_in_params(params))
+    found = _abstract_eval(items, primitive, avals) if may_be_kept else None
+    return found or _abstract_eval.__wrapped__(items, primitive, avals)
+
+
+@caches.by_types
+def _abstract_eval(params: tuple, primitive: Primitive, avals: tuple) -> tuple[list, Any]:
+    out, effects = primitive.abstract_eval(*avals, **dict(params))
+    return results(primitive, out), effects
+
+
+def results(primitive: Primitive, out: Any) -> list:
+    """What a primitive gives, as a list also if it is one thing."""
+    return list(out) if primitive.multiple_results else [out]
 
 
 def bind(equation: JaxprEqn, inputs: Sequence[Any]) -> list:
     """Evaluate one equation."""
     primitive = equation.primitive
     params = primitive.get_bind_params(equation.params)
-    with context_of(equation):
+    with in_place_of(equation):
         return results(primitive, primitive.bind(*inputs, **params))
 
 
@@ -344,57 +296,10 @@ def evaluate(program: Any, *inputs: Any, **options: bool) -> list:
     return jax.core.eval_jaxpr(program.jaxpr, program.consts, *inputs, **options)
 
 
-def environment(program: ClosedJaxpr, inputs: Sequence[Any]) -> dict:
+def environment(program: ClosedJaxpr, inputs: Sequence[Any]) -> dict[Var, Any]:
     """The values of a program's variables before its first equation."""
     variables = [*program.jaxpr.constvars, *program.jaxpr.invars]
     return dict(zip(variables, [*program.consts, *inputs], strict=True))
-
-
-def giving(program: ClosedJaxpr, outputs: Sequence[Any]) -> ClosedJaxpr:
-    """The program with these outputs, and with the equations that they need."""
-    jaxpr, equations = program.jaxpr, live(program.jaxpr.eqns, outputs)
-    info = jaxpr.debug_info
-    return closed(jaxpr.invars, outputs, equations, info, jaxpr.constvars, program.consts)
-
-
-def live(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> list[JaxprEqn]:
-    """The equations on which the outputs depend (or that have effects), in their order."""
-    return live_and_free(equations, outputs)[0]
-
-
-def live_and_free(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> tuple[list, list]:
-    """The same; and the variables that they read and that no equation gives."""
-    needed = {atom: None for atom in outputs if isinstance(atom, Var)}
-    kept = []
-    for equation in reversed(equations):
-        if equation.effects or not needed.keys().isdisjoint(equation.outvars):
-            kept.append(equation)
-            for variable in equation.outvars:
-                needed.pop(variable, None)
-            for atom in equation.invars:
-                if type(atom) is not jex.Literal:
-                    needed[atom] = None
-    return kept[::-1], list(needed)[::-1]
-
-
-# ---- caches that die with the program ------------------------------------------------------------
-
-
-def cached_by_program(function: Callable) -> Callable:
-    """Remember `function(program, *key)` for as long as the program lives."""
-    memory: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
-
-    @functools.wraps(function)
-    def cached(program, *key):
-        entries = memory.setdefault(program, {})
-        if key not in entries:  # the first of several threads gives what all of them get
-            entries.setdefault(key, function(program, *key))
-        return entries[key]
-
-    return cached
-
-
-# ---- programs that run ---------------------------------------------------------------------------
 
 
 def current_trace() -> Any:

@@ -15,23 +15,18 @@ Read next: `transforms.py`.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import inspect
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import jax.core
 
+from functrans import caches, values
 from functrans import jaxpr as jx
-from functrans.control_flow.jit import bind_jit
 from functrans.errors import checks
 from functrans.errors.tracebacks import briefly, shorten
+from functrans.programs.jitted import bind_jit
 from functrans.tracer import stage
-
-# id of a function -> {how it was wrapped -> the compiled function}, as long as the function lives
-_compiled: dict[int, dict] = {}
 
 # What a transform of a jitted function inherits: the options that speak of the arguments or of the
 # compiler. Those that speak of the results do not fit, and nothing is donated to a derivative.
@@ -51,15 +46,22 @@ class Jitted:
     """
 
     def __init__(self, root: Callable, key: tuple, make: Callable[[], Any], options: dict):
-        # First, as it copies the attributes of `root`, which may be a wrapper of another `Jitted`.
+        # This comes first: it copies `root`'s `__dict__`, which may already hold the fields below.
         functools.update_wrapper(self, root)
-        # What the compiled function hangs on is to live as long as it can be called.
-        self._root, self._key, self._options = root, key, options
-        self._call = _remember(root, key, make)
-        self._speaks_of_arguments = any(map(options.get, _OF_ARGUMENTS))
+        # The user's function lives as long as this object, because `_call` holds it weakly.
+        self._root, self._key, self._make, self._options = root, key, make, options
+        self._has_options_of_arguments = any(map(options.get, _OF_ARGUMENTS))
+        self._renew()
+
+    def _renew(self) -> None:
+        """Compile for the rules that are declared now."""
+        self._version = caches.Version.rules
+        self._call = caches.by_function(self._root, (*self._key, self._version), self._make)
         self._transforms: dict[tuple, Jitted] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._version != caches.Version.rules:
+            self._renew()
         try:
             return self._call(*args, **kwargs)
         except Exception as error:
@@ -73,18 +75,22 @@ class Jitted:
         return f"<functrans.jit of {self._root!r}>"
 
     def _transform(self, transform: Callable, settings: dict) -> Jitted:
-        place = (transform, *settings.items())
-        found = self._transforms.get(place)
+        if self._version != caches.Version.rules:
+            self._renew()
+        key = (transform, *settings.items())
+        found = self._transforms.get(key)
         if found is None:
             options = {k: v for k, v in self._options.items() if k in _INHERITED}
-            # Options of the compiler are those of a whole program, no part of which has its own.
-            call = self._call.__wrapped__ if options.get("compiler_options") else self._call
 
             def make():
-                return _compile(transform(call, **settings), options)
+                if self._version != caches.Version.rules:
+                    self._renew()
+                # Options of the compiler are those of a whole program; no part has its own.
+                whole = self._call.__wrapped__ if options.get("compiler_options") else self._call
+                return _compile(transform(whole, **settings), options)
 
-            found = Jitted(self._root, (*self._key, *place), make, options)
-            self._transforms[place] = found
+            found = Jitted(self._root, (*self._key, *key), make, options)
+            self._transforms[key] = found
         return found
 
     # Methods, so that `self`, and with it the function, lives through `jit(fun).lower(x)`.
@@ -100,9 +106,9 @@ def transformed(fun: Callable, transform: Callable, **settings: Any) -> Callable
     return briefly(transform(fun, **settings))
 
 
-def transformed_at_once(fun: Callable, transform: Callable, **settings: Any) -> Callable:
+def transformed_at_primals(fun: Callable, transform: Callable, **settings: Any) -> Callable:
     """As `transformed`, for a transform that takes primals: all of them arrays, none static."""
-    if isinstance(fun, Jitted) and fun._speaks_of_arguments:
+    if isinstance(fun, Jitted) and fun._has_options_of_arguments:
         return transform(fun, **settings)
     return transformed(fun, transform, **settings)
 
@@ -133,43 +139,10 @@ def jit(fun: Callable | None = None, /, **options: Any) -> Any:
         return functools.partial(jit, **options)
     checks.is_function(fun)
     jitted = isinstance(fun, Jitted)
-    root, key, call = (fun._root, fun._key, fun._call) if jitted else (fun, (), _late(fun))
-    key = (*key, "jit", _hashable(options))
+    root, key, call = (fun._root, fun._key, fun._call) if jitted else (fun, (), caches.held_weakly(fun))
+    leaves, structure = jax.tree.flatten(options)
+    key = (*key, "jit", *leaves, structure)
     return Jitted(root, key, lambda: _compile(call, options), options)
-
-
-def _remember(root: Callable, key: tuple, make: Callable[[], Any]) -> Any:
-    """`make()`, or what it made for the same function and key."""
-    # A method is a new object at each mention, so what is kept for it hangs on its instance.
-    anchor, method = (root.__self__, root.__func__) if inspect.ismethod(root) else (root, None)
-    key = (*key, method)
-    try:
-        hash(key)
-        if id(anchor) not in _compiled:
-            weakref.finalize(anchor, _compiled.pop, id(anchor), None).atexit = False
-        entries = _compiled.setdefault(id(anchor), {})  # of several threads, all get the same
-    except TypeError:
-        return make()
-    if key not in entries:
-        entries.setdefault(key, make())
-    return entries[key]
-
-
-def _late(fun: Callable) -> Callable:
-    """`fun`, held weakly, so that what is kept for a function does not keep the function."""
-    try:
-        reference: Any = weakref.WeakMethod(fun) if inspect.ismethod(fun) else weakref.ref(fun)
-    except TypeError:
-        return fun
-
-    def late(*args, **kwargs):
-        return reference()(*args, **kwargs)
-
-    functools.update_wrapper(late, fun, updated=())
-    del late.__wrapped__
-    with contextlib.suppress(TypeError, ValueError):
-        late.__signature__ = inspect.signature(fun)  # by which names of arguments are found
-    return late
 
 
 def _compile(fun: Callable, options: dict) -> Any:
@@ -179,19 +152,16 @@ def _compile(fun: Callable, options: dict) -> Any:
     def staged(*args, **kwargs):
         flat, tree = jax.tree.flatten((args, kwargs))
         # JAX hands over traced arguments as tracers, and static ones as they are.
-        traced = [i for i, x in enumerate(flat) if isinstance(x, jax.core.Tracer)]
-        out_tree = None
+        traced = [isinstance(x, jax.core.Tracer) for x in flat]
+        static, arrays = values.part(flat, traced)
 
         def body(*tracers):
-            nonlocal out_tree
-            values = dict(zip(traced, tracers, strict=True))
-            leaves = [values.get(i, x) for i, x in enumerate(flat)]
+            leaves = values.merge(static, tracers, traced)
             inner_args, inner_kwargs = jax.tree.unflatten(tree, leaves)
-            outs, out_tree = jax.tree.flatten(fun(*inner_args, **inner_kwargs))
-            return outs
+            return jax.tree.flatten(fun(*inner_args, **inner_kwargs))
 
-        arrays = [flat[i] for i in traced]
-        program = stage(body, [jx.typeof(x) for x in arrays], jx.debug_info("jit", fun))
+        avals = [jax.typeof(x) for x in arrays]
+        program, out_tree = stage(body, avals, jx.debug_info("jit", fun))
         if options.get("inline"):
             outs = jx.evaluate(program, *arrays)
         else:
@@ -199,8 +169,3 @@ def _compile(fun: Callable, options: dict) -> Any:
         return jax.tree.unflatten(out_tree, outs)
 
     return jax.jit(staged, **options)
-
-
-def _hashable(options: dict) -> tuple:
-    leaves, structure = jax.tree.flatten(options)
-    return (*leaves, structure)

@@ -16,12 +16,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, set_current_trace
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, set_current_trace
 
+from functrans import caches, values
 from functrans import jaxpr as jx
-from functrans.forward import ForwardTrace
-from functrans.rules import SIMPLIFIED
-from functrans.tracer import RecordingTrace, place, stage
+from functrans.forward import ForwardTrace, checked_tangents
+from functrans.jaxpr import Operation
+from functrans.programs.broadcasts import broadcast_last
+from functrans.rules import rule_of
+from functrans.templates import Writing
+from functrans.tracer import RecordingTrace, stage
+from functrans.values import Flags
 
 
 class LinearProgram(NamedTuple):
@@ -29,71 +34,102 @@ class LinearProgram(NamedTuple):
 
     jaxpr: Jaxpr
     residuals: list
-    gaps: list
-    """For each output of the function the `Zero` that it is, or `None` if the jaxpr gives it."""
+    moved: Flags
+    """For each output of the function whether the jaxpr gives its tangent; the others are zero."""
+
+
+class Linearized(NamedTuple):
+    """Two programs: `x -> (y, residuals)`, and `(residuals, x_dot) -> y_dot` of what moves."""
+
+    primal: Any
+    linear: Any
+    moved: Flags
+
+
+def linearized_program(operation: Operation, moving: Flags) -> Linearized:
+    """The meaning of one equation, in two programs."""
+
+    def step(trace, primals, tangents):
+        return trace.ask(operation, primals, tangents)
+
+    info = jx.debug_info("rule", operation.primitive.bind)
+    return _staged(step, operation.avals, moving, info)
 
 
 class LinearizeTrace(ForwardTrace):
     """Gives each operation its pair; the work on tangents is written down on a tape."""
 
+    program_of = staticmethod(linearized_program)
+
     def __init__(self, tape: RecordingTrace):
         super().__init__(tape.parent)
-        self.tape = self.tangents = tape
+        self.tape, self.tangents = tape, Writing(tape)
 
-    def ask(self, rule, *equation):
+    def ask(self, operation, primals, tangents):
+        primitive, params = operation.primitive, operation.params
         with set_current_trace(self.tape):  # which hands all work on primals to the parent
-            return rule.linearize(*equation)
+            ys, y_dots = rule_of(primitive).linearize(primitive, primals, tangents, params)
+            return ys, checked_tangents(ys, y_dots)
 
-    derive = property(lambda self: linearize_jaxpr)
+    def run(self, known, operation, xs, x_dots):
+        outs, count = self.primals.run(known.primal, xs, operation.equation), len(known.moved)
+        avals = known.primal.out_avals[count:]
+        residuals = [self.residual(*pair) for pair in zip(outs[count:], avals, strict=True)]
+        y_dots = self.tangents.run(known.linear, [*residuals, *x_dots], operation.equation)
+        return outs[:count], known.moved, y_dots
 
-    def push(self, origin, found, xs, x_dots):
-        first, second, gaps = found
-        outs, avals, count = self.work.run(first, xs, origin), first.out_avals, len(gaps)
-        residuals = map(self.tape.atom, outs[count:], avals[count:])
-        y_dots = self.tape.run(second, [*residuals, *x_dots], origin)
-        return avals[:count], outs[:count], place(y_dots, gaps)
+    def residual(self, handle: Any, aval: Any) -> jx.Atom:
+        """What the tape reads of the primal run: a variable of the parent, or a value."""
+        is_atom = type(handle) is Var or type(handle) is Literal
+        return handle if is_atom else self.tape.atom(handle, aval)
 
 
-def linearize(fun: Callable, primals: Sequence, gaps: Sequence) -> tuple[list, list, LinearProgram]:
+def linearize(
+    fun: Callable, primals: Sequence, moving: Sequence[bool]
+) -> tuple[list, list, LinearProgram]:
     """Run a function of a flat list that returns two, its outputs and `aux`.
 
-    Only inputs that are gaps have a tangent, and are inputs of the linear program.
+    Each input with the flag `moving` gets a tangent, which is an input of the linear program.
 
     Returns the outputs, `aux`, and the linear program.
     """
-    return _record(lambda trace, *pair: trace.run_function(fun, *pair), primals, gaps, fun)
+
+    def run(trace, primals, tangents):
+        return trace.run_function(fun, primals, tangents)
+
+    return _record(run, primals, moving, jx.debug_info("linearize", fun))
 
 
-def _record(push: Callable, primals: Sequence, gaps: Sequence, fun: Any) -> tuple:
-    tape = RecordingTrace(jx.current_trace())
-    moving = [jx.typeof(x) for x, gap in zip(primals, gaps, strict=True) if gap is None]
-    new = [tape.new_input(jx.tangent_aval(aval)) for aval in moving]
+def _record(run: Callable, primals: Sequence, moving: Sequence[bool], info: Any) -> tuple:
+    """`run(trace, primals, tangents) -> (ys, y_dots, aux)`, with a tape for the tangents."""
+    tape, avals = RecordingTrace(jx.current_trace()), [values.typeof(x) for x in primals]
     try:
-        trace = LinearizeTrace(tape)
-        outs, tangents, aux = push(trace, primals, jx.fill(gaps, new))
-        jaxpr, residuals = tape.finish(jx.present(tangents), jx.debug_info("linearize", fun))
-        for rewrite in SIMPLIFIED:
-            jaxpr = rewrite(jaxpr)
+        new = [tape.new_input(values.tangent_aval(aval)) for aval in values.pick(avals, moving)]
+        tangents = values.with_zeros(new, moving, avals)
+        ys, y_dots, aux = run(LinearizeTrace(tape), primals, tangents)
+        moved = values.moving(y_dots)
+        jaxpr, residuals = tape.finish(values.pick(y_dots, moved), info)
     finally:
         tape.invalidate()
-    return outs, aux, LinearProgram(jaxpr, residuals, jx.gaps(tangents))
+    return ys, aux, LinearProgram(broadcast_last(jaxpr), residuals, moved)
 
 
-@jx.cached_by_program
-def linearize_jaxpr(program: ClosedJaxpr, moving: tuple[bool, ...]) -> tuple:
-    """Split a jaxpr in two: `x -> (y, residuals)` and `(residuals, x_dot) -> y_dot`.
+@caches.by_program
+def linearize_jaxpr(program: ClosedJaxpr, moving: Flags) -> Linearized:
+    """Split a jaxpr in two: `x -> (y, residuals)` and `(residuals, x_dot) -> y_dot`."""
 
-    Returns the first, the second, and the gaps of `y_dot`, which the second fills.
-    """
-    linear: list[LinearProgram] = []
+    def walk(trace, primals, tangents):
+        return trace.run_jaxpr(program, primals, tangents)
+
+    return _staged(walk, program.in_avals, moving, program.jaxpr.debug_info)
+
+
+def _staged(run: Callable, avals: Sequence, moving: Flags, info: Any) -> Linearized:
+    """The two programs of a function of a trace, primals and tangents."""
 
     def primal(*primals):
-        def push(trace, *pair):
-            return *trace.run_jaxpr(program, *pair), []
+        ys, _, linear = _record(lambda *args: (*run(*args), []), primals, moving, info)
+        return [*ys, *linear.residuals], linear
 
-        outs, _, linearized = _record(push, primals, jx.gaps_for(program.in_avals, moving), primal)
-        linear.append(linearized)
-        return [*outs, *linearized.residuals]
-
-    first = stage(primal, program.in_avals, program.jaxpr.debug_info)
-    return first, jx.with_constants(linear[0].jaxpr, []), linear[0].gaps
+    first, linear = stage(primal, avals, info)
+    return Linearized(first, jx.with_constants(linear.jaxpr, []), linear.moved)

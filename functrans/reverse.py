@@ -13,16 +13,83 @@ Read next: `jit.py`, where all of this is compiled; or `transforms.py`, where it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, set_current_trace
 from jax.extend.core.primitives import add_jaxvals_p
 
+from functrans import caches, values
 from functrans import jaxpr as jx
-from functrans.jaxpr import Linear, Zero
+from functrans.jaxpr import Atom, Operation
 from functrans.rules import rule_of
-from functrans.tracer import RecordingTrace, derived, itself, place, stage, worker
+from functrans.templates import Handle, Sink, sink_of, template
+from functrans.tracer import RecordingTrace, stage
+from functrans.values import Flags, Linear, Zero
+
+
+def pull(operation: Operation, inputs: list, cotangents: list) -> list:
+    """`y_bar -> x_bar` of the inputs that are `Linear`, the meaning of one equation."""
+    primitive, params = operation.primitive, operation.params
+    x_bars = rule_of(primitive).transpose(primitive, cotangents, inputs, params)
+    pairs = values.pick(zip(inputs, x_bars, strict=True), values.linear(inputs))
+    return [Zero(x.aval) if x_bar is None else x_bar for x, x_bar in pairs]
+
+
+class Pulled(NamedTuple):
+    """The program of `(known inputs, those y_bar that move) -> those x_bar that move`."""
+
+    program: Any
+    moved: Flags
+    """For each linear input whether its cotangent is not known to be zero."""
+
+
+def pulled_program(operation: Operation, linear: Flags, moving: Flags) -> Pulled:
+    """`pull`, as a program."""
+    primitive, params, avals, *_ = operation
+    out_avals, _ = jx.abstract_eval(primitive, avals, params)
+
+    def step(inputs, cotangents):
+        return pull(operation, inputs, cotangents)
+
+    info = jx.debug_info("rule", primitive.bind)
+    return _staged(step, avals, out_avals, linear, moving, info)
+
+
+class Cotangents:
+    """The cotangents of a jaxpr's variables, as far as they are known; handles of a sink."""
+
+    def __init__(self, sink: Sink):
+        self.sink = sink
+        self.bars: dict[Var, Handle] = {}
+
+    def add(self, variables: Iterable[Var], x_bars: Iterable, equation: JaxprEqn | None) -> None:
+        """`x_bar += ...`, in the place of an equation."""
+        for variable, x_bar in zip(variables, x_bars, strict=True):
+            if variable in self.bars:
+                x_bar = self.sum(self.bars[variable], x_bar, equation)
+            self.bars[variable] = x_bar
+
+    def sum(self, x: Handle, y: Handle, equation: JaxprEqn | None) -> Handle:
+        adding = Operation(add_jaxvals_p, {}, (values.aval_of(x), values.aval_of(y)))
+        if known := template(_evaluated_program, adding):
+            return self.sink.run(known.program, [x, y], equation)[0]
+        with jx.in_place_of(equation):
+            return self.sink.enter(values.add(self.sink.leave(x), self.sink.leave(y)))
+
+    def take(self, variables: Sequence[Var]) -> tuple[Flags, list]:
+        """Which of the variables have a cotangent, and these; nothing reads them any more."""
+        moving = tuple([v in self.bars for v in variables])
+        return moving, [self.bars.pop(v) for v in values.pick(variables, moving)]
+
+
+def _evaluated_program(operation: Operation) -> Pulled:
+    """The operation itself."""
+
+    def itself(*inputs):
+        out = operation.primitive.bind(*inputs, **operation.params)
+        return jx.results(operation.primitive, out), ()
+
+    return Pulled(*stage(itself, operation.avals, jx.debug_info("rule", itself)))
 
 
 def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
@@ -36,57 +103,65 @@ def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
     Returns:
       For each input that is `Linear` its cotangent, or a `Zero` if there is none.
     """
-    work, alone = worker(jx.current_trace()), len(jaxpr.eqns) == 1
-    pairs = zip(jaxpr.invars, inputs, strict=True)
-    known = {v: work.atom(x) for v, x in pairs if type(x) is not Linear}
-    bars: dict[Var, Any] = {}
-
-    def accumulate(origin: Any, atoms: Iterable, x_bars: Iterable) -> None:
-        for atom, x_bar in zip(atoms, x_bars, strict=True):
-            if x_bar is not None:
-                bars[atom] = _sum(work, origin, bars[atom], x_bar) if atom in bars else x_bar
-
-    linear = _evaluate_known(work, jaxpr, known)
+    sink, linear = sink_of(jx.current_trace()), values.linear(inputs)
+    rest, variables = values.part(jaxpr.invars, linear)
+    fixed, _ = values.part(inputs, linear)
+    known = {v: sink.enter(x) for v, x in zip(rest, fixed, strict=True)}
+    equations = _run_nonlinear_part(sink, jaxpr, known)
+    bars = Cotangents(sink)
     for atom, cotangent in zip(jaxpr.outvars, cotangents, strict=True):
-        y_bar = jx.varying_as(cotangent, jx.cotangent_aval(atom.aval))
+        y_bar = values.varying_as(cotangent, values.cotangent_aval(atom.aval))
         if type(y_bar) is not Zero and type(atom) is not Literal and atom not in known:
-            accumulate(None, [atom], [work.atom(y_bar)])
-    for equation, values, flags in reversed(linear):
-        y_bars = [bars.pop(v, None) for v in equation.outvars]
-        moving = tuple([y_bar is not None for y_bar in y_bars])
+            bars.add([atom], [sink.enter(y_bar)], None)
+    for equation, xs, linear in reversed(equations):
+        moving, y_bars = bars.take(equation.outvars)
         if True in moving:
-            x_bars = pull(work, equation, values, flags, y_bars, moving, alone)
-            accumulate(equation, compress(equation.invars, flags), x_bars)
-    x_bars = [(v, bars.get(v)) for v in jaxpr.invars if v not in known]
-    return [Zero(v.aval) if x is None else work.value(x) for v, x in x_bars]
+            moved, x_bars = _apply(sink, equation, xs, linear, moving, y_bars)
+            targets = values.pick(values.pick(equation.invars, linear), moved)
+            bars.add(targets, x_bars, equation)
+    moved, x_bars = bars.take(variables)
+    return values.with_zeros(map(sink.leave, x_bars), moved, [v.aval for v in variables])
 
 
-def pull(
-    work: Any, equation: JaxprEqn, xs: list, linear: tuple, y_bars: list, moving: tuple, alone: bool
-) -> list:
-    """`y_bar -> x_bar` for one equation, on handles, for the inputs that are linear.
+def _run_nonlinear_part(sink: Sink, jaxpr: Jaxpr, known: dict[Var, Handle]) -> list:
+    """Evaluate the equations that read no linear value.
 
-    `None` stands for an input that is linear, and for a cotangent that is zero; `linear` and
-    `moving` say which.
+    Returns the others, each with the values that it reads and the flags of its linear inputs.
     """
-    primitive, params = equation.primitive, equation.params
+    linear_part = []
+
+    def is_linear(atom: Atom) -> bool:
+        return type(atom) is not Literal and atom not in known
+
+    for equation in jaxpr.eqns:
+        flags = tuple([is_linear(atom) for atom in equation.invars])
+        given = [atom for atom, flag in zip(equation.invars, flags, strict=True) if not flag]
+        xs = [sink.literal(a) if isinstance(a, Literal) else known[a] for a in given]
+        if True in flags:
+            linear_part.append((equation, xs, flags))
+        else:
+            known.update(zip(equation.outvars, sink.bind(equation, xs), strict=True))
+    return linear_part
+
+
+def _apply(
+    sink: Sink, equation: JaxprEqn, xs: list, linear: Flags, moving: Flags, y_bars: list
+) -> tuple[Flags, list]:
+    """`pull` on handles: the flags of the linear inputs, and the cotangents that are not zero.
+
+    `xs` are the inputs that are known, `y_bars` the cotangents that move.
+    """
     avals = tuple([x.aval for x in equation.invars])
-    if found := derived(equation, primitive, params, alone, transpose_jaxpr, avals, linear, moving):
-        program, gaps = found
-        known = [x for x in (*xs, *y_bars) if x is not None]
-        return place(work.run(program, known, equation), gaps)
-    pairs = zip(equation.outvars, y_bars, strict=True)
-    cotangents = [Zero(v.aval) if y is None else work.value(y) for v, y in pairs]
-    inputs = [Linear(a) if x is None else work.value(x) for a, x in zip(avals, xs, strict=True)]
-    with jx.context_of(equation):
-        x_bars = rule_of(primitive).transpose(primitive, cotangents, inputs, params)
-    x_bars = compress(x_bars, linear)
-    return [None if x is None or type(x) is Zero else work.atom(x) for x in x_bars]
-
-
-def _sum(work: Any, origin: Any, *terms: Any) -> Any:
-    (program,) = derived(origin, add_jaxvals_p, {}, False, itself, tuple(map(jx.aval_of, terms)))
-    return work.run(program, terms, origin)[0]
+    operation = Operation(equation.primitive, equation.params, avals, equation)
+    if known := template(pulled_program, operation, linear, moving):
+        return known.moved, sink.run(known.program, [*xs, *y_bars], equation)
+    given, symbols = map(sink.leave, xs), map(Linear, values.pick(avals, linear))
+    y_avals = [v.aval for v in equation.outvars]
+    cotangents = values.with_zeros(map(sink.leave, y_bars), moving, y_avals)
+    with jx.in_place_of(equation):
+        x_bars = pull(operation, values.merge(given, symbols, linear), cotangents)
+    moved = values.moving(x_bars)
+    return moved, [*map(sink.enter, values.pick(x_bars, moved))]
 
 
 def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> list:
@@ -102,47 +177,33 @@ def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> 
     return transpose(jaxpr, [*residuals, *map(Linear, avals)], cotangents)
 
 
-def _evaluate_known(work: Any, jaxpr: Jaxpr, known: dict) -> list:
-    """Evaluate the equations that read no linear value.
-
-    Returns the others, what they read, and which of it is linear.
-    """
-    linear = []
-    for equation in jaxpr.eqns:
-        values = [work.atom(a) if type(a) is Literal else known.get(a) for a in equation.invars]
-        flags = tuple([x is None for x in values])
-        if True in flags:
-            linear.append((equation, values, flags))
-        else:
-            known.update(zip(equation.outvars, work.run_equation(equation, values), strict=True))
-    return linear
-
-
-@jx.cached_by_program
-def transpose_jaxpr(
-    program: ClosedJaxpr, linear: tuple[bool, ...], moving: tuple[bool, ...]
-) -> tuple[ClosedJaxpr, list]:
+@caches.by_program
+def transpose_jaxpr(program: ClosedJaxpr, linear: Flags, moving: Flags) -> Pulled:
     """The jaxpr of `(known inputs, y_bar) -> x_bar`, where only what moves has a place.
 
-    Args:
-      linear: which inputs are to be transposed.
-      moving: which outputs have a cotangent that is not zero.
-
-    Returns:
-      The jaxpr, and the gaps of `x_bar`, which it fills.
+    `linear` says which inputs are to be transposed, `moving` which outputs have a cotangent that is
+    not zero.
     """
-    gaps: list = []
+
+    def walk(inputs, cotangents):
+        return transpose(*jx.opened(program, inputs), cotangents)
+
+    info = program.jaxpr.debug_info
+    return _staged(walk, program.in_avals, program.out_avals, linear, moving, info)
+
+
+def _staged(
+    pull: Callable, avals: Sequence, out_avals: Sequence, linear: Flags, moving: Flags, info: Any
+) -> Pulled:
+    """The program of a function of inputs and cotangents."""
+    known_avals, linear_avals = values.part(avals, linear)
+    count = len(known_avals)
 
     def pullback(*args):
-        rest = iter(args)
-        pairs = zip(program.in_avals, linear, strict=True)
-        inputs = [Linear(aval) if is_linear else next(rest) for aval, is_linear in pairs]
-        y_bars = jx.fill(jx.gaps_for(program.out_avals, moving), rest)
-        x_bars = transpose(*jx.opened(program, inputs), y_bars)
-        gaps.extend(jx.gaps(x_bars))
-        return jx.present(x_bars)
+        inputs = values.merge(args[:count], map(Linear, linear_avals), linear)
+        x_bars = pull(inputs, values.with_zeros(args[count:], moving, out_avals))
+        moved = values.moving(x_bars)
+        return values.pick(x_bars, moved), moved
 
-    known = [not is_linear for is_linear in linear]
-    cotangents = map(jx.cotangent_aval, compress(program.out_avals, moving))
-    avals = [*compress(program.in_avals, known), *cotangents]
-    return stage(pullback, avals, program.jaxpr.debug_info), gaps
+    y_avals = map(values.cotangent_aval, values.pick(out_avals, moving))
+    return Pulled(*stage(pullback, [*known_avals, *y_avals], info))

@@ -19,6 +19,10 @@ where the transpose is taken of a *linear* equation, and is defined by
 A function given to a declaration receives the equation's inputs by position, and of the
 equation's params just those that it names as keyword-only arguments (or all, as `**params`).
 
+**A rule is called once for each type of equation, with tracers.**  Its answer is kept as a small
+program and used wherever such an equation comes again: a `print` in a rule shows a tracer, once.  A
+rule that must see values (`if x > 0:`) is called with them, each time.
+
 A user gives a primitive of their own a derivative in the same way:
 
 >>> import jax, functrans as ft
@@ -42,24 +46,38 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax import lax
-from jax.extend.core import Jaxpr, Primitive
+from jax.extend.core import JaxprEqn, Primitive, jaxprs_in_params
 
+from functrans import caches, values
 from functrans import jaxpr as jx
 from functrans.errors import checks
 from functrans.errors.checks import NotLinear
-from functrans.jaxpr import Linear, Zero
+from functrans.values import Linear, Zero
 
 Pair = tuple[list, list]
-RULES: dict[Primitive, Rule] = {}
-STAGED: dict[Any, Callable] = {}
-ADOPTED: list[Callable[[Primitive], bool]] = []
+
+
+class Table(dict):
+    """From a primitive to its rule. Programs derived with a rule that is replaced are forgotten."""
+
+    def __setitem__(self, primitive: Primitive, rule: Rule) -> None:
+        caches.Version.rules += primitive in self
+        super().__setitem__(primitive, rule)
+
+
+RULES: dict[Primitive, Rule] = Table()
+STAGING_RULES: dict[Any, Callable] = {}
+"""How an operation is staged where no equation is needed: `(trace, primitive, inputs, params)` to
+the outputs, or to `None` if the equation is to be written."""
+
+FALLBACKS: list[Callable[[Primitive], bool]] = []
 """Asked to declare a primitive that has no rule; each returns whether it has done so."""
 
-SIMPLIFIED: list[Callable[[Jaxpr], Jaxpr]] = []
-"""Each makes of a linear program one that does the same with less work."""
+FAILURES: list[str] = []
+"""The declarations of unnamed primitives that have failed; a test says that there are none."""
 
 CALL: Any = "call"
-"""In `STAGED`: every call of Python functions, which come in `params["subfuns"]`."""
+"""In `STAGING_RULES`: every call of Python functions, which come in `params["subfuns"]`."""
 
 LINEAR: Any = "linear"
 """As a partial derivative: the operation is linear in this argument (`x * y` in `x`)."""
@@ -68,11 +86,17 @@ LINEAR: Any = "linear"
 class Rule:
     """The derivative of one primitive; each kind fills in `forward` and, if linear, `transpose`."""
 
-    by_types = False
+    depends_on_types_only = False
     """Whether the types and params of an equation determine what the rule makes of it."""
 
-    def derived(self, params: dict, derive: Callable, flags: tuple) -> Any:
-        """What `derive` makes of the program that the equation carries, if that is all."""
+    carried: str | None = None
+    """The param whose program determines it, together with the other params and the types."""
+
+    may_split = False
+    """Whether some results may depend on fewer inputs than others; then there is a `split`."""
+
+    is_diagonal = False
+    """Whether each element of the result depends on one element of each input."""
 
     def forward(self, primitive: Primitive, primals: list, tangents: list, params: dict) -> Pair:
         """Evaluate the equation and push its tangents forward; any of them may be a `Zero`."""
@@ -86,65 +110,91 @@ class Rule:
         """Pull the cotangents back to each input that is `Linear`; `None` or `Zero` where none."""
         raise NotLinear.at(primitive)
 
+    def is_linear(self, count: int) -> bool:
+        """Whether the operation is linear in all of its inputs, `count` of them, together."""
+        return False
+
+    def depends(self, params: dict, inputs: Sequence[bool]) -> Sequence[bool]:
+        """Which outputs depend on these inputs. Only a rule that `may_split` is asked."""
+        raise NotImplementedError
+
+    def split(self, primitive: Primitive, inputs: list, owned: Sequence[bool], params: dict) -> list:
+        """Evaluate an equation on a tape that owns some inputs: what does not depend on them runs
+        now, and an equation whose outputs all do is written."""
+        raise NotImplementedError
+
 
 class Elementwise(Rule):
     """`z_dot = sum_i x_i_dot * dz/dx_i`: the Jacobian is diagonal, hence its own transpose."""
 
-    by_types = True
+    depends_on_types_only = is_diagonal = True
 
-    def __init__(self, partials: Sequence[Any]):
+    def __init__(self, partials: Sequence[Any], jvp: Callable | None = None):
         self.partials = [p if p in (None, 1, -1, LINEAR) else _reader(p) for p in partials]
+        if jvp is not None:
+            self.forward = General(jvp).forward
 
     def forward(self, primitive, primals, tangents, params):
         answer = primitive.bind(*primals, **params)
-        aval = jx.typeof(answer).to_tangent_aval()
+        aval = values.tangent_aval(values.typeof(answer))
         total: Any = Zero(aval)
-        for i, tangent in enumerate(tangents):
-            if type(tangent) is not Zero and self.partials[i] is not None:
-                plus: Any = jx.add if type(total) is Zero or self.partials[i] != -1 else lax.sub
-                if plus is jx.add:
-                    tangent = self._times_partial(primitive, i, tangent, primals, params, answer)
-                total = plus(total, jx.broadcast_to(tangent, aval))
+        for i, (partial, tangent) in enumerate(zip(self.partials, tangents, strict=True)):
+            if type(tangent) is Zero or partial is None:
+                continue
+            if partial == -1 and type(total) is not Zero:
+                total = lax.sub(total, values.broadcast_to(tangent, aval))
+                continue
+            if partial in (1, -1, LINEAR):
+                term = self._linear_term(primitive, i, tangent, primals, params)
+            else:
+                term = lax.mul(tangent, partial(answer, *primals, params=params))
+            total = values.add(total, values.broadcast_to(term, aval))
         return [answer], [total]
 
     def transpose(self, primitive, cotangents, inputs, params):
-        linear = sum(type(x) is Linear for x in inputs)
+        linear = sum(values.linear(inputs))
 
         def pull(i, x):
-            if self.partials[i] is LINEAR and linear > 1:  # in each by itself, not in all together
+            partial = self.partials[i]
+            # `LINEAR` means in each by itself, not in all together.
+            if partial not in (1, -1, LINEAR) or (partial is LINEAR and linear > 1):
                 raise NotLinear.at(primitive)
-            x_bar = self._times_partial(primitive, i, cotangents[0], inputs, params)
-            return jx.sum_to(x_bar, x.aval)
+            x_bar = self._linear_term(primitive, i, cotangents[0], inputs, params)
+            return values.sum_to(x_bar, x.aval)
 
         return [pull(i, x) if type(x) is Linear else None for i, x in enumerate(inputs)]
 
-    def _times_partial(self, primitive, i, vector, inputs, params, answer=None):
+    def _linear_term(self, primitive, i, vector, inputs, params):
+        """The vector times a partial derivative that is 1, -1 or the operation itself."""
         partial = self.partials[i]
         if partial is LINEAR:
             return primitive.bind(*inputs[:i], vector, *inputs[i + 1 :], **params)
-        if partial in (1, -1):
-            return vector if partial == 1 else lax.neg(vector)
-        if answer is None:
-            raise NotLinear.at(primitive)
-        return lax.mul(vector, partial(answer, *inputs, params=params))
+        return vector if partial == 1 else lax.neg(vector)
+
+    def is_linear(self, count):
+        return all(p in (1, -1) for p in self.partials)
 
 
 class LinearRule(Rule):
     """`y = A x` in the arguments `argnums` together: `y_dot = A x_dot`, `x_bar = A^T y_bar`."""
 
-    by_types = True
+    depends_on_types_only = True
 
-    def __init__(self, transpose: Callable, argnums: int | Sequence[int] | None):
+    def __init__(
+        self, transpose: Callable, argnums: int | Sequence[int] | None, jvp: Callable | None = None
+    ):
         self.single = isinstance(argnums, int)
         self.argnums = (argnums,) if isinstance(argnums, int) else argnums
         self.pull = _reader(transpose)
+        if jvp is not None:
+            self.forward = General(jvp).forward
 
     def forward(self, primitive, primals, tangents, params):
         outs = jx.results(primitive, primitive.bind(*primals, **params))
         argnums = range(len(primals)) if self.argnums is None else self.argnums
         moved = list(primals)
         for i in argnums:
-            moved[i] = jx.instantiate(tangents[i])
+            moved[i] = values.instantiate(tangents[i])
         return outs, jx.results(primitive, primitive.bind(*moved, **params))
 
     def transpose(self, primitive, cotangents, inputs, params):
@@ -158,16 +208,21 @@ class LinearRule(Rule):
             raise NotLinear.at(primitive)
         return result
 
+    def is_linear(self, count):
+        return self.argnums is None or len(self.argnums) == count
+
 
 class Multilinear(Elementwise):
     """`z = B(x, y)`, linear in each argument: `z_dot = B(x_dot, y) + B(x, y_dot)`."""
 
+    is_diagonal = False
+
     def __init__(self, transposes: Sequence[Callable | None]):
-        super().__init__([t and LINEAR for t in transposes])
-        self.pulls = [t and _reader(t) for t in transposes]
+        super().__init__([None if t is None else LINEAR for t in transposes])
+        self.pulls = [None if t is None else _reader(t) for t in transposes]
 
     def transpose(self, primitive, cotangents, inputs, params):
-        linear = [type(x) is Linear for x in inputs]
+        linear = values.linear(inputs)
         pull = self.pulls[linear.index(True)]
         if sum(linear) != 1 or pull is None:
             raise NotLinear.at(primitive)
@@ -178,7 +233,7 @@ class Multilinear(Elementwise):
 class ZeroRule(Rule):
     """`y` is piecewise constant in `x` (or not a real number at all), so `y_dot = 0`."""
 
-    by_types = True
+    depends_on_types_only = True
 
     def forward(self, primitive, primals, tangents, params):
         outs = jx.results(primitive, primitive.bind(*primals, **params))
@@ -188,7 +243,7 @@ class ZeroRule(Rule):
 class General(Rule):
     """`y, y_dot = jvp(x, x_dot)`, written with other primitives, which have transposes."""
 
-    by_types = True
+    depends_on_types_only = True
 
     def __init__(self, jvp: Callable):
         self.jvp = _reader(jvp)
@@ -197,7 +252,10 @@ class General(Rule):
         return checks.rule_result(primitive, self.jvp(primals, tangents, params=params))
 
 
-def elementwise(primitive: Primitive, *partials: Any) -> None:
+# ---- declarations --------------------------------------------------------------------------------
+
+
+def elementwise(primitive: Primitive, *partials: Any, jvp: Callable | None = None) -> None:
     """Declare the partial derivatives of an operation that acts on each element by itself.
 
     Args:
@@ -205,6 +263,7 @@ def elementwise(primitive: Primitive, *partials: Any) -> None:
       *partials: one for each argument: a function of `(z, x_1, ..., x_n)` that returns `dz/dx_i`;
         or `LINEAR` (the derivative is the operation itself, as for each factor of a product);
         or `1` or `-1`; or `None` for an argument without a derivative.
+      jvp: a function that does the same at less cost, if there is one, as for `general`.
 
     >>> from jax import lax
     >>> import functrans as ft
@@ -212,11 +271,14 @@ def elementwise(primitive: Primitive, *partials: Any) -> None:
     ...     lambda z, x, y: y / (x * x + y * y),
     ...     lambda z, x, y: -x / (x * x + y * y))
     """
-    RULES[primitive] = Elementwise(partials)
+    RULES[primitive] = Elementwise(partials, jvp)
 
 
 def linear(
-    primitive: Primitive, transpose: Callable, argnums: int | Sequence[int] | None = 0
+    primitive: Primitive,
+    transpose: Callable,
+    argnums: int | Sequence[int] | None = 0,
+    jvp: Callable | None = None,
 ) -> None:
     """Declare an operation that is linear in the arguments `argnums`, taken together.
 
@@ -226,8 +288,9 @@ def linear(
         come as `Linear`, with a `shape` and a `dtype` but no value) that returns the cotangent of
         the one linear argument, or a sequence with one for each of `argnums`.
       argnums: an integer, several, or `None` for all arguments.
+      jvp: its derivative in all arguments, as for `general`, if it is not linear in the others.
     """
-    RULES[primitive] = LinearRule(transpose, argnums)
+    RULES[primitive] = LinearRule(transpose, argnums, jvp)
 
 
 def multilinear(primitive: Primitive, *transposes: Callable | None) -> None:
@@ -249,12 +312,21 @@ def staged(primitive: Any, simpler: Callable) -> None:
       simpler: a function of the trace, the operation, its inputs and its params that returns the
         outputs, or `None` if the equation is to be written after all.
     """
-    STAGED[primitive] = simpler
+    STAGING_RULES[primitive] = simpler
 
 
-def simplified(rewrite: Callable[[Jaxpr], Jaxpr]) -> None:
-    """Declare how a linear program is rewritten before it is used."""
-    SIMPLIFIED.append(rewrite)
+def without_name(declare: Callable[[], None]) -> Callable[[], None]:
+    """Declare primitives that JAX's public interface does not name.
+
+    `declare` finds them by tracing a function that binds them. Should it fail with some version of
+    JAX, they have no rule, which is an error where they are used, and not where functrans is
+    imported.
+    """
+    try:
+        declare()
+    except Exception as error:
+        FAILURES.append(f"{declare.__module__}.{declare.__qualname__}: {error!r}")
+    return declare
 
 
 def zero(*primitives: Primitive) -> None:
@@ -277,15 +349,34 @@ def call(primitive: Primitive, rule: Rule) -> None:
     RULES[primitive] = rule
 
 
-# What the rooms of `derivatives/` need of values.
-instantiate, cast, constant, varying_as = jx.instantiate, jx.cast, jx.number, jx.varying_as
+# What the files of `derivatives/` need of values.
+instantiate, cast, constant = values.instantiate, values.cast, values.constant
+varying_as = values.varying_as
+
+
+# ---- the table -----------------------------------------------------------------------------------
 
 
 def rule_of(primitive: Primitive) -> Rule:
     """The rule of a primitive, or an error that says how to give it one."""
-    if primitive not in RULES and not any(adopt(primitive) for adopt in ADOPTED):
+    if primitive not in RULES and not any(declare(primitive) for declare in FALLBACKS):
         raise checks.no_rule(primitive)
     return RULES[primitive]
+
+
+def depends(equation: JaxprEqn, inputs: Sequence[bool]) -> Sequence[bool]:
+    """Which outputs of an equation depend on these inputs."""
+    rule = RULES.get(equation.primitive)
+    if rule and rule.may_split:
+        return rule.depends(equation.params, inputs)
+    return jx.any_input(equation, inputs)
+
+
+def low_params(params: dict) -> dict:
+    """The params, with programs in which JAX's "hi" primitives are replaced by their functions."""
+    lower = STAGING_RULES.get("hi")
+    is_high = lower and any(getattr(p, "is_high", False) for p in jaxprs_in_params(params))
+    return lower(params) if lower and is_high else params
 
 
 def _reader(function: Callable) -> Callable:

@@ -23,14 +23,15 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.tree_util import register_dataclass
 
 from functrans import jaxpr as jx
+from functrans import values
 from functrans.errors import checks
 from functrans.errors.tracebacks import briefly
 from functrans.forward import forward
-from functrans.jaxpr import Linear
-from functrans.jit import Jitted, transformed, transformed_at_once
+from functrans.jit import Jitted, transformed, transformed_at_primals
 from functrans.linearize import linearize as linearize_flat
 from functrans.reverse import transpose, transpose_function
 from functrans.tracer import stage
+from functrans.values import Flags, Linear
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -98,11 +99,12 @@ def make_jaxpr(
         leaves, in_tree = tree.flatten((dynamic, kwargs))
         flat = Flat(lambda xs, keywords: partial(*xs, **keywords), in_tree)
         avals = [checks.type_of("make_jaxpr", x) for x in leaves]
-        info, programs = jx.debug_info("make_jaxpr", fun), []
+        programs: list[ClosedJaxpr] = []
 
         def run():
-            programs.append(stage(lambda *xs: flat(*xs)[0], avals, info))
+            programs.append(stage(flat, avals, jx.debug_info("make_jaxpr", fun))[0])
 
+        # JAX has no other way to bind the names of axes than to trace something.
         jax.make_jaxpr(run, axis_env=axis_env)() if axis_env else run()
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in programs[0].out_avals]
         return (programs[0], tree.unflatten(flat.out_tree, shapes)) if return_shape else programs[0]
@@ -132,7 +134,7 @@ def jvp(fun: Callable, primals: Sequence, tangents: Sequence, has_aux: bool = Fa
     (9.0, 6.0)
     """
     checks.sequences("jvp", primals, tangents)
-    return transformed_at_once(fun, _jvp, has_aux=has_aux)(primals, tangents)
+    return transformed_at_primals(fun, _jvp, has_aux=has_aux)(primals, tangents)
 
 
 def _jvp(fun: Callable, has_aux: bool) -> Callable:
@@ -140,7 +142,7 @@ def _jvp(fun: Callable, has_aux: bool) -> Callable:
         leaves, in_tree = tree.flatten(primals)
         flat = Flat(fun, in_tree, has_aux)
         outs, out_tangents, aux = forward(flat, leaves, checks.tangents(leaves, in_tree, tangents))
-        out_tangent = tree.unflatten(flat.out_tree, map(jx.instantiate, out_tangents))
+        out_tangent = tree.unflatten(flat.out_tree, map(values.instantiate, out_tangents))
         return flat.result(outs, out_tangent, aux)
 
     return jvp_at
@@ -151,8 +153,10 @@ class Spec:
     """What is static in a linear function: its jaxpr, and the structures of input and output."""
 
     jaxpr: Jaxpr
-    in_gaps: Sequence  # for each input `None`, or, if it is an integer, the `Zero` that it is
-    out_gaps: Sequence
+    moving: Flags
+    """Which inputs have tangents: those that are no integers."""
+    moved: Flags
+    """Which outputs depend on these."""
     in_tree: Any
     out_tree: Any
     in_avals: Sequence
@@ -175,8 +179,11 @@ class LinearFunction:
         The halves of small calls, which are kept whole to be transposed at once, are opened.
         """
         program = jx.with_constants(self.spec.jaxpr, self.residuals)
-        run = functools.partial(jx.evaluate, program)
-        return stage(run, program.in_avals, program.jaxpr.debug_info)
+
+        def run(*tangents):
+            return jx.evaluate(program, *tangents), None
+
+        return stage(run, program.in_avals, program.jaxpr.debug_info)[0]
 
     def at(self, vector: Any) -> Any:
         """The value at a tangent or a cotangent, checked."""
@@ -198,8 +205,10 @@ class Pushforward(LinearFunction):
     @staticmethod
     def apply(spec, residuals, vector):
         given = checks.linear_input("the pushforward", spec.in_tree, spec.in_avals, vector)
-        outs = jx.evaluate(jx.with_constants(spec.jaxpr, residuals), *jx.present(given))
-        return tree.unflatten(spec.out_tree, map(jx.instantiate, jx.fill(spec.out_gaps, outs)))
+        x_dots = values.pick(given, spec.moving)
+        outs = jx.evaluate(jx.with_constants(spec.jaxpr, residuals), *x_dots)
+        y_dots = values.with_zeros(outs, spec.moved, spec.out_avals)
+        return tree.unflatten(spec.out_tree, map(values.instantiate, y_dots))
 
 
 @register_dataclass
@@ -213,11 +222,12 @@ class Pullback(LinearFunction):
     @staticmethod
     def apply(spec, residuals, vector):
         given = checks.linear_input("the pullback", spec.out_tree, spec.out_avals, vector)
-        y_bars = [y for y, gap in zip(given, spec.out_gaps, strict=True) if gap is None]
-        pairs = zip(spec.in_avals, spec.in_gaps, strict=True)
-        inputs = [Linear(aval) for aval, gap in pairs if gap is None]
-        x_bars = jx.fill(spec.in_gaps, transpose(spec.jaxpr, [*residuals, *inputs], y_bars))
-        return tree.unflatten(spec.in_tree, map(jx.instantiate, x_bars))
+        inputs = map(Linear, values.pick(spec.in_avals, spec.moving))
+        y_bars = values.pick(given, spec.moved)
+        x_bars = transpose(spec.jaxpr, [*residuals, *inputs], y_bars)
+        integers, _ = values.part(spec.in_avals, spec.moving)
+        x_bars = values.merge(map(values.Zero, integers), x_bars, spec.moving)
+        return tree.unflatten(spec.in_tree, map(values.instantiate, x_bars))
 
 
 def _linear_part(linearized: Callable, kind: type[LinearFunction], spec: Spec) -> Callable:
@@ -227,7 +237,7 @@ def _linear_part(linearized: Callable, kind: type[LinearFunction], spec: Spec) -
 def _linear_function(
     fun: Callable, primals: Sequence, has_aux: bool, kind: type[LinearFunction]
 ) -> tuple:
-    at = transformed_at_once(fun, _linearize, has_aux=has_aux, kind=kind)
+    at = transformed_at_primals(fun, _linearize, has_aux=has_aux, kind=kind)
     out, linear, *aux = at(*primals)
     # Compiled, it hangs on the function, as its other transforms do.
     spec, jitted = linear.spec, isinstance(at, Jitted)
@@ -238,12 +248,12 @@ def _linear_function(
 def _linearize(fun: Callable, has_aux: bool, kind: type) -> Callable:
     def linearize_at(*primals):
         leaves, in_tree = tree.flatten(primals)
-        in_avals = [jx.tangent_aval(checks.type_of("linearize", x)) for x in leaves]
-        in_gaps = jx.gaps_for(in_avals, [*map(jx.is_differentiable, in_avals)])
+        in_avals = [values.tangent_aval(checks.type_of("linearize", x)) for x in leaves]
+        moving = tuple(map(values.is_differentiable, in_avals))
         flat = Flat(fun, in_tree, has_aux)
-        outs, aux, (jaxpr, residuals, out_gaps) = linearize_flat(flat, leaves, in_gaps)
-        out_avals = [jx.typeof(x).to_tangent_aval() for x in outs]
-        spec = Spec(jaxpr, in_gaps, out_gaps, in_tree, flat.out_tree, in_avals, out_avals)
+        outs, aux, (jaxpr, residuals, moved) = linearize_flat(flat, leaves, moving)
+        out_avals = [values.tangent_aval(jax.typeof(x)) for x in outs]
+        spec = Spec(jaxpr, moving, moved, in_tree, flat.out_tree, in_avals, out_avals)
         return flat.result(outs, kind(residuals, spec), aux)
 
     return linearize_at
@@ -314,14 +324,14 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
     leaves, in_tree = tree.flatten(primals)
     avals = [checks.type_of("linear_transpose", x) for x in leaves]
     flat = Flat(fun, in_tree)
-    program = stage(lambda *xs: flat(*xs)[0], avals, jx.debug_info("linear_transpose", fun))
+    program, _ = stage(flat, avals, jx.debug_info("linear_transpose", fun))
     checks.linear_types([*avals, *program.out_avals])
 
     def transposed(cotangent: Any) -> Any:
         given = checks.linear_input("the transpose", flat.out_tree, program.out_avals, cotangent)
         # On a tape: what a call inside does beside its linear work is done now.
         x_bars = transpose_function(functools.partial(jx.evaluate, program), avals, given)
-        return tree.unflatten(in_tree, map(jx.instantiate, x_bars))
+        return tree.unflatten(in_tree, map(values.instantiate, x_bars))
 
     return briefly(transposed)
 
@@ -365,7 +375,7 @@ def _value_and_grad(fun: Callable, argnums: Any, has_aux: bool, **allowed: bool)
         checks.numbers("grad", "inputs", selected, complex_too=True, **allowed)
         out, pullback, *aux = _linearize(partial, has_aux, Pullback)(*selected)
         checks.scalar(out, allowed["holomorphic"])
-        seed = jx.number(1, jx.typeof(out))
+        seed = values.constant(1, jax.typeof(out))
         # The seed is a constant, no array; it comes back as it is if the function is an identity.
         gradient = tree.map(lambda g: jnp.asarray(g) if g is seed else g, pullback(seed))
         gradient = gradient[0] if isinstance(argnums, int) else gradient

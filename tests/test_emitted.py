@@ -19,8 +19,8 @@ import pytest
 from jax import lax
 
 import functrans as ft
-from functrans.control_flow.copies import copies_last
-from functrans.control_flow.loops import BODY
+from functrans.programs.broadcasts import broadcast_last
+from functrans.programs.loops import BODY
 from functrans.testing import cross_check
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -274,7 +274,7 @@ def test_effects_stay_where_copies_are_moved():
         return -jnp.broadcast_to(x, (5, 3)) * 2.0
 
     program = ft.make_jaxpr(fun)(array(3)).jaxpr
-    moved = copies_last(program)
+    moved = broadcast_last(program)
     assert moved.effects == program.effects
     assert [str(e.primitive) for e in moved.eqns] == [
         "debug_callback", "neg", "mul", "broadcast_in_dim"
@@ -283,7 +283,7 @@ def test_effects_stay_where_copies_are_moved():
 
 def test_what_copies_nothing_stays_as_it_is():
     program = ft.make_jaxpr(lambda x, w: jnp.sum(jnp.sin(x) @ w, axis=0))(array(3, 4), array(4, 2))
-    assert copies_last(program.jaxpr) is program.jaxpr
+    assert broadcast_last(program.jaxpr) is program.jaxpr
 
 
 def test_in_half_precision_nothing_is_summed_before():

@@ -16,8 +16,7 @@ from jax.extend.core import Primitive, primitives
 from jax.interpreters import ad, batching, mlir
 
 import functrans as ft
-from functrans import rules
-from functrans.derivatives import foreign
+from functrans import foreign, rules
 from functrans.testing import cross_check
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -28,8 +28,7 @@ from jax.extend.core import take_current_trace
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import functrans as ft
-from functrans.jit import _compiled
-from functrans.tracer import WORTH_COMPILING
+from functrans.caches import OF_FUNCTIONS
 
 X = jnp.arange(1.0, 4.0)
 
@@ -218,8 +217,7 @@ TRANSFORMS: dict[str, Callable] = {
 def test_wrapping_again_compiles_nothing_again(name: str) -> None:
     model, partial = Model(2.0), functools.partial(cube)
     for mention in (lambda: cube, lambda: model.loss, lambda: partial):
-        for _ in range(WORTH_COMPILING + 1):  # what is eager in them is compiled in the end
-            TRANSFORMS[name](mention())
+        TRANSFORMS[name](mention())  # what is eager in them is compiled at once
         with compilations() as compiled:
             for _ in range(3):
                 TRANSFORMS[name](mention())
@@ -317,7 +315,7 @@ def test_a_call_takes_the_path_of_jax_in_c(transform: Callable) -> None:
 
 
 def test_a_function_that_is_dropped_is_forgotten() -> None:
-    before = len(_compiled)
+    before = len(OF_FUNCTIONS)
 
     def make():
         big = jnp.ones(1000)
@@ -334,7 +332,7 @@ def test_a_function_that_is_dropped_is_forgotten() -> None:
     references = make()
     gc.collect()
     assert [reference() for reference in references] == [None, None]
-    assert len(_compiled) <= before
+    assert len(OF_FUNCTIONS) <= before
 
 
 def test_a_jitted_function_keeps_its_function() -> None:

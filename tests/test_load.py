@@ -33,7 +33,7 @@ from jax.interpreters import ad
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import functrans as ft
-from functrans.jit import _compiled
+from functrans.caches import OF_FUNCTIONS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -124,7 +124,7 @@ def census() -> Counter:
     for weak in ("ReferenceType", "builtin_function_or_method"):  # and its callback
         del count[weak]
     count["executables"] = len(get_backend().live_executables())
-    count["entries"] = len(_compiled)
+    count["entries"] = len(OF_FUNCTIONS)
     count["entries"] += sum(len(x) for x in objects if type(x) is WeakKeyDictionary)
     return count
 
@@ -312,10 +312,10 @@ def test_a_function_is_not_taken_for_another_that_had_its_place_in_memory() -> N
             if k % 10 == i:
                 gc.collect()
 
-    before = len(_compiled)
+    before = len(OF_FUNCTIONS)
     at_once([functools.partial(work, i) for i in range(8)])
     gc.collect()
-    assert len(_compiled) <= before
+    assert len(OF_FUNCTIONS) <= before
 
 
 @pytest.mark.usefixtures("busy_threads")

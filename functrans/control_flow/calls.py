@@ -12,7 +12,6 @@ Read next: `../jit.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import compress
 from typing import Any
 
 import jax
@@ -22,12 +21,14 @@ from jax.custom_derivatives import linear_call
 from jax.extend.core.primitives import call_p, closed_call_p
 
 from functrans import jaxpr as jx
+from functrans import values
 from functrans.derivatives.common import emitted
 from functrans.forward import forward, jvp_jaxpr
-from functrans.jaxpr import Linear, Zero
 from functrans.linearize import LinearizeTrace
+from functrans.programs.halves import reached_outputs
 from functrans.reverse import transpose
-from functrans.rules import NotLinear, Rule, call
+from functrans.rules import NotLinear, Rule, call, without_name
+from functrans.values import Linear, Zero
 
 
 def transpose_inside(program: Any, inputs: Sequence, cotangents: Sequence) -> list:
@@ -49,8 +50,10 @@ def recorded(function: Callable, primals: Sequence, tangents: Sequence) -> tuple
     return outs, tangents_out
 
 
-class CallRule(Rule):
+class InlinedRule(Rule):
     """Differentiate the equations inside, here; `names` are those of the param with the jaxpr."""
+
+    may_split = True
 
     def __init__(self, *names: str):
         self.names = names
@@ -74,13 +77,19 @@ class CallRule(Rule):
     def transpose(self, primitive, cotangents, inputs, params):
         return transpose_inside(self.program(params), inputs, cotangents)
 
+    def depends(self, params, inputs):
+        return reached_outputs(jx.closed_of(self.program(params).jaxpr), tuple(inputs))
 
-class CustomVmapRule(CallRule):
+    def split(self, primitive, inputs, owned, params):
+        return jx.evaluate(self.program(params), *inputs)
+
+
+class CustomVmapRule(InlinedRule):
     """Forward, the pair of primal and tangent is batched by the derivative of the user's rule."""
 
     def forward(self, primitive, primals, tangents, params):
-        moving, count = jx.moving(tangents), len(primals)
-        program, gaps = jvp_jaxpr(self.program(params), moving)
+        moving, count = values.moving(tangents), len(primals)
+        program, moved = jvp_jaxpr(self.program(params), moving)
 
         @custom_vmap
         def pushforward(*inputs):
@@ -89,56 +98,58 @@ class CustomVmapRule(CallRule):
         @pushforward.def_vmap
         def batched_pushforward(size, batched, *inputs):
             # A primal and its tangent share one flag: if one of them has the axis, both get it.
-            moved = jx.fill([None if m else False for m in moving], batched[count:])
-            batched_primals = [a or b for a, b in zip(batched[:count], moved, strict=True)]
-            wanted = [*batched_primals, *compress(batched_primals, moving)]
-            values = [
+            still = [False] * (count - sum(moving))
+            dots_batched = values.merge(still, batched[count:], moving)
+            flags = [a or b for a, b in zip(batched[:count], dots_batched, strict=True)]
+            wanted = [*flags, *values.pick(flags, moving)]
+            xs = [
                 jnp.broadcast_to(x, (size, *jnp.shape(x))) if want and not has else x
                 for x, has, want in zip(inputs, batched, wanted, strict=True)
             ]
-            zeros = [None if m else Zero.like(x) for m, x in zip(moving, values, strict=False)]
-            flags: list = []
+            out_flags: list = []  # `pushed` gives back arrays alone
 
             def run(*xs):
-                args, batched = (
-                    jax.tree.unflatten(params["in_tree"], v) for v in (xs, batched_primals)
-                )
+                args, batched = (jax.tree.unflatten(params["in_tree"], v) for v in (xs, flags))
                 outs, out_batched = params["rule"](size, batched, *args)
-                flags.extend(jax.tree.leaves(out_batched))
+                out_flags.extend(jax.tree.leaves(out_batched))
                 return jax.tree.leaves(outs)
 
-            outs, outs_dot = pushed(run, values[:count], jx.fill(zeros, values[count:]))
-            is_open = [gap is None for gap in gaps]
-            moved = map(jx.instantiate, compress(outs_dot, is_open))
-            return [*outs, *moved], [*flags, *compress(flags, is_open)]
+            avals = [jax.typeof(x) for x in xs[:count]]
+            tangents = values.with_zeros(xs[count:], moving, avals)
+            outs, outs_dot = pushed(run, xs[:count], tangents)
+            outs_dot = map(values.instantiate, values.pick(outs_dot, moved))
+            return [*outs, *outs_dot], [*out_flags, *values.pick(out_flags, moved)]
 
-        outs = pushforward(*primals, *jx.present(tangents))
-        return outs[: len(gaps)], jx.fill(gaps, outs[len(gaps) :])
+        results = pushforward(*primals, *values.pick(tangents, moving))
+        outs, outs_dot = results[: len(moved)], results[len(moved) :]
+        return outs, values.with_zeros(outs_dot, moved, [jax.typeof(out) for out in outs])
 
 
 class LinearCallRule(Rule):
     """`y = A(r) x`, of which the user has given `A(r)^T` as well: `y_dot = A x_dot + (A_dot) x`."""
 
-    def split(self, params, inputs):
+    def parts(self, params, inputs):
+        """What the callee closes over and the residuals; and the linear inputs."""
         end = params["num_callee_consts"] + params["num_res"]
         return list(inputs[:end]), list(inputs[end:])
 
     def forward(self, primitive, primals, tangents, params):
-        (known, x), (known_dot, x_dot) = self.split(params, primals), self.split(params, tangents)
+        (known, x), (known_dot, x_dot) = self.parts(params, primals), self.parts(params, tangents)
         outs = primitive.bind(*primals, **params)
         total: list = [Zero.like(out) for out in outs]
-        if jx.present(known_dot):
-            moving = (*jx.moving(known_dot), *[False] * len(x))
-            program, gaps = jvp_jaxpr(params["callee"], moving)
-            moved = jx.evaluate(program, *primals, *jx.present(known_dot))[len(gaps) :]
-            total = jx.fill(gaps, moved)
-        if jx.present(x_dot):
-            moved = primitive.bind(*known, *map(jx.instantiate, x_dot), **params)
-            total = [jx.add(a, b) for a, b in zip(total, moved, strict=True)]
+        moving = values.moving(known_dot)
+        if any(moving):
+            program, moved = jvp_jaxpr(params["callee"], (*moving, *[False] * len(x)))
+            results = jx.evaluate(program, *primals, *values.pick(known_dot, moving))
+            avals = [jax.typeof(out) for out in outs]
+            total = values.with_zeros(results[len(moved) :], moved, avals)
+        if any(values.moving(x_dot)):
+            terms = primitive.bind(*known, *map(values.instantiate, x_dot), **params)
+            total = [values.add(a, b) for a, b in zip(total, terms, strict=True)]
         return outs, total
 
     def transpose(self, primitive, cotangents, inputs, params):
-        known, _ = self.split(params, inputs)
+        known, _ = self.parts(params, inputs)
         if any(type(value) is Linear for value in known):
             raise NotLinear.at(primitive)
         program, consts = params["transpose_thunk"]()
@@ -149,17 +160,29 @@ class LinearCallRule(Rule):
         def again(known, x):
             return jx.evaluate(params["callee"], *known, *x)
 
-        x_bar = linear_call(transposed, again, known, list(map(jx.instantiate, cotangents)))
+        x_bar = linear_call(transposed, again, known, list(map(values.instantiate, cotangents)))
         return [*[None] * len(known), *x_bar]
 
 
-call(call_p, CallRule("call_jaxpr"))
-call(closed_call_p, CallRule("call_jaxpr"))
-for composite_p in emitted(jax.lax.composite(lambda x: x, name="functrans.none")):
-    call(composite_p, CallRule("jaxpr", "call_jaxpr"))
-batched_identity = custom_vmap(lambda x: x)
-batched_identity.def_vmap(lambda size, batched, x: (x, batched[0]))
-for custom_vmap_p in emitted(batched_identity):
-    call(custom_vmap_p, CustomVmapRule("call"))
-for linear_call_p in emitted(lambda x: linear_call(lambda r, x: x, lambda r, x: x, (), x)):
-    call(linear_call_p, LinearCallRule())
+call(call_p, InlinedRule("call_jaxpr"))
+call(closed_call_p, InlinedRule("call_jaxpr"))
+
+
+@without_name
+def declare_composite() -> None:
+    for primitive in emitted(jax.lax.composite(lambda x: x, name="functrans.none")):
+        call(primitive, InlinedRule("jaxpr", "call_jaxpr"))
+
+
+@without_name
+def declare_custom_vmap() -> None:
+    identity = custom_vmap(lambda x: x)
+    identity.def_vmap(lambda size, batched, x: (x, batched[0]))
+    for primitive in emitted(identity):
+        call(primitive, CustomVmapRule("call"))
+
+
+@without_name
+def declare_linear_call() -> None:
+    for primitive in emitted(lambda x: linear_call(lambda r, x: x, lambda r, x: x, (), x)):
+        call(primitive, LinearCallRule())

@@ -13,27 +13,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal, Var
 from jax.extend.core.primitives import cond_p, jit_p, remat_p, scan_p
 
+from functrans import caches, values
 from functrans import jaxpr as jx
-from functrans.control_flow.halves import closed_of
+from functrans.control_flow.base import CallRule
 from functrans.control_flow.scan import Loop
 from functrans.errors import checks
-from functrans.forward import jvp_jaxpr
-from functrans.jaxpr import Linear
 from functrans.linearize import linearize_jaxpr
-from functrans.reverse import transpose_jaxpr
-from functrans.rules import Rule, call
+from functrans.programs.halves import reached_outputs
+from functrans.rules import call
 from functrans.tracer import stage
+from functrans.values import Flags
 
 
-def bind(program: ClosedJaxpr, args: list, params: dict, differentiated: bool = True) -> list:
+def bind(program: ClosedJaxpr, args: Sequence, params: dict, differentiated: bool = True) -> list:
     """Evaluate a derived jaxpr in place of the one that the equation with these params carries."""
     jaxpr, inputs = jx.opened(program, args)
     return remat_p.bind(*inputs, **params | {"jaxpr": jaxpr, "differentiated": differentiated})
@@ -56,39 +55,43 @@ def saves(policy: Callable | None, equation: Any) -> bool:
 
 def walk(program: ClosedJaxpr, inputs: Sequence, meet: Callable) -> list:
     """Evaluate a program and what it calls; `meet(equation, inputs)` gives the results of each."""
-    values = jx.environment(program, inputs)
+    known = jx.environment(program, inputs)
 
     def read(atom):
-        return atom.val if isinstance(atom, Literal) else values[atom]
+        return atom.val if isinstance(atom, Literal) else known[atom]
 
     for equation in program.jaxpr.eqns:
         given = list(map(read, equation.invars))
         if equation.primitive is jit_p:
-            with jx.context_of(equation):
+            with jx.in_place_of(equation):
                 outs = walk(equation.params["jaxpr"], given, meet)
         else:
             outs = meet(equation, given)
-        values.update(zip(equation.outvars, outs, strict=True))
+        known.update(zip(equation.outvars, outs, strict=True))
     return list(map(read, program.jaxpr.outvars))
 
 
-@jx.cached_by_program
+@caches.by_program
 def inlined(program: ClosedJaxpr) -> ClosedJaxpr:
     """The program with the equations of the functions that it calls."""
-    return stage(lambda *xs: walk(program, xs, jx.bind), program.in_avals, program.jaxpr.debug_info)
+
+    def opened(*xs):
+        return walk(program, xs, jx.bind), None
+
+    return stage(opened, program.in_avals, program.jaxpr.debug_info)[0]
 
 
 def scan_again(equation: Any, inputs: Sequence, xs: list, run: Callable) -> tuple[list, list]:
     """Evaluate a `scan` whose step is `run(body, inputs, x) -> (outs, y)`; return outs and ys."""
     loop = Loop.of(equation.params)
-    consts, carry, given = loop.split(inputs)
+    consts, carry, given = loop.parts(inputs)
 
     def body(c, step):
         x, more = step
         outs, y = run(loop.program, [*consts, *c, *x], more)
         return outs[: loop.carry], (outs[loop.carry :], y)
 
-    with jx.context_of(equation):
+    with jx.in_place_of(equation):
         carry, (ys, more) = lax.scan(body, carry, (given, xs), **loop.options)
     return [*carry, *ys], more
 
@@ -100,7 +103,7 @@ def choose_again(equation: Any, inputs: Sequence, kept: list | None, run: Callab
     def branch(i):
         return lambda *xs: run(i, branches[i], xs, kept and kept[i])
 
-    with jx.context_of(equation):
+    with jx.in_place_of(equation):
         return lax.switch(index, [branch(i) for i in range(len(branches))], *operands)
 
 
@@ -164,76 +167,94 @@ def using(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence, saved
 # ---- the derived programs ------------------------------------------------------------------------
 
 
-@jx.cached_by_program
-def checkpointed(program: ClosedJaxpr, moving: tuple[bool, ...], policy: Callable | None) -> tuple:
-    """The jaxprs of `x -> (y, s)` and of `(x, s, x_dot) -> y_dot`; and the gaps of `y_dot`.
+class Checkpointed(NamedTuple):
+    """The jaxprs of `x -> (y, s)` and of `(x, s, x_dot) -> y_dot`."""
 
-    The equations of the second are linear in `x_dot` or do not read it, so that they can be
-    transposed. Of what the policy keeps, `s` is what they read.
+    primal: ClosedJaxpr
+    pushforward: ClosedJaxpr
+    moved: Flags
+
+
+@caches.by_program
+def checkpointed(program: ClosedJaxpr, moving: Flags, policy: Callable | None) -> Checkpointed:
+    """Linearize a program and save what the policy keeps, as far as the linear half needs it.
+
+    The equations of the pushforward are linear in `x_dot` or do not read it, so that they can be
+    transposed.
     """
-    first, second, gaps = linearize_jaxpr(program, moving)
-    count, structure = len(gaps), None
+    first, second, moved = linearize_jaxpr(program, moving)
+    info, count, inputs = program.jaxpr.debug_info, len(moved), len(moving)
 
-    def primal(*inputs):
-        nonlocal structure
-        outs, saved = saving(policy, first, inputs)
+    def primal(*xs):
+        outs, saved = saving(policy, first, xs)
         leaves, structure = jax.tree.flatten(saved)
-        return [*outs[:count], *leaves]
+        return [*outs[:count], *leaves], structure
 
-    info = program.jaxpr.debug_info
-    whole = stage(primal, program.in_avals, info)
+    whole, structure = stage(primal, program.in_avals, info)
     saved_avals = whole.out_avals[count:]
 
-    def recomputed(*inputs):
-        given, leaves = inputs[: len(moving)], inputs[len(moving) :]
-        saved = jax.tree.unflatten(structure, leaves)
-        return using(policy, first, given, iter(saved))[count:]
+    def recomputed(*args):
+        saved = jax.tree.unflatten(structure, args[inputs:])
+        return using(policy, first, args[:inputs], iter(saved))[count:], None
 
-    again = stage(recomputed, [*program.in_avals, *saved_avals], info)
+    again, _ = stage(recomputed, [*program.in_avals, *saved_avals], info)
     again = jx.giving(again, again.jaxpr.outvars)
     atoms = [*again.jaxpr.outvars, *(a for eqn in again.jaxpr.eqns for a in eqn.invars)]
     read = {atom for atom in atoms if isinstance(atom, Var)}
-    is_read = [var in read for var in again.jaxpr.invars[len(moving) :]]
-    kept = compress(whole.jaxpr.outvars[count:], is_read)
+    is_read = [var in read for var in again.jaxpr.invars[inputs:]]
+    kept = values.pick(whole.jaxpr.outvars[count:], is_read)
+    kept_avals = values.pick(saved_avals, is_read)
+    end = inputs + len(kept)
+
+    def pushforward(*args):
+        rest = [values.zeros(a) for a, flag in zip(saved_avals, is_read, strict=True) if not flag]
+        saved = values.merge(rest, args[inputs:end], is_read)
+        return jx.evaluate(second, *jx.evaluate(again, *args[:inputs], *saved), *args[end:]), None
+
+    dot_avals = [values.tangent_aval(aval) for aval in values.pick(program.in_avals, moving)]
+    avals = [*program.in_avals, *kept_avals, *dot_avals]
     primal_program = jx.giving(whole, [*whole.jaxpr.outvars[:count], *kept])
-    kept_avals = list(compress(saved_avals, is_read))
-
-    def pushforward(*inputs):
-        given, rest = inputs[: len(moving)], inputs[len(moving) :]
-        kept, tangents = iter(rest[: len(kept_avals)]), rest[len(kept_avals) :]
-        pairs = zip(saved_avals, is_read, strict=True)
-        saved = [next(kept) if flag else jx.zeros(aval) for aval, flag in pairs]
-        return jx.evaluate(second, *jx.evaluate(again, *given, *saved), *tangents)
-
-    tangent_avals = [a.to_tangent_aval() for a in compress(program.in_avals, moving)]
-    avals = [*program.in_avals, *kept_avals, *tangent_avals]
-    return primal_program, stage(pushforward, avals, info), gaps
+    return Checkpointed(primal_program, stage(pushforward, avals, info)[0], moved)
 
 
-class CheckpointRule(Rule):
+@caches.by_program
+def separated(program: ClosedJaxpr, owned: Flags) -> tuple[ClosedJaxpr, ClosedJaxpr]:
+    """The outputs that do not depend on what a tape owns, from the other inputs; and those that do,
+    from all inputs."""
+    jaxpr, moved = program.jaxpr, reached_outputs(program, owned)
+    known, linear = values.part(jaxpr.outvars, moved)
+    inputs, _ = values.part(jaxpr.invars, owned)
+    first, second = jx.giving(program, known), jx.giving(program, linear)
+    equations, info = first.jaxpr.eqns, jaxpr.debug_info
+    first = jx.closed(inputs, known, equations, info, jaxpr.constvars, program.consts)
+    return first, second
+
+
+class CheckpointRule(CallRule):
     """Derive the jaxpr that is inside, and bind the result as a checkpoint again."""
 
-    def forward(self, primitive, primals, tangents, params):
-        program, gaps = jvp_jaxpr(closed_of(params["jaxpr"]), jx.moving(tangents))
-        outs = bind(program, [*primals, *jx.present(tangents)], params)
-        return outs[: len(gaps)], jx.fill(gaps, outs[len(gaps) :])
+    def bodies(self, params):
+        return (jx.closed_of(params["jaxpr"]),)
+
+    def again(self, primitive, params, bodies, inputs, ins, outs):
+        return bind(bodies[0], inputs, params)
 
     def linearize(self, primitive, primals, tangents, params):
-        program, moving = closed_of(params["jaxpr"]), jx.moving(tangents)
-        first, second, gaps = checkpointed(program, moving, params["policy"])
-        outs = bind(first, primals, params, params["differentiated"])
-        outs, saved = outs[: len(gaps)], outs[len(gaps) :]
-        pushed = bind(second, [*primals, *saved, *jx.present(tangents)], params)
-        return outs, jx.fill(gaps, pushed)
+        (program,), moving = self.bodies(params), values.moving(tangents)
+        primal, pushforward, moved = checkpointed(program, moving, params["policy"])
+        outs = bind(primal, primals, params, params["differentiated"])
+        outs, saved = outs[: len(moved)], outs[len(moved) :]
+        y_dots = bind(pushforward, [*primals, *saved, *values.pick(tangents, moving)], params)
+        return outs, values.with_zeros(y_dots, moved, [values.typeof(out) for out in outs])
 
-    def transpose(self, primitive, cotangents, inputs, params):
-        linear = tuple(type(x) is Linear for x in inputs)
-        moving = jx.moving(cotangents)
-        program, gaps = transpose_jaxpr(closed_of(params["jaxpr"]), linear, moving)
-        known = compress(inputs, [not is_linear for is_linear in linear])
-        x_bars: Any = bind(program, [*known, *jx.present(cotangents)], params)
-        x_bars = iter(jx.fill(gaps, x_bars))
-        return [next(x_bars) if is_linear else None for is_linear in linear]
+    def split(self, primitive, inputs, owned, params):
+        """Nothing is handed over: the linear part computes again what it needs."""
+        (program,), owned = self.bodies(params), tuple(owned)
+        first, second = separated(program, owned)
+        known, _ = values.part(inputs, owned)
+        outs = bind(first, known, params, params["differentiated"])
+        linear = bind(second, inputs, params, params["differentiated"])
+        return values.merge(outs, linear, reached_outputs(program, owned))
 
 
 call(remat_p, CheckpointRule())

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import compress
 from typing import Any
 
 import jax
@@ -22,17 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.dtypes import float0
-from jax.extend.core import Primitive, set_current_trace
+from jax.extend.core import Primitive
 from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 from jax.interpreters import batching, mlir
 
-from functrans import jaxpr as jx
-from functrans.control_flow.calls import CallRule, pushed, recorded, transpose_inside
+from functrans import values
+from functrans.control_flow.calls import InlinedRule, pushed, recorded, transpose_inside
 from functrans.derivatives.common import emitted
-from functrans.jaxpr import Zero
 from functrans.linearize import linearize
 from functrans.reverse import transpose_function
-from functrans.rules import CALL, NotLinear, Rule, call, staged
+from functrans.rules import CALL, NotLinear, Rule, call, staged, without_name
+from functrans.templates import replay
+from functrans.values import Zero
 
 
 def _to_symbolic(x: Any) -> Any:
@@ -42,8 +42,8 @@ def _to_symbolic(x: Any) -> Any:
 
 def from_symbolic(x: Any) -> Any:
     """A `Zero` for each way in which a user's rule may say zero: a symbol, or a float0 array."""
-    if isinstance(x, SymbolicZero) or not jx.is_value(x) or jx.typeof(x).dtype == float0:
-        return Zero(x.aval if hasattr(x, "aval") else jx.typeof(x))
+    if isinstance(x, SymbolicZero) or not values.is_value(x) or jax.typeof(x).dtype == float0:
+        return Zero(x.aval if hasattr(x, "aval") else jax.typeof(x))
     return x
 
 
@@ -52,7 +52,7 @@ class CustomJvpRule(Rule):
 
     def forward(self, primitive, primals, tangents, params):
         _, jvp = params["subfuns"]
-        given = _to_symbolic if params["symbolic_zeros"] else jx.instantiate
+        given = _to_symbolic if params["symbolic_zeros"] else values.instantiate
         outs = jvp.call_wrapped(*primals, *map(given, tangents))
         split = len(outs) // 2
         return list(outs[:split]), [from_symbolic(t) for t in outs[split:]]
@@ -67,7 +67,7 @@ class CustomVjpRule(Rule):
 
     def _run(self, primals, tangents, params):
         _, fwd, bwd = params["subfuns"]
-        flags = jx.moving(tangents)
+        flags = values.moving(tangents)
         given = [x for pair in zip(primals, flags, strict=True) for x in pair]
         returned = list(fwd.call_wrapped(*given))
         _, residual_tree, forwarded = params["out_trees"]()
@@ -75,16 +75,17 @@ class CustomVjpRule(Rule):
         stored = residual_tree.num_leaves - sum(i is not None for i in forwarded)
         fresh, outs = iter(returned[:stored]), returned[stored:]
         residuals = [next(fresh) if i is None else primals[i] for i in forwarded]
-        rule = BackwardRule(bwd, [jx.typeof(x) for x in outs], flags, params["symbolic_zeros"])
+        rule = BackwardRule(bwd, [jax.typeof(x) for x in outs], flags, params["symbolic_zeros"])
         return outs, residuals, rule
 
     def forward(self, primitive, primals, tangents, params):
         outs, residuals, rule = self._run(primals, tangents, params)
-        return outs, rule.push(residuals, jx.present(tangents))
+        return outs, rule.push(residuals, values.pick(tangents, rule.moving))
 
     def linearize(self, primitive, primals, tangents, params):
         outs, residuals, rule = self._run(primals, tangents, params)
-        return outs, transposed_p.bind(*residuals, *jx.present(tangents), rule=rule)
+        moving = values.pick(tangents, rule.moving)
+        return outs, transposed_p.bind(*residuals, *moving, rule=rule)
 
     def transpose(self, primitive, cotangents, inputs, params):
         return transpose_inside(params["call_jaxpr"], inputs, cotangents)
@@ -101,7 +102,7 @@ class BackwardRule:
 
     def __call__(self, residuals: Sequence, cotangents: Sequence) -> list:
         """Run the user's rule."""
-        given = _to_symbolic if self.symbolic_zeros else jx.instantiate
+        given = _to_symbolic if self.symbolic_zeros else values.instantiate
         # The seed of a gradient is a number; a user's rule may ask for an array's attributes.
         y_bars = [jnp.asarray(y) if np.isscalar(y) else y for y in map(given, cotangents)]
         returned = self.bwd.call_wrapped(*residuals, *y_bars)
@@ -111,21 +112,22 @@ class BackwardRule:
 
     def push(self, residuals: Sequence, tangents: Sequence) -> list:
         """Transpose the user's rule: cotangents in the place of inputs, tangents of outputs."""
-        differentiable = [jx.is_differentiable(aval) for aval in self.out_avals]
-        gaps = jx.gaps_for(self.out_avals, differentiable)
+        moving = [values.is_differentiable(aval) for aval in self.out_avals]
+        avals = values.pick(self.out_avals, moving)
 
         def pull(*y_bars):
-            return [jx.instantiate(x_bar) for x_bar in self(residuals, jx.fill(gaps, y_bars))]
+            cotangents = values.with_zeros(y_bars, moving, self.out_avals)
+            return [values.instantiate(x_bar) for x_bar in self(residuals, cotangents)]
 
         try:
-            pushed = transpose_function(pull, [*compress(self.out_avals, differentiable)], tangents)
+            pushed = transpose_function(pull, avals, tangents)
         except NotLinear as error:
             raise NotLinear(
                 "the forward derivative of a custom_vjp function is the transpose of its backward "
                 "rule, and this rule is not linear in the cotangent. Use reverse mode (grad, vjp, "
                 f"jacrev), or give the function a jax.custom_jvp rule. In the rule: {error}"
             ) from error
-        return jx.fill(gaps, pushed)
+        return values.merge([Zero(a) for a in values.part(self.out_avals, moving)[0]], pushed, moving)
 
 
 transposed_p = Primitive("transposed_backward_rule")
@@ -135,7 +137,7 @@ transposed_p.multiple_results = True
 
 def _push(*inputs, rule):
     split = len(inputs) - sum(rule.moving)
-    return [jx.instantiate(t) for t in rule.push(inputs[:split], inputs[split:])]
+    return [values.instantiate(t) for t in rule.push(inputs[:split], inputs[split:])]
 
 
 def _push_batched(inputs, axes, *, rule):
@@ -165,18 +167,12 @@ mlir.register_lowering(transposed_p, mlir.lower_fun(_push, multiple_results=True
 
 
 def _staged(trace, primitive, args, params):
-    """JAX writes the equation, which is to be one that JAX understands, and it is replayed.
-
-    On a tape, what is called is linear, and the equations of the function itself are written.
-    """
-    if trace.is_linear and primitive in (custom_jvp_call_p, custom_vjp_call_p):
-        with set_current_trace(trace):
-            return params["subfuns"][0].call_wrapped(*args)
+    """JAX writes the equation, which is to be one that JAX understands, and it is replayed."""
 
     def call(*inputs):
         return list(primitive.bind(*inputs, **params))
 
-    return trace.replay(jax.make_jaxpr(call)(*args), args)
+    return replay(trace, jax.make_jaxpr(call)(*args), args)
 
 
 staged(CALL, _staged)
@@ -185,12 +181,18 @@ call(custom_vjp_call_p, CustomVjpRule())
 call(transposed_p, TransposedRule())
 
 
-@jax.custom_vjp
-def _identity(x):
-    return x
+@without_name
+def declare_optimized() -> None:
+    """What JAX makes of a forward rule with `optimize_remat=True`."""
 
+    @jax.custom_vjp
+    def identity(x):
+        return x
 
-# What JAX makes of a forward rule with `optimize_remat=True` has no public name.
-_identity.defvjp(lambda x: (x, x), lambda x, y_bar: (y_bar,), optimize_remat=True)
-for remat_opt_p in emitted(lambda x: linearize(lambda x: ([_identity(x)], []), [x], [None])[0][0]):
-    call(remat_opt_p, CallRule("fwd_jaxpr"))
+    identity.defvjp(lambda x: (x, x), lambda x, y_bar: (y_bar,), optimize_remat=True)
+
+    def linearized(x):
+        return linearize(lambda x: ([identity(x)], []), [x], [True])[0][0]
+
+    for primitive in emitted(linearized):
+        call(primitive, InlinedRule("fwd_jaxpr"))

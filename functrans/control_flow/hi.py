@@ -18,27 +18,16 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.extend.core import jaxprs_in_params, set_current_trace
+from jax.extend.core import set_current_trace
 
+from functrans import caches, values
 from functrans import jaxpr as jx
-
-# All rules of primitives that carry jaxprs are declared before those are looked through.
-from functrans.control_flow import calls, checkpoint, cond, jit, linear_solve, scan, while_loop
 from functrans.control_flow.calls import pushed, recorded
 from functrans.control_flow.custom import from_symbolic
 from functrans.derivatives.common import emitted
-from functrans.rules import (
-    RULES,
-    STAGED,
-    Elementwise,
-    General,
-    LinearRule,
-    Rule,
-    ZeroRule,
-    call,
-    staged,
-)
+from functrans.rules import Rule, call, staged, without_name
 from functrans.tracer import stage
+from functrans.values import Zero
 
 
 def function_of(primitive: Any) -> Callable:
@@ -70,9 +59,9 @@ def implicit(primitive: Any, expand: Callable) -> Callable:
             return jax.tree.leaves(primitive.f(jax.tree.unflatten(tree, leaves), root))
 
         _, moved = pushed(at_the_root, leaves, jax.tree.leaves(p_dot))
-        right = jax.tree.unflatten(jax.tree.structure(root), map(jx.instantiate, moved))
+        right = jax.tree.unflatten(jax.tree.structure(root), map(values.instantiate, moved))
         root_dot = jax.tree.map(lax.neg, primitive.tangent_solve(tangent_consts, root, right))
-        rest = [jx.instantiate(jx.Zero.like(x)) for x in outs[len(jax.tree.leaves(root)) :]]
+        rest = [values.instantiate(Zero.like(x)) for x in outs[len(jax.tree.leaves(root)) :]]
         return outs, [*jax.tree.leaves(root_dot), *rest]
 
     solve.defjvp(pushforward, symbolic_zeros=True)
@@ -94,36 +83,30 @@ def _expanded(trace, primitive, inputs, params):
         return function_of(params["_prim"])(*inputs)
 
 
-@jx.cached_by_program
+@caches.by_program
 def low(program: Any) -> Any:
     """A jaxpr in which no hi primitive is left, at any depth."""
-    return stage(lambda *xs: jx.evaluate(program, *xs), program.in_avals, program.jaxpr.debug_info)
+
+    def evaluated(*xs):
+        return jx.evaluate(program, *xs), None
+
+    return stage(evaluated, program.in_avals, program.jaxpr.debug_info)[0]
 
 
-def _lowered(simpler: Callable | None) -> Callable:
-    """How a primitive with jaxprs is staged: after those in it were made low."""
-
-    def room(trace, primitive, inputs, params):
-        if not any(jaxpr.is_high for jaxpr in jaxprs_in_params(params)):
-            return simpler and simpler(trace, primitive, inputs, params)
-        leaves, tree = jax.tree.flatten(params, is_leaf=lambda x: hasattr(x, "eqns"))
-        leaves = [low(x) if getattr(x, "is_high", False) else x for x in leaves]
-        return trace.write(primitive, inputs, jax.tree.unflatten(tree, leaves))
-
-    return room
+def low_params(params: dict) -> dict:
+    """Params whose programs are low."""
+    leaves, tree = jax.tree.flatten(params, is_leaf=lambda x: hasattr(x, "eqns"))
+    leaves = [low(x) if getattr(x, "is_high", False) else x for x in leaves]
+    return jax.tree.unflatten(tree, leaves)
 
 
-CARRIERS = (calls, checkpoint, cond, jit, linear_solve, scan, while_loop)
+@without_name
+def declare_hi() -> None:
+    def root(x):
+        return lax.custom_root(lambda y: y - x, x, lambda f, y: y, lambda g, y: y)
 
-
-def _root():
-    return emitted(lambda x: lax.custom_root(lambda y: y - x, x, lambda f, y: y, lambda g, y: y))
-
-
-for call_hi_p in _root():
-    if call_hi_p.name == "call_hi_primitive":  # since JAX 0.11
-        for primitive, rule in list(RULES.items()):
-            if not isinstance(rule, Elementwise | LinearRule | ZeroRule | General):
-                staged(primitive, _lowered(STAGED.get(primitive)))
-        call(call_hi_p, HiRule())
-        staged(call_hi_p, _expanded)
+    for primitive in emitted(root):
+        if primitive.name == "call_hi_primitive":  # since JAX 0.11
+            call(primitive, HiRule())
+            staged(primitive, _expanded)
+            staged("hi", low_params)

@@ -18,16 +18,17 @@ from jax import lax
 from jax.extend.core import Primitive
 
 from functrans import jaxpr as jx
+from functrans import values
 from functrans.errors import checks
 from functrans.forward import jvp_jaxpr
-from functrans.jaxpr import Linear, Zero
 from functrans.rules import NotLinear, Rule, call
+from functrans.values import Linear, Zero
 
 PARTS = ("matvec", "vecmat", "solve", "transpose_solve")
 TRANSPOSED = dict(zip(PARTS, ("vecmat", "matvec", "transpose_solve", "solve"), strict=True))
 
 
-def split(inputs: Sequence, lengths: Any) -> tuple[dict[str, list], list]:
+def parts_of(inputs: Sequence, lengths: Any) -> tuple[dict[str, list], list]:
     """The constants of each of the user's functions, and the right hand side."""
     rest = list(inputs)
     consts = {}
@@ -47,33 +48,34 @@ class LinearSolveRule(Rule):
     def forward(self, primitive: Primitive, primals: list, tangents: list, params: dict) -> tuple:
         outs = primitive.bind(*primals, **params)
         (consts, b), (consts_dot, b_dot) = (
-            split(part, params["const_lengths"]) for part in (primals, tangents)
+            parts_of(part, params["const_lengths"]) for part in (primals, tangents)
         )
         x = outs[: len(b)]  # what follows is the solver's `aux`
         right = self._right(params["jaxprs"].matvec, consts["matvec"], consts_dot["matvec"], x)
-        r = [jx.add(new, minus) for new, minus in zip(b_dot, right, strict=True)]
+        r = [values.add(new, minus) for new, minus in zip(b_dot, right, strict=True)]
         x_dot: list = [Zero.like(out) for out in outs]
-        if jx.present(r):
+        if any(values.moving(r)):
             given = [x for part in PARTS for x in consts[part]]
-            x_dot[: len(b)] = primitive.bind(*given, *map(jx.instantiate, r), **params)[: len(b)]
+            right = map(values.instantiate, r)
+            x_dot[: len(b)] = primitive.bind(*given, *right, **params)[: len(b)]
         return outs, x_dot
 
     def _right(self, matvec: Any, consts: list, consts_dot: list, x: list) -> list:
         """`-A_dot x`."""
-        moving = (*jx.moving(consts_dot), *[False] * len(x))
-        program, gaps = jvp_jaxpr(matvec, moving)
-        moved = jx.evaluate(program, *consts, *x, *jx.present(consts_dot))[len(gaps) :]
-        return [t if type(t) is Zero else lax.neg(t) for t in jx.fill(gaps, moved)]
+        moving = values.moving(consts_dot)
+        program, moved = jvp_jaxpr(matvec, (*moving, *[False] * len(x)))
+        dots = jx.evaluate(program, *consts, *x, *values.pick(consts_dot, moving))[len(moved) :]
+        return values.with_zeros(map(lax.neg, dots), moved, matvec.out_avals)
 
     def transpose(self, primitive: Primitive, cotangents: list, inputs: list, params: dict) -> list:
         lengths, jaxprs = params["const_lengths"], params["jaxprs"]
-        consts, b = split(inputs, lengths)
+        consts, b = parts_of(inputs, lengths)
         if any(type(x) is Linear for part in consts.values() for x in part):
             raise NotLinear.at(primitive)
         if jaxprs.transpose_solve is None:
             raise checks.no_transpose_solve()
         given = [x for part in PARTS for x in consts[TRANSPOSED[part]]]
-        x_bar = map(jx.instantiate, cotangents[: len(b)])
+        x_bar = map(values.instantiate, cotangents[: len(b)])
         swapped = {"const_lengths": exchanged(lengths), "jaxprs": exchanged(jaxprs)}
         r_bar = primitive.bind(*given, *x_bar, **params | swapped)[: len(b)]
         return [*[None] * (len(inputs) - len(b)), *r_bar]

@@ -22,9 +22,9 @@ from jax.extend.core import ClosedJaxpr
 
 from functrans import jaxpr as jx
 from functrans.forward import forward
-from functrans.jaxpr import Linear
 from functrans.reverse import transpose_function
 from functrans.rules import Rule, call
+from functrans.values import Linear
 
 
 class ExpansionRule(Rule):

@@ -26,7 +26,7 @@ from jax.lax.linalg import hessenberg, tridiagonal
 from functrans.control_flow.calls import pushed, recorded
 from functrans.derivatives.common import emitted
 from functrans.derivatives.linalg import adjoint, diagonal, lower_part, matmul, upper_part
-from functrans.rules import Rule, call
+from functrans.rules import Rule, call, without_name
 
 
 # With x the part of column k that is below the diagonal, and alpha its first entry,
@@ -103,7 +103,13 @@ class ReductionRule(Rule):
         return outs, push(lambda a: function(a, *outs), primals, tangents)[1]
 
 
-for hessenberg_p in emitted(hessenberg, (2, 2)):
-    call(hessenberg_p, ReductionRule(reduce_hessenberg))
-for tridiagonal_p in emitted(tridiagonal, (2, 2)):
-    call(tridiagonal_p, ReductionRule(reduce_tridiagonal))
+@without_name
+def declare_hessenberg() -> None:
+    for primitive in emitted(hessenberg, (2, 2)):
+        call(primitive, ReductionRule(reduce_hessenberg))
+
+
+@without_name
+def declare_tridiagonal() -> None:
+    for primitive in emitted(tridiagonal, (2, 2)):
+        call(primitive, ReductionRule(reduce_tridiagonal))

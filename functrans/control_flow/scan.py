@@ -9,35 +9,35 @@
 
 What moves in the carry is a fixed point: a tangent that enters it in one step is there in the next.
 
-Read next: `custom.py`.
+Read next: `while_loop.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import compress
 from typing import Any, NamedTuple
 
-from jax.extend.core import ClosedJaxpr, set_current_trace
+from jax.extend.core import ClosedJaxpr
 from jax.extend.core.primitives import scan_p
 
-from functrans import jaxpr as jx
-from functrans.control_flow.halves import (
+from functrans import values
+from functrans.forward import jvp_jaxpr
+from functrans.linearize import linearize_jaxpr
+from functrans.programs.halves import (
     Halves,
+    divided,
     hoist,
     located,
-    merged,
-    parted,
+    numbered,
     postpone,
-    split,
+    reached_outputs,
+    settle,
 )
-from functrans.control_flow.loops import evaluate, scan
-from functrans.control_flow.sums import sums_after
-from functrans.forward import jvp_jaxpr
-from functrans.jaxpr import Linear
-from functrans.linearize import linearize_jaxpr
+from functrans.programs.loops import evaluate, scan
+from functrans.programs.sums import sums_after
 from functrans.reverse import transpose_jaxpr
-from functrans.rules import NotLinear, Rule, call, staged
+from functrans.rules import NotLinear, Rule, call
+from functrans.values import Flags
 
 
 class Loop(NamedTuple):
@@ -57,30 +57,40 @@ class Loop(NamedTuple):
         options = {name: params[name] for name in ("length", "reverse", "unroll")}
         return cls(params["jaxpr"], consts, carry, options)
 
-    def split(self, inputs: Sequence) -> tuple[list, list, list]:
+    def parts(self, inputs: Sequence) -> tuple[list, list, list]:
+        """Consts, carry and xs."""
         end = self.consts + self.carry
         return list(inputs[: self.consts]), list(inputs[self.consts : end]), list(inputs[end:])
 
-    def fixed_point(self, derive: Callable, tangents: Sequence) -> tuple:
-        """Derive the body for all that moves in some step; return what moves, and the result."""
-        moving = list(jx.moving(tangents))
-        while True:
-            *derived, gaps = derive(self.program, tuple(moving))
-            _, before, _ = self.split(moving)
-            after = [m or gap is None for m, gap in zip(before, gaps, strict=False)]
-            if after == before:
-                return moving, *derived, gaps
-            moving[self.consts : self.consts + self.carry] = after
+    def settle(self, derive: Callable, moving: Flags) -> tuple[Flags, Any]:
+        """Derive the body for all that moves in some step."""
+
+        def feedback(moving, moved):
+            consts, carry, xs = self.parts(moving)
+            pairs = zip(carry, moved[: self.carry], strict=True)
+            return (*consts, *(before or after for before, after in pairs), *xs)
+
+        return settle(lambda flags: derive(self.program, flags), moving, feedback)
 
     def carried(self, tangents: Sequence, moving: Sequence[bool]) -> list:
         """The tangents of the carry, where a zero is written out if it moves in another step."""
-        return [jx.instantiate(t) for t in compress(tangents, self.split(moving)[1])]
+        return [values.instantiate(t) for t in values.pick(tangents, self.parts(moving)[1])]
+
+    def tangents(self, moving: Flags, moved: Flags, outs: list, c_dots: list, y_dots: list) -> list:
+        """The tangents of all results, from those of carry and ys that move."""
+        flags = [*self.parts(moving)[1], *moved[self.carry :]]
+        return values.with_zeros([*c_dots, *y_dots], flags, [values.typeof(out) for out in outs])
 
 
-def loop_halves(first: Any, second: Any, count: int, consts: int, carry: int) -> Halves:
-    """Both halves of a body; of a carry, the second finds no more than what was stacked."""
+def halves_of_step(
+    first: ClosedJaxpr, second: ClosedJaxpr, moved: Flags, outs: int, consts: int, carry: int
+) -> Halves:
+    """Both halves of a body with `outs` known results.
+
+    The second loop cannot read the carry of the first, only what the first has stacked.
+    """
     inputs = [not consts <= i < consts + carry for i in range(len(first.in_avals))]
-    return located(first, second, count, inputs, [i >= carry for i in range(count)])
+    return located(first, second, moved, outs, inputs, [i >= carry for i in range(outs)])
 
 
 def two_loops(half: Halves, known: Any, linear: Any, finish: Callable, options: dict) -> tuple:
@@ -103,133 +113,137 @@ def two_loops(half: Halves, known: Any, linear: Any, finish: Callable, options: 
         return outs[:size], (outs[size : half.count], outs[half.count :])
 
     new_carry, (ys, stacked) = scan(body, carry, xs, **options)
-    fixed = {("in", i): x for i, x in enumerate(consts)}
-    fixed |= {("outer", i): x for i, x in enumerate(evaluate(outer, *consts))}
-    given = {("fresh", i): x for i, x in enumerate(stacked)}
-    given |= {("in", i + len(consts) + size): x for i, x in enumerate(xs)}
-    given |= {("out", i + size): y for i, y in enumerate(ys)}
-    read = [source for source in given if source in half.sources or source in made_of]
+    fixed = numbered("in", consts) | numbered("outer", evaluate(outer, *consts))
+    steps = numbered("fresh", stacked) | numbered("in", xs, len(consts) + size)
+    steps |= numbered("out", ys, size)
+    read = [source for source in steps if source in half.sources or source in made_of]
 
     def linear_body(c, step):
-        x, values = step
-        at_hand = fixed | dict(zip(read, values, strict=True))
-        made = evaluate(later, *(at_hand[source] for source in made_of))
-        at_hand |= {("later", i): x for i, x in enumerate(made)}
-        residuals = [at if kind == "value" else at_hand[kind, at] for kind, at in half.sources]
+        x, stacked = step
+        at_hand = fixed | dict(zip(read, stacked, strict=True))
+        made = evaluate(later, *(source.read(at_hand) for source in made_of))
+        at_hand |= numbered("later", made)
+        residuals = [source.read(at_hand) for source in half.sources]
         return finish(evaluate(half.second, *residuals, *linear_consts, *c, *x))
 
-    steps = linear_xs, [given[source] for source in read]
-    c_linear, y_linear = scan(linear_body, linear_carry, steps, is_linear=True, **options)
+    linear_steps = linear_xs, [steps[source] for source in read]
+    c_linear, y_linear = scan(linear_body, linear_carry, linear_steps, **options)
     return new_carry, ys, c_linear, y_linear
 
 
 class ScanRule(Rule):
     """Derive the body, and scan again."""
 
+    may_split = True
+
     def forward(self, primitive, primals, tangents, params):
         loop = Loop.of(params)
-        moving, program, gaps = loop.fixed_point(jvp_jaxpr, tangents)
-        (consts, carry, xs), (k_dots, c_dots, x_dots) = loop.split(primals), loop.split(tangents)
+        moving, (program, moved) = loop.settle(jvp_jaxpr, values.moving(tangents))
+        (consts, carry, xs), (k_dots, c_dots, x_dots) = loop.parts(primals), loop.parts(tangents)
+        avals, count = loop.program.out_avals, len(moved)
 
         def body(pair, step):
             (c, c_dot), (x, x_dot) = pair, step
-            outs = evaluate(program, *consts, *c, *x, *jx.present(k_dots), *c_dot, *x_dot)
-            outs, outs_dot = outs[: len(gaps)], jx.fill(gaps, outs[len(gaps) :])
-            next_dot = loop.carried(outs_dot, moving)
-            return (outs[: loop.carry], next_dot), (
-                outs[loop.carry :],
-                jx.present(outs_dot[loop.carry :]),
-            )
+            outs = evaluate(program, *consts, *c, *x, *present(k_dots), *c_dot, *x_dot)
+            outs, outs_dot = outs[:count], values.with_zeros(outs[count:], moved, avals)
+            next_dot, y_dots = loop.carried(outs_dot, moving), present(outs_dot[loop.carry :])
+            return (outs[: loop.carry], next_dot), (outs[loop.carry :], y_dots)
 
-        start = carry, loop.carried(c_dots, moving)
-        (carry, c_dot), (ys, y_dots) = scan(body, start, (xs, jx.present(x_dots)), **loop.options)
-        return [*carry, *ys], self._tangents(loop, moving, gaps, [*carry, *ys], c_dot, y_dots)
+        start, steps = (carry, loop.carried(c_dots, moving)), (xs, present(x_dots))
+        (carry, c_dot), (ys, y_dots) = scan(body, start, steps, **loop.options)
+        outs = [*carry, *ys]
+        return outs, loop.tangents(moving, moved, outs, c_dot, y_dots)
 
     def linearize(self, primitive, primals, tangents, params):
         loop = Loop.of(params)
-        moving, first, second, gaps = loop.fixed_point(linearize_jaxpr, tangents)
-        half = loop_halves(first, second, len(gaps), loop.consts, loop.carry)
-        k_dots, c_dots, x_dots = loop.split(tangents)
+        moving, derived = loop.settle(linearize_jaxpr, values.moving(tangents))
+        moved, avals = derived.moved, loop.program.out_avals
+        half = halves_of_step(*derived, len(moved), loop.consts, loop.carry)
+        k_dots, c_dots, x_dots = loop.parts(tangents)
 
         def finish(outs):
-            outs_dot = jx.fill(gaps, outs)
-            return loop.carried(outs_dot, moving), jx.present(outs_dot[loop.carry :])
+            outs_dot = values.with_zeros(outs, moved, avals)
+            return loop.carried(outs_dot, moving), present(outs_dot[loop.carry :])
 
-        known = loop.split(primals)
-        linear = jx.present(k_dots), loop.carried(c_dots, moving), jx.present(x_dots)
+        known = loop.parts(primals)
+        linear = present(k_dots), loop.carried(c_dots, moving), present(x_dots)
         carry, ys, c_dot, y_dots = two_loops(half, known, linear, finish, loop.options)
-        return [*carry, *ys], self._tangents(loop, moving, gaps, [*carry, *ys], c_dot, y_dots)
-
-    def _tangents(self, loop, moving, gaps, outs, c_dot, y_dots):
-        is_moving = [*loop.split(moving)[1], *(gap is None for gap in gaps[loop.carry :])]
-        return jx.fill(jx.gaps_for([jx.typeof(out) for out in outs], is_moving), [*c_dot, *y_dots])
+        outs = [*carry, *ys]
+        return outs, loop.tangents(moving, moved, outs, c_dot, y_dots)
 
     def transpose(self, primitive, cotangents, inputs, params):
-        loop = Loop.of(params)
-        linear = [type(x) is Linear for x in inputs]
-        consts, carry, xs = loop.split(inputs)
-        if not all(
-            jx.is_differentiable(c.aval if type(c) is Linear else jx.typeof(c)) for c in carry
-        ):
+        loop, linear = Loop.of(params), values.linear(inputs)
+        (consts, carry, xs), flags = loop.parts(inputs), loop.parts(linear)
+        if not all(values.is_differentiable(values.aval_of(c)) for c in carry):
             raise NotLinear.at(primitive)
         # A carry that starts from a constant, as a rule zero, is linear all the same in each step.
-        in_consts, _, in_xs = loop.split(linear)
-        in_body = (*in_consts, *[True] * loop.carry, *in_xs)
+        in_body = (*flags[0], *[True] * loop.carry, *flags[2])
         c_bars, y_bars = cotangents[: loop.carry], cotangents[loop.carry :]
-        moving = (*[True] * loop.carry, *jx.moving(y_bars))
-        program, gaps = transpose_jaxpr(loop.program, in_body, moving)
-        k_gaps, gaps = gaps[: sum(in_consts)], gaps[sum(in_consts) :]
-        fixed, x_known, y_bars = _known(consts), _known(xs), jx.present(y_bars)
-        kinds = ["const"] * len(fixed) + ["step"] * len(x_known)
+        moving = (*[True] * loop.carry, *values.moving(y_bars))
+        program, moved = transpose_jaxpr(loop.program, in_body, moving)
+        in_consts = sum(flags[0])
+        k_moved, rest_moved = moved[:in_consts], moved[in_consts:]
+        fixed, k_symbols = values.part(consts, flags[0])
+        known_xs, _ = values.part(xs, flags[2])
+        y_bars = present(y_bars)
+        kinds = ["const"] * len(fixed) + ["step"] * len(known_xs)
         kinds += ["carry"] * loop.carry + ["step"] * len(y_bars)
-        sums = sums_after(program, kinds, k_gaps.count(None))
+        sums = sums_after(program, kinds, sum(k_moved))
+        rest_avals = values.pick(loop.program.in_avals, in_body)[in_consts:]
 
         def body(state, step):
             (c_bar, k_bars), (x, y_bar) = state, step
             outs = iter(evaluate(sums.body, *fixed, *x, *c_bar, *y_bar))
-            k_bars = [jx.add(k_bar, next(outs)) for k_bar in k_bars]
-            x_bars = list(map(jx.instantiate, jx.fill(gaps, outs)))
+            k_bars = [values.add(k_bar, next(outs)) for k_bar in k_bars]
+            x_bars = [*map(values.instantiate, values.with_zeros(outs, rest_moved, rest_avals))]
             return (x_bars[: loop.carry], k_bars), (x_bars[loop.carry :], list(outs))
 
-        k_avals = [k.aval.to_tangent_aval() for k in consts if type(k) is Linear]
-        summed = [aval for aval, gap in zip(k_avals, k_gaps, strict=True) if gap is None]
-        start = list(map(jx.instantiate, c_bars)), list(map(jx.zeros, compress(summed, sums.stay)))
+        summed = [values.tangent_aval(k.aval) for k in values.pick(k_symbols, k_moved)]
+        starts = [*map(values.instantiate, c_bars)], [*map(values.zeros, sums.pick_stay(summed))]
         options = loop.options | {"reverse": not loop.options["reverse"]}
-        (c_bar, k_bars), (x_bars, new) = scan(body, start, (x_known, y_bars), **options)
-        k_bars = merged(sums.later([*x_known, *y_bars, *new]), k_bars, sums.stay)
-        rest = iter([*jx.fill(k_gaps, k_bars), *c_bar, *x_bars])
-        pulled = [next(rest) if is_linear else None for is_linear in in_body]
+        (c_bar, k_bars), (x_bars, new) = scan(body, starts, (known_xs, y_bars), **options)
+        k_bars = values.merge(sums.later([*known_xs, *y_bars, *new]), k_bars, sums.stay)
+        k_bars = values.with_zeros(k_bars, k_moved, [k.aval for k in k_symbols])
+        c_bars = [bar if flag else None for bar, flag in zip(c_bar, flags[1], strict=True)]
         return [
-            x_bar if is_linear else None for x_bar, is_linear in zip(pulled, linear, strict=True)
+            *values.merge([None] * len(fixed), k_bars, flags[0]),
+            *c_bars,
+            *values.merge([None] * len(known_xs), x_bars, flags[2]),
         ]
 
+    def depends(self, params, inputs):
+        loop = Loop.of(params)
+        flags, reached = loop.settle(_reached, tuple(inputs))
+        return [*loop.parts(flags)[1], *reached[-1][loop.carry :]]
 
-def _known(values: Sequence) -> list:
-    return [x for x in values if type(x) is not Linear]
+    def split(self, primitive, inputs, owned, params):
+        """Two loops: over what does not depend on the tape, and over what does."""
+        loop = Loop.of(params)
+
+        def divide(program, linear):
+            rest = [False] * (len(program.out_avals) - loop.carry)
+            return divided(program, linear, (*loop.parts(linear)[1], *rest))
+
+        linear, (first, second, moved) = loop.settle(divide, tuple(owned))
+        pairs = zip(loop.parts(inputs), loop.parts(linear), strict=True)
+        known, rest = zip(*(values.part(*pair) for pair in pairs), strict=True)
+        size, outs = sum(moved[: loop.carry]), len(moved) - sum(moved)
+        half = halves_of_step(first, second, moved, outs, len(known[0]), len(known[1]))
+
+        def finish(outs):
+            return outs[:size], outs[size:]
+
+        carry, ys, c_linear, y_linear = two_loops(half, known, rest, finish, loop.options)
+        return values.merge([*carry, *ys], [*c_linear, *y_linear], moved)
 
 
-def _mixed(trace, primitive, inputs, params):
-    """On a tape, run what a loop does beside its linear work now."""
-    if not trace.is_linear:
-        return None
-    loop, linear = Loop.of(params), list(map(trace.owns, inputs))
-    carry = slice(loop.consts, loop.consts + loop.carry)
-    while True:
-        forced = (*linear[carry], *[False] * (len(loop.program.out_avals) - loop.carry))
-        first, second, found = split(loop.program, tuple(linear), forced)
-        if list(found[: loop.carry]) == linear[carry]:
-            break
-        linear[carry] = found[: loop.carry]
-    if all(found):
-        return None
-    parts = [parted(*pair) for pair in zip(loop.split(inputs), loop.split(linear), strict=True)]
-    known, rest = zip(*parts, strict=True)
-    size = sum(linear[carry])
-    half = loop_halves(first, second, len(found) - sum(found), len(known[0]), len(known[1]))
-    with set_current_trace(trace):
-        outs = two_loops(half, known, rest, lambda outs: (outs[:size], outs[size:]), loop.options)
-    return merged([*outs[0], *outs[1]], [*outs[2], *outs[3]], found)
+def _reached(program: ClosedJaxpr, flags: Flags) -> tuple[Flags]:
+    return (reached_outputs(program, flags),)
+
+
+def present(tangents: Sequence) -> list:
+    """The tangents that are not known to be zero."""
+    return values.pick(tangents, values.moving(tangents))
 
 
 call(scan_p, ScanRule())
-staged(scan_p, _mixed)

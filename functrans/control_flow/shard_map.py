@@ -26,21 +26,21 @@ Read next: `../derivatives/collectives.py`, the operations in which devices meet
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import compress
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Literal, set_current_trace
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from functrans import caches, values
 from functrans import jaxpr as jx
-from functrans.control_flow.halves import Halves, closed_of, halves
-from functrans.forward import jvp_jaxpr
-from functrans.jaxpr import Linear
-from functrans.reverse import transpose_jaxpr
-from functrans.rules import Rule, call, staged
+from functrans.control_flow.base import CallRule, Roles, transposed_bodies
+from functrans.rules import call, staged, without_name
+from functrans.templates import replay
+from functrans.tracer import RecordingTrace, StagingTrace, stage
+from functrans.values import Flags
 
 
 class Mapped(NamedTuple):
@@ -58,7 +58,7 @@ class Mapped(NamedTuple):
     @classmethod
     def of(cls, params: dict) -> Mapped:
         names = ("mesh", "in_specs", "out_specs", "newly_manual_axes", "check_vma")
-        return cls(closed_of(params["jaxpr"]), *(params[name] for name in names))
+        return cls(jx.closed_of(params["jaxpr"]), *(params[name] for name in names))
 
     def map(self, fun: Callable, in_specs: Sequence, out_specs: Sequence) -> Callable:
         """Map another function of flat lists in the same way."""
@@ -71,16 +71,17 @@ class Mapped(NamedTuple):
             check_vma=self.checked,
         )
 
-    def derive(self, derivation: Callable, *key: Any) -> Any:
-        """`derivation(program, *key)`, asked where the axes that collectives name are bound."""
-        derived: list = []
+    def inside(self, function: Callable) -> Any:
+        """What a function without arguments returns where the axes that collectives name are
+        bound."""
+        result: list = []  # JAX gives back arrays alone
 
         def body():
-            derived.append(derivation(self.program, *key))
+            result.append(function())
             return []
 
         jax.make_jaxpr(self.map(body, (), ()))()
-        return derived[0]
+        return result[0]
 
     def spec_of(self, aval: Any) -> PartitionSpec:
         """How a residual is stored: where devices differ, side by side along dimension 0."""
@@ -98,7 +99,7 @@ class Mapped(NamedTuple):
     def share(self, y_bar: Any, spec: PartitionSpec) -> Any:
         """The cotangent of each of n equal copies."""
         count = math.prod(self.mesh.shape[axis] for axis in self.replicated(spec))
-        return y_bar if count == 1 else lax.div(y_bar, jx.number(count, jx.typeof(y_bar)))
+        return y_bar if count == 1 else lax.div(y_bar, values.constant(count, jax.typeof(y_bar)))
 
     def total(self, x_bar: Any, spec: PartitionSpec) -> Any:
         """The cotangent of what was copied."""
@@ -106,128 +107,140 @@ class Mapped(NamedTuple):
         return lax.psum(x_bar, axes) if axes else x_bar
 
 
-def written(primitive: Any, args: Sequence, params: dict) -> tuple[dict, list, Any]:
-    """A live call as JAX writes it: the params of the equation, its inputs, and how JAX wants the
-    list of its results to be given back.
+class Written(NamedTuple):
+    """A live call as JAX writes it.
 
     What the function has closed over is among the inputs, for it may be to be differentiated too.
     """
-    form: Any = None
 
-    def bind(*xs):
-        nonlocal form
-        outs = primitive.bind(*xs, **params)
-        form = outs.map(jx.typeof)  # types, as tracers must not outlive this
-        return list(outs)
+    program: ClosedJaxpr
+    """Of the one equation."""
+    inputs: list
+    form: Any
+    """How JAX wants the list of its results to be given back."""
 
-    program = jax.make_jaxpr(bind)(*args)
-    (equation,) = program.jaxpr.eqns
-    values = jx.environment(program, args)
-    inputs = [x.val if isinstance(x, Literal) else values[x] for x in equation.invars]
-    return equation.params, inputs, lambda outs: form.update(list(outs))
+    @classmethod
+    def of(cls, primitive: Any, args: Sequence, params: dict) -> Written:
+        form: Any = None
+
+        def bind(*xs):
+            nonlocal form
+            outs = primitive.bind(*xs, **params)
+            form = outs.map(jax.typeof)  # types, as tracers must not outlive this
+            return list(outs)
+
+        program = jax.make_jaxpr(bind)(*args)
+        (equation,) = program.jaxpr.eqns
+        known = jx.environment(program, args)
+        inputs = [x.val if isinstance(x, Literal) else known[x] for x in equation.invars]
+        return cls(program, inputs, form)
+
+    @property
+    def params(self) -> dict:
+        return self.program.jaxpr.eqns[0].params
 
 
 def live(trace: Any, primitive: Any, fun: Callable, args: Any, params: dict) -> Any:
-    """How each of our traces treats a live call: as one without closures."""
-    params, inputs, given_back = written(primitive, args, {"subfuns": (fun,), **params})
-    return given_back(trace.process_primitive(primitive, inputs, primitive.get_bind_params(params)))
+    """Let each of our traces treat a live call as an equation, which closes over nothing."""
+    call = Written.of(primitive, args, {"subfuns": (fun,), **params})
+    owned, outs = tuple([trace.owns(x) for x in call.inputs]), None
+    if not isinstance(trace, StagingTrace) or isinstance(trace, RecordingTrace):
+        if True not in owned:
+            with set_current_trace(trace.parent):
+                outs = primitive.bind(*call.inputs, **primitive.get_bind_params(call.params))
+        elif isinstance(trace, RecordingTrace):
+            outs = trace.split(primitive, call.inputs, owned, call.params)
+        else:
+            outs = trace.process_primitive(primitive, call.inputs, call.params)
+    if outs is None:
+        outs = replay(trace, call.program, args)
+    return call.form.update(list(outs))
 
 
-def for_moving(specs: Sequence, gaps: Sequence) -> list:
-    """The specs of what fills the gaps."""
-    return [spec for spec, gap in zip(specs, gaps, strict=True) if gap is None]
+class ShardMapRule(CallRule):
+    """Derive the function that each device runs, and map the result over the same mesh."""
+
+    def bodies(self, params):
+        return (Mapped.of(params).program,)
+
+    def derive(self, params, derivation, *key):
+        mapped = Mapped.of(params)
+        if derivation is transposed_bodies and not mapped.checked:
+            specs = tuple(mapped.in_specs), tuple(mapped.out_specs)
+            axes = mapped._replace(program=None, in_specs=None, out_specs=None)
+            return mapped.inside(lambda: transposed(mapped.program, axes, *specs, *key))
+        return mapped.inside(lambda: derivation(mapped.program, (), *key))
+
+    def forward(self, primitive, primals, tangents, params):
+        params, primals = unbound(primitive, primals, params)
+        return super().forward(primitive, primals, tangents, params)
+
+    def linearize(self, primitive, primals, tangents, params):
+        params, primals = unbound(primitive, primals, params)
+        return super().linearize(primitive, primals, tangents, params)
+
+    def again(self, primitive, params, bodies, inputs, ins, outs):
+        mapped, (program,) = Mapped.of(params), bodies
+        specs = {"in": mapped.in_specs, "out": mapped.out_specs}
+
+        def specs_of(roles: Roles, avals: Sequence) -> list:
+            pairs = zip(roles, avals, strict=True)
+            return [mapped.spec_of(a) if r is None else specs[r.side][r.index] for r, a in pairs]
+
+        def body(*xs):
+            columns = zip(xs, ins, program.in_avals, strict=True)
+            xs = [lax.squeeze(x, (0,)) if r is None and not a.shape else x for x, r, a in columns]
+            ys = jx.evaluate(program, *xs)
+            return [stored(y) if r is None else y for y, r in zip(ys, outs, strict=True)]
+
+        in_specs, out_specs = specs_of(ins, program.in_avals), specs_of(outs, program.out_avals)
+        return mapped.map(body, in_specs, out_specs)(*inputs)
+
+
+def unbound(primitive: Any, inputs: list, params: dict) -> tuple[dict, list]:
+    """The params as they stand in an equation, and its inputs."""
+    if "subfuns" not in params:
+        return params, inputs
+    call = Written.of(primitive, inputs, params)
+    return call.params, call.inputs
 
 
 def stored(x: Any) -> Any:
     """With one dimension at least, along which the values of several devices can be joined."""
-    return x if jx.typeof(x).shape else lax.expand_dims(x, (0,))
+    return x if jax.typeof(x).shape else lax.expand_dims(x, (0,))
 
 
-def residuals(half: Halves, given: Iterator) -> list:
-    """What the linear half reads, where `given` are those that are no constants."""
+@caches.by_program
+def transposed(
+    program: ClosedJaxpr,
+    mapped: Mapped,
+    in_specs: tuple,
+    out_specs: tuple,
+    linear: Flags,
+    moving: Flags,
+) -> tuple:
+    """The transpose, with the factor 1/n of each replicated output, and the sum over devices for
+    each replicated input."""
+    (pull,), moved = transposed_bodies(program, (), linear, moving)
+    y_specs = values.pick(out_specs, moving)
+    x_specs = values.pick(values.pick(in_specs, linear), moved)
+    count = len(pull.in_avals) - len(y_specs)
 
-    def restored(kind, at):
-        if kind == "value":
-            return at
-        x = next(given)
-        is_scalar = kind == "fresh" and not half.fresh[at].shape
-        return lax.squeeze(x, (0,)) if is_scalar else x
+    def pullback(*xs):
+        y_bars = map(mapped.share, xs[count:], y_specs)
+        return [*map(mapped.total, jx.evaluate(pull, *xs[:count], *y_bars), x_specs)], None
 
-    return [restored(*source) for source in half.sources]
-
-
-class ShardMapRule(Rule):
-    """Derive the function that each device runs, and map the result over the same mesh."""
-
-    def forward(self, primitive, primals, tangents, params):
-        params, primals, _ = written(primitive, primals, params)
-        mapped, moving = Mapped.of(params), jx.moving(tangents)
-        program, gaps = mapped.derive(jvp_jaxpr, moving)
-        pushforward = mapped.map(
-            lambda *xs: jx.evaluate(program, *xs),
-            [*mapped.in_specs, *compress(mapped.in_specs, moving)],
-            [*mapped.out_specs, *for_moving(mapped.out_specs, gaps)],
-        )
-        outs = pushforward(*primals, *jx.present(tangents))
-        return outs[: len(gaps)], jx.fill(gaps, outs[len(gaps) :])
-
-    def linearize(self, primitive, primals, tangents, params):
-        params, primals, _ = written(primitive, primals, params)
-        mapped, moving = Mapped.of(params), jx.moving(tangents)
-        half = mapped.derive(halves, moving)
-        count = len(half.gaps)
-
-        def primal_half(*xs):
-            outs = jx.evaluate(half.first, *xs)
-            return [*outs[:count], *map(stored, outs[count:])]
-
-        def linear_half(*xs):
-            given = iter(xs)
-            return jx.evaluate(half.second, *residuals(half, given), *given)
-
-        fresh_specs = [mapped.spec_of(aval) for aval in half.fresh]
-        outs = mapped.map(primal_half, mapped.in_specs, [*mapped.out_specs, *fresh_specs])(*primals)
-        outs, fresh = outs[:count], outs[count:]
-        known = {"in": (primals, mapped.in_specs), "out": (outs, mapped.out_specs)}
-        known["fresh"] = fresh, fresh_specs
-        places = [(*known[kind], at) for kind, at in half.sources if kind != "value"]
-        pushforward = mapped.map(
-            linear_half,
-            [*(specs[at] for _, specs, at in places), *compress(mapped.in_specs, moving)],
-            for_moving(mapped.out_specs, half.gaps),
-        )
-        pushed = pushforward(*(values[at] for values, _, at in places), *jx.present(tangents))
-        return outs, jx.fill(half.gaps, pushed)
-
-    def transpose(self, primitive, cotangents, inputs, params):
-        mapped, moving = Mapped.of(params), jx.moving(cotangents)
-        linear = tuple(type(x) is Linear for x in inputs)
-        known = [not is_linear for is_linear in linear]
-        program, gaps = mapped.derive(transpose_jaxpr, linear, moving)
-        y_specs = list(compress(mapped.out_specs, moving))
-        x_specs = for_moving(list(compress(mapped.in_specs, linear)), gaps)
-
-        def pullback(*xs):
-            if mapped.checked:
-                return jx.evaluate(program, *xs)
-            split = sum(known)
-            y_bars = map(mapped.share, xs[split:], y_specs)
-            return list(map(mapped.total, jx.evaluate(program, *xs[:split], *y_bars), x_specs))
-
-        pull = mapped.map(pullback, [*compress(mapped.in_specs, known), *y_specs], x_specs)
-        pulled = pull(*compress(inputs, known), *jx.present(cotangents))
-        x_bars = iter(jx.fill(gaps, pulled))
-        return [next(x_bars) if is_linear else None for is_linear in linear]
+    return (stage(pullback, pull.in_avals, program.jaxpr.debug_info)[0],), moved
 
 
-def _shard_map_p() -> Any:
+@without_name
+def declare_shard_map() -> None:
     mesh = AbstractMesh((1,), ("axis",))
     nothing = jax.shard_map(
         lambda x: x, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec()
     )
     (equation,) = jax.make_jaxpr(nothing)(1.0).jaxpr.eqns
-    return equation.primitive
+    call(equation.primitive, ShardMapRule())
 
 
-call(_shard_map_p(), ShardMapRule())
 staged("shard_map", live)

@@ -6,56 +6,82 @@ What is linear in the tangents is the whole loop again, which runs a second time
 would have to run the steps backwards, and how many there are, and what each of them needs, is not
 known before: an array for that has no size.
 
-Read next: `scan.py`, the loop with a known number of steps.
+Read next: `checkpoint.py`.
 """
 
 from __future__ import annotations
 
-from itertools import compress
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from jax import lax
-from jax.extend.core import set_current_trace
+from jax.extend.core import ClosedJaxpr
 from jax.extend.core.primitives import while_p
 
 from functrans import jaxpr as jx
-from functrans.control_flow.halves import merged, parted, split
+from functrans import values
 from functrans.errors import checks
 from functrans.forward import jvp_jaxpr
-from functrans.rules import Rule, call, staged
+from functrans.programs.halves import divided, reached_outputs, settle
+from functrans.rules import Rule, call
+from functrans.values import Flags
+
+
+class Loop(NamedTuple):
+    """What is static in a `while` equation; its inputs are the constants of condition and body,
+    and the carry."""
+
+    condition: ClosedJaxpr
+    body: ClosedJaxpr
+    asked: int
+    consts: int
+
+    @classmethod
+    def of(cls, params: dict) -> Loop:
+        counts = params["cond_nconsts"], params["body_nconsts"]
+        return cls(params["cond_jaxpr"], params["body_jaxpr"], *counts)
+
+    def parts(self, inputs: Sequence) -> tuple[list, list, list]:
+        """The constants of the condition, those of the body, and the carry."""
+        end = self.asked + self.consts
+        return list(inputs[: self.asked]), list(inputs[self.asked : end]), list(inputs[end:])
+
+    def settle(self, derive: Callable, consts: Sequence, carry: Sequence) -> tuple[Flags, Any]:
+        """Derive the body for all that moves in some step; return the flags of the carry, too."""
+        consts = tuple(consts)
+
+        def feedback(moving, moved):
+            return tuple([a or b for a, b in zip(moving, moved, strict=True)])
+
+        return settle(lambda flags: derive(self.body, (*consts, *flags)), tuple(carry), feedback)
 
 
 class WhileRule(Rule):
     """Derive the body, and loop again."""
 
+    may_split = True
+
     def forward(self, primitive, primals, tangents, params):
-        count, total = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-        asked, consts, carry = primals[:count], primals[count:total], primals[total:]
-        k_dots, c_dots = tangents[count:total], tangents[total:]
-        # What moves is a fixed point: a tangent that enters the carry in one step is there in the
-        # next.
-        moving: tuple[bool, ...] = jx.moving(c_dots)
-        while True:
-            program, gaps = jvp_jaxpr(params["body_jaxpr"], (*jx.moving(k_dots), *moving))
-            after = tuple(m or gap is None for m, gap in zip(moving, gaps, strict=True))
-            if after == moving:
-                break
-            moving = after
+        loop = Loop.of(params)
+        asked, consts, carry = loop.parts(primals)
+        _, k_dots, c_dots = loop.parts(tangents)
+        k_moving = values.moving(k_dots)
+        moving, (program, moved) = loop.settle(jvp_jaxpr, k_moving, values.moving(c_dots))
+        k_dots, avals = values.pick(k_dots, k_moving), loop.body.out_avals
 
         def carried(c_dots):
-            pairs = zip(c_dots, moving, strict=True)
-            return [jx.instantiate(c_dot) for c_dot, moves in pairs if moves]
+            return [values.instantiate(c_dot) for c_dot in values.pick(c_dots, moving)]
 
         def condition(pair):
-            return jx.evaluate(params["cond_jaxpr"], *asked, *pair[0])[0]
+            return jx.evaluate(loop.condition, *asked, *pair[0])[0]
 
         def body(pair):
             c, c_dot = pair
-            outs: Any = jx.evaluate(program, *consts, *c, *jx.present(k_dots), *c_dot)
-            return outs[: len(c)], carried(jx.fill(gaps, outs[len(c) :]))
+            outs: Any = jx.evaluate(program, *consts, *c, *k_dots, *c_dot)
+            return outs[: len(c)], carried(values.with_zeros(outs[len(c) :], moved, avals))
 
         outs, outs_dot = lax.while_loop(condition, body, (carry, carried(c_dots)))
-        return outs, jx.fill(jx.gaps_for([jx.typeof(out) for out in outs], moving), outs_dot)
+        return outs, values.with_zeros(outs_dot, moving, [values.typeof(out) for out in outs])
 
     def transpose(self, primitive, cotangents, inputs, params):
         raise checks.no_reverse(
@@ -64,34 +90,39 @@ class WhileRule(Rule):
             "where it may end early; or forward mode (jvp, jacfwd).",
         )
 
+    def depends(self, params, inputs):
+        loop = Loop.of(params)
+        asked, consts, carry = loop.parts(inputs)
+        moving, _ = loop.settle(lambda *key: (reached_outputs(*key),), consts, carry)
+        reads = reached_outputs(loop.condition, (*asked, *moving))[0]
+        return [True] * len(moving) if reads else moving
 
-def _mixed(trace, primitive, inputs, params):
-    """On a tape, compute what does not depend on it now; what does is the whole loop again."""
-    if not trace.is_linear:
-        return None
-    count, start = params["cond_nconsts"], params["body_nconsts"]
-    linear = list(map(trace.owns, inputs))[count:]
-    while True:
-        first, _, found = split(params["body_jaxpr"], tuple(linear), tuple(linear[start:]))
-        if list(found) == linear[start:]:
-            break
-        linear[start:] = found
-    if all(found):
-        return None
-    known, size = parted(inputs[count:], linear)[0], len(found) - sum(found)
-    consts, carry = known[: len(known) - size], known[len(known) - size :]
-    # The condition does not read what is linear, of which zeros take the places.
-    types = list(compress(params["cond_jaxpr"].in_avals[count:], found))
+    def split(self, primitive, inputs, owned, params):
+        """The loop without what depends on the tape runs now; what does is the whole loop again."""
+        loop = Loop.of(params)
+        _, consts_owned, carry_owned = loop.parts(owned)
+        asked, consts, carry = loop.parts(inputs)
+        count = len(consts)
 
-    def condition(c):
-        values = merged(c, map(jx.zeros, types), found)
-        return jx.evaluate(params["cond_jaxpr"], *inputs[:count], *values)[0]
+        def divide(body, linear):
+            return divided(body, linear, linear[count:])
 
-    with set_current_trace(trace):
-        outs = lax.while_loop(condition, lambda c: jx.evaluate(first, *consts, *c)[:size], carry)
-    written = trace.write(primitive, inputs, params)
-    return merged(outs, compress(written, found), found)
+        linear, (first, _, _) = loop.settle(divide, consts_owned, carry_owned)
+        consts, _ = values.part(consts, consts_owned)
+        carry, _ = values.part(carry, linear)
+        # The condition does not read what is linear, of which zeros take the places.
+        types = values.pick(loop.body.out_avals, linear)
+
+        def condition(c):
+            whole = values.merge(c, map(values.zeros, types), linear)
+            return jx.evaluate(loop.condition, *asked, *whole)[0]
+
+        def body(c):
+            return jx.evaluate(first, *consts, *c)[: len(c)]
+
+        outs = lax.while_loop(condition, body, carry)
+        written = jx.current_trace().write(primitive, inputs, params)
+        return values.merge(outs, values.pick(written, linear), linear)
 
 
 call(while_p, WhileRule())
-staged(while_p, _mixed)

@@ -1,6 +1,6 @@
-"""The rules, one room per family of primitives: `primitive -> derivative`.
+"""The rules, one file per family of primitives: `primitive -> derivative`.
 
-A room is a file that declares the derivatives of primitives that belong together, and nothing
+A file declares the derivatives of primitives that belong together, and nothing
 else: it reads as a table of derivatives, and importing it fills `functrans.rules.RULES`.
 
     elementwise   sin, mul, max, ...          z_dot = sum_i x_i_dot * dz/dx_i
@@ -18,8 +18,6 @@ else: it reads as a table of derivatives, and importing it fills `functrans.rule
     collectives   psum, all_gather, ...       sum over devices and copy to devices are transposes
     random        keys and bits               zero
     effects       prints and callbacks        zero, or a refusal
-    foreign       other packages' own         what they have registered with JAX
-    staging       conversions, broadcasts     not a derivative: when no equation is needed
 
 Read next: `elementwise.py`, the table of the textbooks.
 """
@@ -30,7 +28,6 @@ from functrans.derivatives import (
     effects,
     elementwise,
     fft,
-    foreign,
     indexing,
     linalg,
     orthogonal,
@@ -40,7 +37,6 @@ from functrans.derivatives import (
     sorting,
     special,
     spectral,
-    staging,
     windows,
 )
 
@@ -50,7 +46,6 @@ __all__ = [
     "effects",
     "elementwise",
     "fft",
-    "foreign",
     "indexing",
     "linalg",
     "orthogonal",
@@ -60,6 +55,5 @@ __all__ = [
     "sorting",
     "special",
     "spectral",
-    "staging",
     "windows",
 ]

@@ -1,4 +1,4 @@
-"""What the rooms share: arithmetic with numbers, and how to find a primitive.
+"""What the rules share: arithmetic with numbers, and how to find a primitive.
 
     mul : (number or array, number or array) -> array
 
@@ -17,7 +17,7 @@ import jax
 from jax import lax
 from jax.extend.core import Primitive, primitives
 
-from functrans.rules import RULES, General, Linear, LinearRule, call, cast, constant, varying_as
+from functrans.rules import Linear, cast, constant, varying_as
 
 
 def _with_numbers(operation: Callable) -> Callable:
@@ -97,16 +97,3 @@ def emitted(function: Callable, shape: tuple = (), dtype: Any = "float32") -> li
     """The primitives that a function of one array binds, for those that have no public name."""
     program = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(shape, dtype))
     return [equation.primitive for equation in program.jaxpr.eqns]
-
-
-def partly_linear(
-    primitive: Primitive, jvp: Callable, transpose: Callable, argnums: Any = 0
-) -> None:
-    """Declare a jvp of its own for an operation, and its transpose in the linear arguments."""
-    call(primitive, LinearRule(transpose, argnums))
-    pushed_by(primitive, jvp)
-
-
-def pushed_by(primitive: Primitive, jvp: Callable) -> None:
-    """Declare a jvp that does the same as a rule that is declared already, at less cost."""
-    RULES[primitive].forward = General(jvp).forward  # type: ignore[method-assign]

@@ -26,8 +26,6 @@ from functrans.derivatives.common import (
     is_complex,
     mul,
     number,
-    partly_linear,
-    pushed_by,
     sub,
     zeros_like,
 )
@@ -49,7 +47,6 @@ from functrans.rules import (
 elementwise(lax.neg_p, -1)
 elementwise(lax.add_p, 1, 1)
 elementwise(lax.sub_p, 1, -1)
-elementwise(lax.div_p, LINEAR, lambda z, x, y: neg(div(z, y)))
 # x = n y + z with n a whole number that does not change nearby, so dz = dx - n dy.
 elementwise(lax.rem_p, 1, lambda z, x, y: neg(lax.round(div(sub(x, z), y))))
 elementwise(lax.square_p, lambda y, x: mul(2, x))
@@ -75,7 +72,7 @@ def quotient_jvp(primals, tangents):
     return z, neg(slope) if type(x_dot) is Zero else sub(div(x_dot, y), slope)
 
 
-pushed_by(lax.div_p, quotient_jvp)
+elementwise(lax.div_p, LINEAR, lambda z, x, y: neg(div(z, y)), jvp=quotient_jvp)
 
 for add_any_p in find("add_jaxvals"):
     elementwise(add_any_p, 1, 1)
@@ -209,7 +206,7 @@ def select_transpose(y_bar, which, *cases):
     return [None, *chosen]
 
 
-partly_linear(lax.select_n_p, select_jvp, select_transpose, argnums=None)
+linear(lax.select_n_p, select_transpose, jvp=select_jvp, argnums=None)
 
 # ---- complex numbers -----------------------------------------------------------------------------
 # The transpose has no conjugate: Re(y_bar Im(x)) = Re(-i y_bar x), so x_bar = -i y_bar.

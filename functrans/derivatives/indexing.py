@@ -22,7 +22,6 @@ from functrans.derivatives.common import (
     find,
     indicator,
     mul,
-    partly_linear,
     zeros_like,
 )
 from functrans.derivatives.reduction import before, compose
@@ -77,7 +76,7 @@ def gather_transpose(
     )
 
 
-partly_linear(lax.gather_p, gather_jvp, gather_transpose)
+linear(lax.gather_p, gather_transpose, jvp=gather_jvp)
 
 # ---- scatter -------------------------------------------------------------------------------------
 
@@ -135,9 +134,9 @@ def scatter_sub_transpose(y_bar, x, indices, u, **params):
     return x_bar, None if u_bar is None else lax.neg(u_bar)
 
 
-partly_linear(lax.scatter_add_p, scatter_add_jvp, scatter_add_transpose, argnums=(0, 2))
+linear(lax.scatter_add_p, scatter_add_transpose, jvp=scatter_add_jvp, argnums=(0, 2))
 for scatter_sub_p in find("scatter_sub"):
-    partly_linear(scatter_sub_p, scatter_sub_jvp, scatter_sub_transpose, argnums=(0, 2))
+    linear(scatter_sub_p, scatter_sub_transpose, jvp=scatter_sub_jvp, argnums=(0, 2))
 
 
 # What was overwritten has no cotangent. Of several updates to one place one wins, and the others
@@ -179,7 +178,7 @@ def require_plain(params):
         )
 
 
-partly_linear(lax.scatter_p, scatter_jvp, scatter_transpose, argnums=(0, 2))
+linear(lax.scatter_p, scatter_transpose, jvp=scatter_jvp, argnums=(0, 2))
 
 
 # y = x times the product of the updates u_j to that place, hence dy/dx is that product, and dy/du_j
@@ -228,7 +227,7 @@ def scatter_mul_transpose(y_bar, x, indices, u, **params):
     return lax.scatter_mul_p.bind(y_bar, indices, u, **params)
 
 
-partly_linear(lax.scatter_mul_p, scatter_mul_jvp, scatter_mul_transpose)
+linear(lax.scatter_mul_p, scatter_mul_transpose, jvp=scatter_mul_jvp)
 
 
 # The extremum of an element and of all updates to it; the tangent is shared evenly among those that

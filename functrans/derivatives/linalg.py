@@ -38,11 +38,10 @@ from functrans.derivatives.common import (
     is_complex,
     mul,
     number,
-    partly_linear,
     sub,
     zeros_like,
 )
-from functrans.rules import Zero, general, instantiate, zero
+from functrans.rules import Zero, general, instantiate, linear, zero
 
 # ---- matrices ------------------------------------------------------------------------------------
 
@@ -182,7 +181,7 @@ def triangular_solve_transpose(x_bar, a, b, *, transpose_a, **params):
     return triangular_solve_p.bind(a, x_bar, transpose_a=not transpose_a, **params)
 
 
-partly_linear(triangular_solve_p, triangular_solve_jvp, triangular_solve_transpose, argnums=1)
+linear(triangular_solve_p, triangular_solve_transpose, jvp=triangular_solve_jvp, argnums=1)
 
 # ---- tridiagonal systems -------------------------------------------------------------------------
 
@@ -219,7 +218,7 @@ def tridiagonal_solve_transpose(x_bar, low, middle, high, b, **params):
     return tridiagonal_solve_p.bind(below, middle, above, x_bar, **params)
 
 
-partly_linear(tridiagonal_solve_p, tridiagonal_solve_jvp, tridiagonal_solve_transpose, argnums=3)
+linear(tridiagonal_solve_p, tridiagonal_solve_transpose, jvp=tridiagonal_solve_jvp, argnums=3)
 
 # ---- Cholesky ------------------------------------------------------------------------------------
 

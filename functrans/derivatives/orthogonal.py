@@ -17,7 +17,7 @@ import numpy as np
 from jax.lax import neg
 from jax.lax.linalg import householder_product_p, ormqr_p, qr_p, triangular_solve
 
-from functrans.derivatives.common import add, emitted, eq, indicator, partly_linear, sub
+from functrans.derivatives.common import add, emitted, eq, indicator, sub
 from functrans.derivatives.linalg import (
     adjoint,
     columns_of,
@@ -34,7 +34,7 @@ from functrans.derivatives.linalg import (
     scale_rows,
     upper_part,
 )
-from functrans.rules import Zero, checks, general, instantiate
+from functrans.rules import Zero, checks, general, instantiate, linear
 
 # ---- QR ------------------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ def ormqr_transpose(y_bar, a, taus, c, *, left, transpose):
 
 
 general(householder_product_p, householder_product_jvp)
-partly_linear(ormqr_p, ormqr_jvp, ormqr_transpose, argnums=2)
+linear(ormqr_p, ormqr_transpose, jvp=ormqr_jvp, argnums=2)
 
 # ---- QR, with Q left as reflections --------------------------------------------------------------
 

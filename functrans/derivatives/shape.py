@@ -152,6 +152,8 @@ linear(lax.pad_p, pad_transpose, argnums=(0, 1))
 class EachToEach(Rule):
     """`y_i = P x_i` for each argument by itself, with the params that belong to it."""
 
+    may_split = True
+
     def __init__(self, params_of: Any, transposed: Any):
         self.params_of = params_of
         self.transposed = transposed
@@ -163,6 +165,19 @@ class EachToEach(Rule):
 
     def transpose(self, primitive, cotangents, inputs, params):
         return self._move(primitive, cotangents, self.transposed(params))
+
+    def depends(self, params, inputs):
+        return inputs
+
+    # Two equations for one: a barrier keeps each group together, and no longer both.
+    def split(self, primitive, inputs, owned, params):
+        outs: list = [None] * len(inputs)
+        for flag in (False, True):
+            group = [i for i, is_owned in enumerate(owned) if is_owned is flag]
+            given = [inputs[i] for i in group]
+            for i, out in zip(group, primitive.bind(*given, **self.params_of(params, group)), strict=True):
+                outs[i] = out
+        return outs
 
     def _move(self, primitive, tangents, params):
         live = [i for i, tangent in enumerate(tangents) if type(tangent) is not Zero]

@@ -22,7 +22,8 @@ from jax.extend import source_info_util
 from jax.extend.core import Primitive
 
 from functrans import jaxpr as jx
-from functrans.jaxpr import Zero
+from functrans import values
+from functrans.values import Zero
 
 
 def user_line() -> str:
@@ -101,7 +102,7 @@ def type_of(name: str, x: Any) -> Any:
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.make_jaxpr(lambda y: y)(x).in_avals[0]
     try:
-        return jx.typeof(x)
+        return jax.typeof(x)
     except TypeError:
         raise TypeError(
             f"{name}: {x!r} of type {type(x).__name__} is not an array or a number. If it is not "
@@ -111,7 +112,7 @@ def type_of(name: str, x: Any) -> Any:
 
 def are_values(fun: Callable, outs: Iterable) -> None:
     for out in outs:
-        if not jx.is_value(out):
+        if not values.is_value(out):
             raise TypeError(
                 f"the function {jx.name_of(fun)} returned {out!r} of type {type(out).__name__}, "
                 "which is not an array or a number. Return arrays or pytrees of arrays; with "
@@ -246,7 +247,7 @@ def rule_result(primitive: Any, returned: Any) -> tuple[list, list]:
             "one tangent for each result, a Zero where it is zero"
         )
     for out, tangent in zip(outs, tangents_out, strict=True):
-        aval = jx.typeof(out).to_tangent_aval()
+        aval = jax.typeof(out).to_tangent_aval()
         if type(tangent) is not Zero and aval.dtype != float0:
             _same_type(f"{name}: the tangent", aval, tangent, TypeError, TypeError)
     return outs, tangents_out
@@ -268,7 +269,7 @@ def numbers(
                 f"{name} with holomorphic=True needs complex {what}, but got {aval.str_short()}"
             )
         fits = (is_complex and (complex_too or holomorphic)) or issubdtype(aval.dtype, np.floating)
-        if not fits and not (allow_int and not jx.is_differentiable(aval)):
+        if not fits and not (allow_int and not values.is_differentiable(aval)):
             raise TypeError(
                 f"{name} needs {what} of a real floating-point dtype, but got {aval.str_short()}. "
                 "Convert it (x.astype(float)), choose other arguments with argnums, pass "
@@ -277,8 +278,8 @@ def numbers(
 
 
 def scalar(out: Any, holomorphic: bool) -> None:
-    if not jx.is_value(out) or jx.typeof(out).shape != ():
-        got = f"the shape {jx.typeof(out).shape}" if jx.is_value(out) else tree.structure(out)
+    if not values.is_value(out) or jax.typeof(out).shape != ():
+        got = f"the shape {jax.typeof(out).shape}" if values.is_value(out) else tree.structure(out)
         raise TypeError(
             f"grad needs a function with a scalar output, but it returned {got}. Reduce it to one "
             "number (a sum, a mean), or use functrans.jacrev or functrans.vjp; with has_aux=True "

@@ -4,14 +4,21 @@
     graph            : (a -> b), a -> the computation, drawn, with values, tangents or adjoints
     saved_residuals  : (a -> b), a -> what reverse mode keeps
 
-A room for guests: it may import every other one, and none of them needs it.
+It may import every other part of functrans, and none of them needs it: each name is imported when
+it is first used.
 
-Read next: `steps.py`.
+Read next: `residuals.py`.
 """
 
-from functrans.explain.graph import Graph, graph
-from functrans.explain.residuals import Residual, saved_residuals
-from functrans.explain.table import EvaluationTable, Row, evaluation_table
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from functrans.explain.graph import Graph, graph
+    from functrans.explain.residuals import Residual, saved_residuals
+    from functrans.explain.table import EvaluationTable, Row, evaluation_table
 
 __all__ = [
     "evaluation_table",
@@ -22,3 +29,18 @@ __all__ = [
     "Graph",
     "Residual",
 ]
+
+_FILES = {
+    "graph": ("Graph", "graph"),
+    "residuals": ("Residual", "saved_residuals"),
+    "table": ("EvaluationTable", "Row", "evaluation_table"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for file, names in _FILES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"functrans.explain.{file}"), name)
+            globals()[name] = value  # also where the file has the name of the function in it
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,9 +3,12 @@
     scan : ((c, x) -> (c', y)),  c,  [x]  ->  c, [y]
 
 `jax.lax.scan` would trace each equation of a body that is staged already.  So it is given a body of
-one equation, a call of the staged one; the call is opened again when JAX hands the loop over.
+one equation, a call of the staged one.  It hands its own equation to the current trace, which here
+is one that opens the call again before it passes the loop on.  (To bind `scan_p` directly would
+lose what `lax.scan` does besides: a carry that no step changes becomes a constant, and an output
+that is an input is not stacked.)
 
-Read next: `scan.py`, which derives loops from loops.
+Read next: `jitted.py`, a program as one call.
 """
 
 from __future__ import annotations
@@ -19,56 +22,52 @@ from jax.extend.core import ClosedJaxpr, Literal, set_current_trace
 from jax.extend.core.primitives import scan_p
 
 from functrans import jaxpr as jx
-from functrans.control_flow.jit import bind_jit
-from functrans.tracer import RecordingTrace, StagingTrace, Template, Trace, stage
+from functrans.programs.jitted import bind_jit
+from functrans.templates import Template, Writing, sink_of
+from functrans.tracer import Trace, stage
 
 BODY = "functrans_body"
+"""The name of the call in a body, by which it is recognised."""
 
 
-def scan(body: Callable, carry: Any, xs: Any, is_linear: bool = False, **options: Any) -> tuple:
-    """`jax.lax.scan`, which traces no equation of the body.
-
-    `is_linear` says that all results of the body are linear in what a tape, if one runs, owns.
-    """
+def scan(body: Callable, carry: Any, xs: Any, **options: Any) -> tuple:
+    """`jax.lax.scan`, which traces no equation of the body."""
 
     def call(*args):
         leaves, tree = jax.tree.flatten(args)
-        results: Any = None
 
         def flat(*tracers):
-            nonlocal results
-            outs, results = jax.tree.flatten(body(*jax.tree.unflatten(tree, tracers)))
-            return outs
+            return jax.tree.flatten(body(*jax.tree.unflatten(tree, tracers)))
 
-        program = stage(flat, [jx.typeof(x) for x in leaves], jx.debug_info("scan", body))
+        info = jx.debug_info("scan", body)
+        program, results = stage(flat, [jax.typeof(x) for x in leaves], info)
         jaxpr, inputs = jx.opened(program, leaves)
         return jax.tree.unflatten(results, bind_jit(jx.with_constants(jaxpr, []), inputs, BODY))
 
-    with set_current_trace(_Emitting(jx.current_trace(), is_linear)):
+    with set_current_trace(_OpeningTrace(jx.current_trace())):
         return lax.scan(call, carry, xs, **options)
 
 
 def evaluate(program: ClosedJaxpr, *inputs: Any) -> list:
     """Evaluate a program that functrans has staged; a trace that writes copies its equations."""
-    trace = jx.current_trace()
-    if type(trace) is not StagingTrace:
+    sink = sink_of(jx.current_trace())
+    if not isinstance(sink, Writing):
         return jx.evaluate(program, *inputs)
-    return [*map(trace.value, trace.run(Template(program), [*map(trace.atom, inputs)]))]
+    return [*map(sink.leave, sink.run(Template(program), [*map(sink.enter, inputs)], None))]
 
 
-class _Emitting(Trace):
-    """Hands all on to its parent, a loop with the call in its body opened."""
+class _OpeningTrace(Trace):
+    """Passes each operation to the parent; of a `scan` it first replaces the one call in the body
+    by the equations of that call."""
 
-    def __init__(self, parent: Any, is_linear: bool):
+    def __init__(self, parent: Any):
         super().__init__()
         self.requires_low = False
-        self.parent, self.is_linear = parent, is_linear
+        self.parent = parent
 
     def process_primitive(self, primitive, args, params, /):
         if primitive is scan_p:
             params = {**params, "jaxpr": _opened(params["jaxpr"])}
-            if self.is_linear and isinstance(self.parent, RecordingTrace):
-                return self.parent.write(primitive, args, params)
         with set_current_trace(self.parent):
             return primitive.bind(*args, **params)
 
@@ -82,15 +81,15 @@ def _opened(body: ClosedJaxpr) -> ClosedJaxpr:
     if len(equations) != 1 or equations[0].params.get("name") != BODY:
         return body
     call, inner = equations[0], equations[0].params["jaxpr"].jaxpr
-    place: dict[Any, Any] = {}
-    for given, variable in zip(call.invars, inner.invars, strict=True):
-        if type(given) is Literal or given in place:
+    inside: dict[Any, Any] = {}
+    for outer, variable in zip(call.invars, inner.invars, strict=True):
+        if type(outer) is Literal or outer in inside:
             return body  # it would take an equation to hand this over
-        place[given] = variable
-    place |= zip(call.outvars, inner.outvars, strict=True)
+        inside[outer] = variable
+    inside |= zip(call.outvars, inner.outvars, strict=True)
 
-    def placed(atoms: list) -> list:
-        return [a if type(a) is Literal else place.get(a, a) for a in atoms]
+    def renamed(atoms: list) -> list:
+        return [a if type(a) is Literal else inside.get(a, a) for a in atoms]
 
-    inputs, outputs, constants = map(placed, (jaxpr.invars, jaxpr.outvars, jaxpr.constvars))
+    inputs, outputs, constants = map(renamed, (jaxpr.invars, jaxpr.outvars, jaxpr.constvars))
     return jx.closed(inputs, outputs, inner.eqns, inner.debug_info, constants, body.consts)

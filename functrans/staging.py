@@ -4,7 +4,7 @@
 
     x in the type that it has = x        1 in another type = 1        x in the shape it has = x
 
-Read next: `elementwise.py`, for what the equations that are written mean.
+Read next: `foreign.py`, rules that other packages have registered.
 """
 
 from typing import Any

@@ -4,7 +4,7 @@
 
 Such is the gradient of a weight that every step multiplies by.
 
-Read next: `loops.py`, how a loop is written; then `scan.py`, whose transpose has these sums.
+Read next: `bases.py`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 
 from functrans import jaxpr as jx
-from functrans.control_flow.halves import parted
-from functrans.rules import RULES, Elementwise, LinearRule
+from functrans import values
+from functrans.rules import RULES
 
 
 class Sums(NamedTuple):
@@ -29,9 +30,13 @@ class Sums(NamedTuple):
     stay: list[bool]
     """For each of the sums."""
     products: list[tuple[JaxprEqn, int, int]]
-    """Each with the places of its factors among what is stacked."""
+    """Each with the positions of its factors among what is stacked."""
     after: ClosedJaxpr
     """From the sums of the products to the sums that do not stay."""
+
+    def pick_stay(self, xs: Iterable) -> list:
+        """Those, of something for each sum, of the sums that stay."""
+        return values.pick(xs, self.stay)
 
     def later(self, stacked: Sequence) -> list:
         """The sums that do not stay, from what was stacked before the loop and in it."""
@@ -53,10 +58,8 @@ def sums_after(program: ClosedJaxpr, kinds: Sequence[str], sums: int) -> Sums:
     jaxpr = program.jaxpr
     made = {var: equation for equation in jaxpr.eqns for var in equation.outvars}
     stacked = [var for var, kind in zip(jaxpr.invars, kinds, strict=True) if kind == "step"]
-    moving = {var for var, kind in zip(jaxpr.invars, kinds, strict=True) if kind != "const"}
-    for equation in jaxpr.eqns:
-        if any(isinstance(a, Var) and a in moving for a in equation.invars):
-            moving.update(equation.outvars)
+    seeds = [var for var, kind in zip(jaxpr.invars, kinds, strict=True) if kind != "const"]
+    changing = jx.reached(jaxpr.eqns, seeds)
 
     def terms(atom: Any) -> list:
         """The products whose sum, or a linear function of it, this is; `None` for another term."""
@@ -64,27 +67,27 @@ def sums_after(program: ClosedJaxpr, kinds: Sequence[str], sums: int) -> Sums:
         if equation is None or not all(isinstance(a, Var) for a in equation.invars):
             return [None]
         if equation.primitive is lax.dot_general_p:
-            return [equation if moving.issuperset(equation.invars) else None]
+            return [equation if changing.issuperset(equation.invars) else None]
         inner = equation.invars if _is_linear(equation) else [None]
         return [term for a in inner for term in terms(a)]
 
-    places = {var: i for i, var in enumerate(stacked)}
-    room, taken, stay = _size(stacked) / 2, {}, []
+    positions = {var: i for i, var in enumerate(stacked)}
+    free, taken, stay = _size(stacked) / 2, {}, []
     for total in jaxpr.outvars[:sums]:
         found = terms(total)
         new = dict.fromkeys(a for e in found if e for a in e.invars if a not in stacked)
-        more = [var for var in new if var not in places]
-        stays = None in found or _size(new) > _size([total]) or _size(more) > room
+        more = [var for var in new if var not in positions]
+        stays = None in found or _size(new) > _size([total]) or _size(more) > free
         stay.append(stays)
         if not stays:
             taken |= {equation.outvars[0]: equation for equation in found}
-            places |= {var: len(places) + i for i, var in enumerate(more)}
-            room -= _size(more)
-    gone, kept = parted(jaxpr.outvars[:sums], stay)
-    body = jx.giving(program, [*kept, *jaxpr.outvars[sums:], *list(places)[len(stacked) :]])
+            positions |= {var: len(positions) + i for i, var in enumerate(more)}
+            free -= _size(more)
+    gone, kept = values.part(jaxpr.outvars[:sums], stay)
+    body = jx.giving(program, [*kept, *jaxpr.outvars[sums:], *list(positions)[len(stacked) :]])
     rest = [e for e in jaxpr.eqns if not e.effects and taken.keys().isdisjoint(e.outvars)]
     after = jx.closed(list(taken), gone, jx.live(rest, gone), jaxpr.debug_info)
-    products = [(e, places[e.invars[0]], places[e.invars[1]]) for e in taken.values()]
+    products = [(e, positions[e.invars[0]], positions[e.invars[1]]) for e in taken.values()]
     return Sums(body, stay, products, after)
 
 
@@ -92,7 +95,7 @@ def sum_of_products(equation: JaxprEqn, left: Any, right: Any) -> Any:
     """The sum over the first axis, that of the steps, of the product of `equation`."""
     contracted, batch = equation.params["dimension_numbers"]
     rank = len(contracted[0])
-    is_sharded = not jx.typeof(left).sharding.mesh.empty
+    is_sharded = not jax.typeof(left).sharding.mesh.empty
     if rank and contracted == (tuple(range(rank)),) * 2 and not is_sharded:
         # The axis of the steps and the contracted axes are one: XLA need not bring them together.
         left, right = (
@@ -103,7 +106,7 @@ def sum_of_products(equation: JaxprEqn, left: Any, right: Any) -> Any:
     else:
         above = [[tuple(d + 1 for d in dims) for dims in pair] for pair in (contracted, batch)]
         numbers = tuple((0, *dims) for dims in above[0]), tuple(above[1])
-    with jx.context_of(equation):
+    with jx.in_place_of(equation):
         params = {**equation.params, "dimension_numbers": numbers}
         return lax.dot_general_p.bind(left, right, **params)
 
@@ -111,11 +114,7 @@ def sum_of_products(equation: JaxprEqn, left: Any, right: Any) -> Any:
 def _is_linear(equation: JaxprEqn) -> bool:
     """Whether the equation is linear in all of its inputs together, and does nothing else."""
     rule = RULES.get(equation.primitive)
-    if equation.effects:
-        return False
-    if isinstance(rule, LinearRule):
-        return rule.argnums is None or len(rule.argnums) == len(equation.invars)
-    return isinstance(rule, Elementwise) and all(p in (1, -1) for p in rule.partials)
+    return bool(rule) and not equation.effects and rule.is_linear(len(equation.invars))
 
 
 def _size(variables: Iterable) -> int:

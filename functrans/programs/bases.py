@@ -5,7 +5,7 @@
 A Jacobian pushes a whole basis through a linear program.  Its first product, where the vectors come
 as they are, need not be computed.
 
-Read next: `functrans/jacobians.py`.
+Read next: `loops.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
 from functrans import jaxpr as jx
-from functrans.jaxpr import Linear
-from functrans.rules import RULES, Elementwise, Multilinear
+from functrans import values
+from functrans.rules import RULES
 from functrans.tracer import stage
 
 
@@ -35,7 +35,8 @@ def at_identity(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr, li
     products; and the products, stacked over the basis.
     """
     types = [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in avals]
-    program = stage(lambda *xs: linear(list(xs)), types, jx.debug_info("jacobian", linear))
+    info = jx.debug_info("jacobian", linear)
+    program, _ = stage(lambda *xs: (linear(list(xs)), None), types, info)
     jaxpr, ends = program.jaxpr, list(itertools.accumulate(aval.size for aval in avals))
     known: dict[Any, Any] = dict(zip(jaxpr.constvars, program.consts, strict=True))
     # A diagonal matrix D makes (D 1)_i e_i of e_i: what it makes of ones is the scale.
@@ -44,10 +45,10 @@ def at_identity(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr, li
     rest: list[JaxprEqn] = []
     products: dict[Var, Any] = {}
     for equation in jaxpr.eqns:
-        values = [a.val if isinstance(a, Literal) else known.get(a) for a in equation.invars]
-        moving = [i for i, x in enumerate(values) if x is None]
+        inputs = [a.val if isinstance(a, Literal) else known.get(a) for a in equation.invars]
+        moving = [i for i, x in enumerate(inputs) if x is None]
         if not moving:
-            known.update(zip(equation.outvars, jx.bind(equation, values), strict=True))
+            known.update(zip(equation.outvars, jx.bind(equation, inputs), strict=True))
             continue
         rest.append(equation)
         i, scale = scaled.get(equation.invars[moving[0]], (0, None))
@@ -55,7 +56,7 @@ def at_identity(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr, li
             continue
         position = moving[0]
         if equation.primitive is lax.dot_general_p:
-            columns = _columns(equation, position, values[1 - position], scale)
+            columns = _columns(equation, position, inputs[1 - position], scale)
             if columns is not None:
                 others = ends[i] - scale.size, ends[-1] - ends[i], 0
                 padding = [others, *[(0, 0, 0)] * (columns.ndim - 1)]
@@ -63,8 +64,8 @@ def at_identity(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr, li
                     columns, np.zeros((), columns.dtype), padding
                 )
         elif _is_diagonal(equation, scale.shape):
-            values[position] = scale
-            scaled[equation.outvars[0]] = i, *jx.bind(equation, values)
+            inputs[position] = scale
+            scaled[equation.outvars[0]] = i, *jx.bind(equation, inputs)
     kept = jx.live([e for e in rest if products.keys().isdisjoint(e.outvars)], jaxpr.outvars)
     inputs, consts = [*jaxpr.invars, *products], list(known.values())
     program = jx.closed(inputs, jaxpr.outvars, kept, jaxpr.debug_info, list(known), consts)
@@ -74,8 +75,7 @@ def at_identity(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr, li
 def _is_diagonal(equation: JaxprEqn, shape: tuple) -> bool:
     """Whether an equation multiplies each element of an array of this shape, and no more."""
     rule = RULES.get(equation.primitive)
-    is_elementwise = isinstance(rule, Elementwise) and not isinstance(rule, Multilinear)
-    return is_elementwise and Linear(equation.outvars[0].aval).shape == shape
+    return bool(rule) and rule.is_diagonal and equation.outvars[0].aval.shape == shape
 
 
 def _columns(equation: JaxprEqn, position: int, matrix: Any, scale: Any) -> Any:
@@ -88,6 +88,6 @@ def _columns(equation: JaxprEqn, position: int, matrix: Any, scale: Any) -> Any:
         return None
     order = [d for _, d in sorted(zip(contracted[position], contracted[1 - position], strict=True))]
     free = [d for d in range(matrix.ndim) if d not in order]
-    columns = jx.cast(lax.transpose(matrix, [*order, *free]), aval)
-    factor = lax.broadcast_in_dim(jx.cast(scale, aval), columns.shape, range(scale.ndim))
+    columns = values.cast(lax.transpose(matrix, [*order, *free]), aval)
+    factor = lax.broadcast_in_dim(values.cast(scale, aval), columns.shape, range(scale.ndim))
     return lax.reshape(columns * factor, (scale.size, *columns.shape[scale.ndim :]))

@@ -6,7 +6,7 @@ A package that brings a primitive of its own declares its derivative through `ja
 JAX's public door for that; functrans takes the declaration over.  It never does so for a primitive
 of JAX's: what tells them apart is where the functions in the declaration come from.
 
-Read next: `../control_flow/__init__.py`, the primitives that carry jaxprs.
+Read next: `explain/__init__.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
-from functrans.rules import ADOPTED, Linear, NotLinear, Rule, Zero, call
+from functrans.rules import FALLBACKS, Linear, NotLinear, Rule, Zero, call
 
 _WRAPPERS = ad.defjvp.__module__
 """Where JAX keeps the functions in which it wraps what a package has declared."""
@@ -82,4 +82,4 @@ def _from_jax(tangent: Any) -> Any:
     return Zero(tangent.aval) if type(tangent) is ad.Zero else tangent
 
 
-ADOPTED.append(adopt)
+FALLBACKS.append(adopt)

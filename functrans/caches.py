@@ -1,0 +1,145 @@
+"""What is remembered, and for how long.
+
+    by_types       (params, types) -> result     the latest few thousand
+    by_program     (program, key) -> result      as long as the program lives
+    by_function    (function, key) -> result     as long as the user's function lives
+
+A key holds all on which the result depends: also the modes of JAX that change what a rule writes,
+and the version of the table of rules, which a declaration in place of another one raises.  Several
+threads may compute one result; the first to store it gives the one that all of them get.
+
+Read next: `rules.py`, what an equation's derivative is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+
+SIZE = 8192
+"""The most results that a cache by types keeps; then it drops the oldest."""
+
+_EMPTY: list[Callable[[], None]] = []
+"""Functions that empty one cache each."""
+
+
+class Version:
+    """Counts the declarations that took the place of another one."""
+
+    rules = 0
+
+
+def emptied_by(empty: Callable[[], None]) -> Callable[[], None]:
+    """Let `clear_caches` call this function too."""
+    _EMPTY.append(empty)
+    return empty
+
+
+def clear_caches() -> None:
+    """Forget all that functrans has derived and compiled, as `jax.clear_caches` does for JAX.
+
+    What is asked for next is derived and compiled anew. Memory is bounded without it: programs die
+    with their functions, and of what is remembered by types the oldest is dropped.
+
+    >>> import functrans as ft
+    >>> ft.clear_caches()
+    """
+    for empty in _EMPTY:
+        empty()
+
+
+def by_types(function: Callable) -> Callable:
+    """Remember `function(params, *key)`, where `params` are the items of an equation's params.
+
+    It returns `None`, and nothing is remembered, if the params cannot be a key: they are not
+    hashable, or hold a function, which the cache must not keep alive.
+    """
+    memory: dict[Any, Any] = {}
+    emptied_by(memory.clear)
+    config: Any = jax.config
+    mesh = jax.sharding.get_abstract_mesh
+
+    @functools.wraps(function)
+    def cached(params: tuple, *key: Any) -> Any:
+        place = params, key, config.jax_enable_x64, config.jax_default_matmul_precision, mesh()
+        try:
+            found = memory.get(place)
+        except TypeError:
+            return None
+        if found is None and not any(callable(value) for _, value in params):
+            found = memory.setdefault(place, function(params, *key))
+            while len(memory) > SIZE:
+                memory.pop(next(iter(memory)), None)
+        return found
+
+    return cached
+
+
+def by_program(function: Callable) -> Callable:
+    """Remember `function(program, *key)` for as long as the program lives."""
+    memory: weakref.WeakKeyDictionary[Any, dict[Hashable, Any]] = weakref.WeakKeyDictionary()
+    emptied_by(memory.clear)
+
+    @functools.wraps(function)
+    def cached(program: Any, *key: Hashable) -> Any:
+        entries, place = memory.setdefault(program, {}), (*key, Version.rules)
+        if place not in entries:
+            entries.setdefault(place, function(program, *key))
+        return entries[place]
+
+    return cached
+
+
+# ---- what hangs on a function --------------------------------------------------------------------
+
+OF_FUNCTIONS: dict[int, dict] = {}
+"""From the id of a function to what is kept for it, as long as it lives."""
+
+
+def by_function(function: Callable, key: tuple, make: Callable[[], Any]) -> Any:
+    """`make()`, or what it made for the same function and key."""
+    # A method is a new object at each mention, so what is kept for it hangs on its instance.
+    is_method = inspect.ismethod(function)
+    anchor, method = (function.__self__, function.__func__) if is_method else (function, None)
+    key = (*key, method)
+    try:
+        hash(key)
+        if id(anchor) not in OF_FUNCTIONS:
+            weakref.finalize(anchor, OF_FUNCTIONS.pop, id(anchor), None).atexit = False
+        entries = OF_FUNCTIONS.setdefault(id(anchor), {})
+    except TypeError:
+        return make()
+    if key not in entries:
+        entries.setdefault(key, make())
+    return entries[key]
+
+
+def held_weakly(function: Callable) -> Callable:
+    """The function, held weakly, so that what is kept for it does not keep it."""
+    is_method = inspect.ismethod(function)
+    try:
+        reference: Any = weakref.WeakMethod(function) if is_method else weakref.ref(function)
+    except TypeError:
+        return function
+
+    def late(*args, **kwargs):
+        return reference()(*args, **kwargs)
+
+    functools.update_wrapper(late, function, updated=())
+    del late.__wrapped__
+    with contextlib.suppress(TypeError, ValueError):
+        late.__signature__ = inspect.signature(function)  # by which names of arguments are found
+    return late
+
+
+@emptied_by
+def _forget_compiled() -> None:
+    for entries in list(OF_FUNCTIONS.values()):
+        for compiled in list(entries.values()):
+            compiled.clear_cache()

@@ -1,0 +1,293 @@
+"""What all primitives that carry programs do with them: derive these, and bind the call again.
+
+    y = call[f] x       forward:      call[jvp f]
+                        linearize:    call[primal half of f],  then  call[linear half of f]
+                        transpose:    call[transpose of f]
+
+A tape must *split* a call some of whose results do not depend on it.  That is the same as to
+linearize it: two programs, `known -> (known outputs, residuals)` and `(residuals, linear) -> linear
+outputs`, and the call bound twice.  They differ in how the two programs are made: by
+differentiating, or by what depends on what.
+
+A primitive says which programs it carries, and how it is bound again with others.
+
+Read next: `jit.py`, a call of one function.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Literal, Var
+
+from functrans import caches, values
+from functrans import jaxpr as jx
+from functrans.forward import jvp_jaxpr
+from functrans.linearize import linearize_jaxpr
+from functrans.programs.halves import Halves, Source, divided, located, reached_outputs
+from functrans.programs.jitted import Role, roles
+from functrans.reverse import transpose_jaxpr
+from functrans.rules import Rule
+from functrans.tracer import stage
+from functrans.values import Flags
+
+Roles = Sequence[Role | None]
+
+
+class CallRule(Rule):
+    """Derive the programs that an equation carries, and bind it again with the results."""
+
+    may_split = True
+    head = 0
+    """How many inputs come before those of the programs: the index of a branch."""
+
+    def bodies(self, params: dict) -> Sequence[ClosedJaxpr]:
+        """The programs; all take and give the same types."""
+        raise NotImplementedError
+
+    def again(
+        self, primitive: Any, params: dict, bodies: Sequence, inputs: list, ins: Roles, outs: Roles
+    ) -> list:
+        """Bind the equation with other programs; `ins` and `outs` are the roles of what these take
+        and give."""
+        raise NotImplementedError
+
+    def derive(self, params: dict, derivation: Callable, *key: Any) -> Any:
+        """What a derivation makes of the programs.
+
+        Derivations hang on the first program. The others are held weakly, as they may be the first
+        one again, which what hangs on it must not keep.
+        """
+        first, *others = self.bodies(params)
+        return derivation(first, tuple(map(weakref.ref, others)), *key)
+
+    def forward(self, primitive, primals, tangents, params):
+        dots = tangents[self.head :]
+        moving = values.moving(dots)
+        programs, moved = self.derive(params, pushed_bodies, moving)
+        ins = [*roles("in", [True] * len(moving)), *roles("in", moving)]
+        outs = [*roles("out", [True] * len(moved)), *roles("out", moved)]
+        inputs = [*primals, *values.pick(dots, moving)]
+        results = self.again(primitive, params, programs, inputs, ins, outs)
+        ys, y_dots = results[: len(moved)], results[len(moved) :]
+        return ys, values.with_zeros(y_dots, moved, [values.typeof(y) for y in ys])
+
+    def linearize(self, primitive, primals, tangents, params):
+        dots = tangents[self.head :]
+        moving = values.moving(dots)
+        cut = self.derive(params, linearized_bodies, moving)
+        known = [*primals[self.head :]], [True] * len(moving), [True] * len(cut.moved)
+        linear = values.pick(dots, moving), moving, cut.moved
+        ys, y_dots = self.twice(primitive, params, cut, primals[: self.head], known, linear)
+        return ys, values.with_zeros(y_dots, cut.moved, [values.typeof(y) for y in ys])
+
+    def transpose(self, primitive, cotangents, inputs, params):
+        linear = values.linear(inputs[self.head :])
+        moving = values.moving(cotangents)
+        programs, moved = self.derive(params, transposed_bodies, linear, moving)
+        known, symbols = values.part(inputs[self.head :], linear)
+        ins = [*roles("in", [not flag for flag in linear]), *roles("out", moving)]
+        outs = values.pick(roles("in", linear), moved)
+        given = [*inputs[: self.head], *known, *values.pick(cotangents, moving)]
+        pulled = self.again(primitive, params, programs, given, ins, outs)
+        x_bars = values.with_zeros(pulled, moved, [x.aval for x in symbols])
+        return [*[None] * self.head, *values.merge([None] * len(known), x_bars, linear)]
+
+    def depends(self, params, inputs):
+        if any(inputs[: self.head]):
+            return [True] * len(self.bodies(params)[0].out_avals)
+        flags = tuple(inputs[self.head :])
+        return either([reached_outputs(body, flags) for body in self.bodies(params)])
+
+    def split(self, primitive, inputs, owned, params):
+        flags = tuple(owned[self.head :])
+        cut = self.derive(params, divided_bodies, flags)
+        xs, x_dots = values.part(inputs[self.head :], flags)
+        known = xs, [not flag for flag in flags], [not flag for flag in cut.moved]
+        linear = x_dots, flags, cut.moved
+        outs = self.twice(primitive, params, cut, inputs[: self.head], known, linear)
+        return values.merge(*outs, cut.moved)
+
+    def twice(
+        self, primitive: Any, params: dict, cut: Cut, head: list, known: tuple, linear: tuple
+    ) -> tuple[list, list]:
+        """Bind both halves, and hand over what the second reads.
+
+        `known` and `linear` are the inputs of a half, and for the original equation the flags of
+        the inputs and the outputs that they stand for.
+        """
+        (xs, x_flags, y_flags), (x_dots, dot_flags, moved) = known, linear
+        ins, outs, new = roles("in", x_flags), roles("out", y_flags), [None] * len(cut.slots)
+        results = self.again(primitive, params, cut.first, [*head, *xs], ins, [*outs, *new])
+        ys, slots = results[: len(outs)], results[len(outs) :]
+        at_hand = {"in": (xs, ins), "out": (ys, outs)}
+        read = [[column[at] for column in at_hand[kind]] for kind, at in cut.read]
+        inputs = [*head, *(x for x, _ in read), *slots, *x_dots]
+        in_roles = [*(role for _, role in read), *new, *roles("in", dot_flags)]
+        out_roles = roles("out", moved)
+        return ys, self.again(primitive, params, cut.second, inputs, in_roles, out_roles)
+
+
+# ---- derived programs, of which all bodies give the same -----------------------------------------
+
+
+class Derived(NamedTuple):
+    """A derived program for each body, and which of what they give after the values moves."""
+
+    programs: tuple[ClosedJaxpr, ...]
+    moved: Flags
+
+
+class Cut(NamedTuple):
+    """Both halves of each body, and what is handed over.
+
+    The first give `(y, slots)`; the second take `(what they read of x and y, slots, x_dot)`.
+    """
+
+    first: tuple[ClosedJaxpr, ...]
+    second: tuple[ClosedJaxpr, ...]
+    read: list[Source]
+    slots: list
+    """The types of what is handed over; each body has a slot for each of its fresh residuals."""
+    moved: Flags
+
+
+@caches.by_program
+def pushed_bodies(first: ClosedJaxpr, others: tuple, moving: Flags) -> Derived:
+    """The programs of `(x, x_dot) -> (y, y_dot)`."""
+    derived = [jvp_jaxpr(body, moving) for body in together(first, others)]
+    return _agreeing(derived, len(first.out_avals), first.out_avals)
+
+
+@caches.by_program
+def transposed_bodies(first: ClosedJaxpr, others: tuple, linear: Flags, moving: Flags) -> Derived:
+    """The programs of `(known x, y_bar) -> x_bar`."""
+    derived = [transpose_jaxpr(body, linear, moving) for body in together(first, others)]
+    return _agreeing(derived, 0, values.pick(first.in_avals, linear))
+
+
+@caches.by_program
+def linearized_bodies(first: ClosedJaxpr, others: tuple, moving: Flags) -> Cut:
+    """The halves of the derivative."""
+    derived = [linearize_jaxpr(body, moving) for body in together(first, others)]
+    moved, avals = either([linearized.moved for linearized in derived]), first.out_avals
+    halves = [
+        located(primal, giving_zeros(linear, 0, own, moved, avals), moved, len(moved))
+        for primal, linear, own in derived
+    ]
+    dot_avals = [values.tangent_aval(aval) for aval in values.pick(first.in_avals, moving)]
+    return _cut(halves, dot_avals)
+
+
+@caches.by_program
+def divided_bodies(first: ClosedJaxpr, others: tuple, linear: Flags) -> Cut:
+    """What does not depend on the inputs that are linear, and what does."""
+    bodies = together(first, others)
+    moved = either([divided(body, linear).linear for body in bodies])
+    parts = [divided(body, linear, moved) for body in bodies]
+    count = len(moved) - sum(moved)
+    halves = [located(one, two, moved, count) for one, two, _ in parts]
+    return _cut(halves, values.pick(first.in_avals, linear))
+
+
+def together(first: ClosedJaxpr, others: tuple) -> list[ClosedJaxpr]:
+    return [first, *(other() for other in others)]
+
+
+def either(flags: Sequence[Sequence[bool]]) -> Flags:
+    """What moves in one body is written out in all: a tangent is zero if it is in each of them."""
+    return tuple(map(any, zip(*flags, strict=True)))
+
+
+def _agreeing(derived: Sequence[tuple], count: int, avals: Sequence) -> Derived:
+    moved = either([own for _, own in derived])
+    return Derived(tuple(giving_zeros(p, count, own, moved, avals) for p, own in derived), moved)
+
+
+def giving_zeros(
+    program: ClosedJaxpr, count: int, own: Flags, wanted: Flags, avals: Sequence
+) -> ClosedJaxpr:
+    """The program whose results after `count` are those that move elsewhere as well, as zeros."""
+    if own == wanted:
+        return program
+
+    def written_out(*inputs):
+        outs = jx.evaluate(program, *inputs)
+        tangents = values.with_zeros(outs[count:], own, avals)
+        return [*outs[:count], *map(values.instantiate, values.pick(tangents, wanted))], None
+
+    return stage(written_out, program.in_avals, program.jaxpr.debug_info)[0]
+
+
+def _cut(halves: Sequence[Halves], linear_avals: Sequence) -> Cut:
+    """The halves as programs that take and give the same types."""
+    slots, locations = _share([half.fresh for half in halves])
+    read = sorted({s for half in halves for s in half.sources if s.kind in ("in", "out")})
+    pairs = list(zip(halves, locations, strict=True))
+    first = tuple(_with_slots(half, location, slots) for half, location in pairs)
+    second = tuple(_reading(half, location, read, slots) for half, location in pairs)
+    return Cut(first, second, read, slots, halves[0].moved)
+
+
+def _share(residuals: Sequence[list]) -> tuple[list, list[list[int]]]:
+    """Slots for the residuals of all bodies, and for each residual the number of its slot."""
+    slots: list = []
+    located = []
+    for avals in residuals:
+        free = list(range(len(slots)))
+        location = []
+        for aval in avals:
+            at = next((i for i in free if slots[i] == aval), len(slots))
+            if at == len(slots):
+                slots.append(aval)
+            else:
+                free.remove(at)
+            location.append(at)
+        located.append(location)
+    return slots, located
+
+
+def _with_slots(half: Halves, location: list[int], slots: list) -> ClosedJaxpr:
+    """The first half, which gives a zero in a slot that it does not use."""
+    program, count = half.first, half.count
+    if location == list(range(len(slots))):
+        return program
+
+    def filling(*inputs):
+        outs = jx.evaluate(program, *inputs)
+        own = dict(zip(location, outs[count:], strict=True))
+        rest = [own[i] if i in own else values.zeros(aval) for i, aval in enumerate(slots)]
+        return [*outs[:count], *rest], None
+
+    return stage(filling, program.in_avals, program.jaxpr.debug_info)[0]
+
+
+def _reading(half: Halves, location: list[int], read: list[Source], slots: list) -> ClosedJaxpr:
+    """The second half, with inputs for what is read of x and y and for the slots."""
+    jaxpr, types = half.second.jaxpr, {"in": half.first.in_avals, "out": half.first.out_avals}
+    at_hand = {source: Var(types[source.kind][source.at]) for source in read}
+    handed = [Var(aval) for aval in slots]
+    at_hand |= {Source("fresh", i): handed[at] for i, at in enumerate(location)}
+    residuals, rest = jaxpr.invars[: len(half.sources)], jaxpr.invars[len(half.sources) :]
+    constants: dict[Var, Any] = {}
+    renamed: dict[Var, Any] = {}
+    for variable, source in zip(residuals, half.sources, strict=True):
+        if source.kind != "value":
+            renamed[variable] = at_hand[source]
+        elif np.ndim(source.at) == 0 and np.isscalar(source.at):
+            renamed[variable] = Literal(source.at, variable.aval)
+        else:
+            constants[variable] = source.at
+
+    def rename(atoms: Sequence) -> list:
+        return [a if type(a) is Literal else renamed.get(a, a) for a in atoms]
+
+    equations = [
+        jx.copied(e, rename(e.invars), e.outvars, e.source_info, e.ctx) for e in jaxpr.eqns
+    ]
+    inputs = [*(at_hand[source] for source in read), *handed, *rest]
+    constvars, consts = [*jaxpr.constvars, *constants], [*half.second.consts, *constants.values()]
+    return jx.closed(inputs, rename(jaxpr.outvars), equations, jaxpr.debug_info, constvars, consts)

@@ -1,0 +1,256 @@
+"""The two halves of a jaxpr, and where the second finds what it reads of the first.
+
+    y = f(x)        ->        (y, residuals) = f1(x),        y_dot = f2(residuals, x_dot)
+
+A residual that is an input, an output or a constant is at hand anyway, so it is not *fresh*: no
+loop stacks it a second time, and no branch hands it over.  What need not be done in each step of a
+loop is done before it (`hoist`), and what need not be stacked is made again (`postpone`).
+
+Read next: `sums.py`, what is done after a loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from jax import lax
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, set_current_trace
+
+from functrans import caches, values
+from functrans import jaxpr as jx
+from functrans.rules import depends
+from functrans.tracer import RecordingTrace, stage
+from functrans.values import Flags
+
+ARITHMETIC = (lax.add_p, lax.sub_p, lax.mul_p, lax.neg_p, lax.square_p, lax.integer_pow_p)
+
+
+class Source(NamedTuple):
+    """Where the second half finds a residual."""
+
+    kind: str
+    """`in`, `out` or `fresh`, of the first half; `outer`, before the loop; `later`, made again; or
+    `value`, a constant."""
+    at: Any
+    """Its number among those of its kind; of a constant, the value."""
+
+    def read(self, at_hand: dict[Source, Any]) -> Any:
+        return self.at if self.kind == "value" else at_hand[self]
+
+
+def numbered(kind: str, xs: Sequence, first: int = 0) -> dict[Source, Any]:
+    """Some values, as the sources that they are."""
+    return {Source(kind, first + i): x for i, x in enumerate(xs)}
+
+
+class Halves(NamedTuple):
+    """A jaxpr in two: `x -> (y, fresh residuals)` and `(residuals, x_dot) -> y_dot`."""
+
+    first: ClosedJaxpr
+    second: ClosedJaxpr
+    count: int
+    """How many results the first half has before the fresh residuals."""
+    sources: list[Source]
+    """One for each residual."""
+    moved: Flags
+    """Which `y_dot` the second half gives; the others are zero."""
+
+    @property
+    def fresh(self) -> list:
+        """The types of the residuals that only the first half can give."""
+        return list(self.first.out_avals[self.count :])
+
+
+def located(
+    first: ClosedJaxpr,
+    second: ClosedJaxpr,
+    moved: Flags,
+    count: int,
+    inputs: Sequence[bool] | None = None,
+    outputs: Sequence[bool] | None = None,
+) -> Halves:
+    """Find the residuals, which are what `first` gives after `count` results.
+
+    `inputs` and `outputs` say which are at hand for the second half; if left out, all are.
+    """
+    jaxpr = first.jaxpr
+    ys, atoms = jaxpr.outvars[:count], jaxpr.outvars[count:]
+    found: dict[Any, Source] = {}
+    for kind, variables, flags in (("in", jaxpr.invars, inputs), ("out", ys, outputs)):
+        for i, var in enumerate(variables):
+            if isinstance(var, Var) and (flags is None or flags[i]):
+                found.setdefault(var, Source(kind, i))
+    found.update(zip(jaxpr.constvars, (Source("value", x) for x in first.consts), strict=True))
+    fresh: list[Var] = []
+    sources = []
+    for atom in atoms:
+        if isinstance(atom, Literal):
+            sources.append(Source("value", atom.val))
+            continue
+        if atom not in found:
+            found[atom] = Source("fresh", len(fresh))
+            fresh.append(atom)
+        sources.append(found[atom])
+    return Halves(jx.giving(first, [*ys, *fresh]), second, count, sources, moved)
+
+
+# ---- by dependence -------------------------------------------------------------------------------
+
+
+@caches.by_program
+def reached_outputs(program: ClosedJaxpr, inputs: Flags) -> Flags:
+    """For each output whether it depends on one of these inputs; calls inside are looked into."""
+    jaxpr = program.jaxpr
+    found = jx.reached(jaxpr.eqns, values.pick(jaxpr.invars, inputs), depends)
+    return tuple([isinstance(atom, Var) and atom in found for atom in jaxpr.outvars])
+
+
+class Divided(NamedTuple):
+    """`known inputs -> (known outputs, residuals)`, `(residuals, linear inputs) -> linear outputs`,
+    and which outputs are linear."""
+
+    first: ClosedJaxpr
+    second: ClosedJaxpr
+    linear: Flags
+
+
+@caches.by_program
+def divided(program: ClosedJaxpr, linear: Flags, forced: Flags | None = None) -> Divided:
+    """Divide a jaxpr that is linear in some of its inputs, and does other work as well.
+
+    A user's rule may call a loop that carries both values and tangents. On a tape its values are
+    computed now, and only what is linear is written down.
+
+    Args:
+      linear: which inputs the program is linear in.
+      forced: which outputs the second half is to give in any case.
+    """
+    known_avals, linear_avals = values.part(program.in_avals, linear)
+    info = program.jaxpr.debug_info
+
+    def known_part(*known):
+        tape = RecordingTrace(jx.current_trace())
+        try:
+            inputs = values.merge(known, map(tape.new_input, linear_avals), linear)
+            with set_current_trace(tape):
+                outs = jx.evaluate(program, *inputs)
+            owned = map(tape.owns, outs)
+            pairs = zip(owned, forced or [False] * len(outs), strict=True)
+            flags = tuple([is_owned or is_forced for is_owned, is_forced in pairs])
+            known_outs, linear_outs = values.part(outs, flags)
+            jaxpr, residuals = tape.finish(linear_outs, info)
+        finally:
+            tape.invalidate()
+        return [*known_outs, *residuals], (jaxpr, flags)
+
+    first, (jaxpr, flags) = stage(known_part, known_avals, info)
+    return Divided(first, jx.with_constants(jaxpr, []), flags)
+
+
+# ---- a loop, and what is done outside of it ------------------------------------------------------
+
+
+def hoist(half: Halves, consts: int) -> tuple[ClosedJaxpr, Halves]:
+    """What a loop need not do again: the residuals that depend on nothing but its constants.
+
+    Returns the program that computes them from the constants, the first inputs of the body, and the
+    halves in which their sources are `outer`.
+    """
+    jaxpr, count = half.first.jaxpr, half.count
+    changing = jx.reached(jaxpr.eqns, jaxpr.invars[consts:])
+    # What has an effect stays in the loop, and so does what is made of it.
+    effects = [v for e in jaxpr.eqns if e.effects for v in e.outvars]
+    changing |= jx.reached(jaxpr.eqns, effects)
+    ys, fresh = jaxpr.outvars[:count], jaxpr.outvars[count:]
+    stays = [var in changing for var in fresh]
+    hoisted, kept = values.part(fresh, stays)
+    equations = [e for e in jaxpr.eqns if not e.effects]
+    outer = jx.closed(
+        jaxpr.invars[:consts],
+        hoisted,
+        jx.live(equations, hoisted),
+        jaxpr.debug_info,
+        jaxpr.constvars,
+        half.first.consts,
+    )
+    moved = dict(zip(hoisted, numbered("outer", hoisted), strict=True))
+    moved |= dict(zip(kept, numbered("fresh", kept), strict=True))
+    return outer, _without(half, [*ys, *kept], moved)
+
+
+def _without(half: Halves, outputs: list, moved: dict[Var, Source]) -> Halves:
+    """The halves of which the first gives fewer residuals, and where the second finds each."""
+    fresh = half.first.jaxpr.outvars[half.count :]
+    sources = [moved[fresh[s.at]] if s.kind == "fresh" else s for s in half.sources]
+    return half._replace(first=jx.giving(half.first, outputs), sources=sources)
+
+
+def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Source], Halves]:
+    """What a loop need not stack: what only the second half reads, and can make of what it has.
+
+    Of `s = logistic(x)` the second half reads `s` and `s (1 - s)`; it is given `s` alone. Nothing
+    is computed twice, as the first half then does without. Arithmetic alone is postponed.
+
+    Returns the program that makes such residuals, the sources of its inputs, and the halves in
+    which the sources of its results are `later`. `carry` is the number of results of the first half
+    that are not stacked.
+    """
+    jaxpr, count = half.first.jaxpr, half.count
+    ys, fresh = jaxpr.outvars[:count], jaxpr.outvars[count:]
+    read = [Source("in", i) for i in range(len(jaxpr.invars)) if Source("in", i) in half.sources]
+    found: dict[Any, Source] = {jaxpr.invars[source.at]: source for source in read}
+    found |= {y: Source("out", i) for i, y in enumerate(ys) if i >= carry and isinstance(y, Var)}
+    needed = {var for equation in jx.live(jaxpr.eqns, ys) for var in equation.outvars}
+    made: dict[Any, JaxprEqn] = {
+        equation.outvars[0]: equation
+        for equation in jaxpr.eqns
+        if equation.primitive in ARITHMETIC and needed.isdisjoint(equation.outvars)
+    }
+    kept = _cannot_be_made(fresh, made, found)
+    later = [var for var in fresh if var not in kept]
+    found |= dict(zip(kept, numbered("fresh", kept), strict=True))
+    equations = jx.live([e for var, e in made.items() if var not in found], later)
+    own = {equation.outvars[0] for equation in equations}
+    leaves = {
+        a: found[a] for e in equations for a in e.invars if isinstance(a, Var) and a not in own
+    }
+    program = jx.closed(list(leaves), later, equations, jaxpr.debug_info)
+    moved = found | dict(zip(later, numbered("later", later), strict=True))
+    return program, list(leaves.values()), _without(half, [*ys, *kept], moved)
+
+
+def _cannot_be_made(fresh: list[Var], made: dict[Any, JaxprEqn], found: dict[Any, Source]) -> list:
+    """Those residuals that must be stacked, since arithmetic cannot make them of the others.
+
+    At first all are stacked. From the last to the first, each is taken out if it can be made of
+    what is at hand and of the residuals that are still stacked. The last come first because what a
+    residual is made of comes before it: so a residual is taken out before those it is made of.
+    """
+    stacked = dict.fromkeys(fresh)
+
+    def can_be_made(var: Any) -> bool:
+        return var in made and all(
+            isinstance(a, Literal) or a in found or a in stacked or can_be_made(a)
+            for a in made[var].invars
+        )
+
+    for var in reversed(fresh):
+        del stacked[var]
+        if not can_be_made(var):
+            stacked[var] = None
+    return [var for var in fresh if var in stacked]
+
+
+def settle(derive: Callable, moving: Flags, feedback: Callable) -> tuple[Flags, Any]:
+    """Derive for all that moves in some step, where what comes out of a step goes into the next.
+
+    `derive(moving)` gives a named tuple that ends with the flags of what moves afterwards;
+    `feedback(moving, moved)` the flags with which the next step begins. Returns the fixed point.
+    """
+    while True:
+        derived = derive(moving)
+        after = feedback(moving, derived[-1])
+        if after == moving:
+            return moving, derived
+        moving = after

@@ -1,0 +1,87 @@
+"""A program as one `jit` equation.
+
+    jitted : (program, inputs) -> outputs,      by     y = jit[program] x
+
+Read next: `../forward.py`, which derives programs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
+from jax.extend.core.primitives import jit_p
+
+from functrans import jaxpr as jx
+
+
+class Role(NamedTuple):
+    """What an input or an output of a derived call stands for: one of the original equation.
+
+    A tangent and a cotangent stand for their primal, and have its sharding. What stands for
+    nothing, such as a residual, has the role `None`.
+    """
+
+    side: str
+    """`in` or `out`."""
+    index: int
+
+
+def roles(side: str, flags: Iterable[bool]) -> list[Role | None]:
+    """The roles of those inputs, or outputs, that have the flag."""
+    return [Role(side, i) for i, flag in enumerate(flags) if flag]
+
+
+def bind_jit(
+    program: ClosedJaxpr,
+    inputs: Sequence[Any],
+    name: str,
+    like: dict | None = None,
+    ins: Sequence[Role | None] | None = None,
+    outs: Sequence[Role | None] | None = None,
+) -> list:
+    """Evaluate a jaxpr as one `jit` equation.
+
+    Args:
+      like: the params of the equation from which this one derives, if it derives from one.
+      ins, outs: the role of each input and output, whose sharding and layout it then has.
+    """
+    equations = program.jaxpr.eqns
+    if len(equations) == 1 and equations[0].primitive is jit_p:  # it is one call already
+        return jx.evaluate(program, *inputs)
+    new = jx.new_outputs(program)
+    kept = new.program or program
+    default = model_params(jax.sharding.get_abstract_mesh())
+    params = dict(like or default)
+    ins = ins or [None] * len(inputs)
+    outs = outs or [None] * len(program.jaxpr.outvars)
+    outs = [outs[i] for i in new.positions]
+
+    def choose(what: str, given: Sequence[Role | None]) -> tuple:
+        nothing = default[f"in_{what}"][0]
+        return tuple(nothing if r is None else params[f"{r.side}_{what}"][r.index] for r in given)
+
+    params |= {
+        "name": name,
+        "jaxpr": kept,
+        "in_shardings": choose("shardings", ins),
+        "in_layouts": choose("layouts", ins),
+        "out_shardings": choose("shardings", outs),
+        "out_layouts": choose("layouts", outs),
+        "donated_invars": (False,) * len(inputs),
+        "inline": params["inline"],
+        "compiler_options_kvs": (),
+    }
+    results = jit_p.bind(*inputs, **params) if outs or kept.jaxpr.effects else []
+    return new.all_outputs(inputs, results)
+
+
+@functools.lru_cache(maxsize=16)
+def model_params(mesh: Any) -> dict:
+    """The params of a `jit` equation that says nothing of its inputs and outputs."""
+    del mesh  # the params name the mesh in whose context they were made
+    return dict(jax.make_jaxpr(jax.jit(jnp.negative))(1.0).eqns[0].params)

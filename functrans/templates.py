@@ -1,0 +1,321 @@
+"""Programs that run many times: what a rule makes of an equation, kept and used again.
+
+    template : meaning, operation, flags -> the program that the rule writes for such an operation
+
+A rule's answer depends only on the types of the inputs.  So the interpreters ask it once per type,
+on tracers, and keep the small jaxpr that it writes: a *template*.  When such an equation comes
+again, the template is *spliced* into the jaxpr that is being written (new variables, the same
+primitives, params and types: no tracer, no abstract evaluation, no traceback), or it runs compiled
+on arrays.  With `disabled()` every rule is asked every time; only the time that it takes differs.
+
+Interpreters therefore carry *handles*.  Where a trace writes a jaxpr, a handle is an atom of it, so
+that no tracer is made; elsewhere it is the value.  A *sink* is where equations go, and does the four
+things that differ: `Writing` does them with atoms, `Running` with values.
+
+Read next: `forward.py`, the first interpreter that uses them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import jax
+from jax.extend import source_info_util
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, jaxprs_in_params, set_current_trace
+
+from functrans import caches
+from functrans import jaxpr as jx
+from functrans.jaxpr import Atom, Operation, Place
+from functrans.rules import RULES, STAGING_RULES, Rule
+from functrans.tracer import StagingTrace, stage
+
+Handle = Any
+"""An atom where a trace writes; elsewhere a value."""
+
+
+class Template:
+    """A program to be written down, or run, many times.
+
+    Its values have numbers: first the constants and the literals, then the inputs, then what each
+    equation gives.
+    """
+
+    def __init__(self, program: ClosedJaxpr):
+        jaxpr = program.jaxpr
+        read = [*(a for e in jaxpr.eqns for a in e.invars), *jaxpr.outvars]
+        self.consts, self.literals = program.consts, [a for a in read if type(a) is Literal]
+        made = (v for equation in jaxpr.eqns for v in equation.outvars)
+        atoms = [*jaxpr.constvars, *self.literals, *jaxpr.invars, *made]
+        numbers = {id(atom): i for i, atom in enumerate(atoms)}
+        self.equations = [
+            (e, [numbers[id(a)] for a in e.invars], [v.aval for v in e.outvars]) for e in jaxpr.eqns
+        ]
+        self.outputs = [numbers[id(atom)] for atom in jaxpr.outvars]
+        self.out_avals = program.out_avals
+        self.program = program
+
+    def splice(self, registers: list[Atom], equations: list[JaxprEqn], at: Place | None) -> list:
+        """Write the equations at one place; or each where it was, in the scopes that are open now.
+
+        `registers` holds an atom for each constant, literal and input.
+        """
+        here = None if at else source_info_util.current()
+        for equation, numbers, avals in self.equations:
+            source, context = at or (jx.scoped(here, equation), equation.ctx)
+            outputs = [*map(Var, avals)]
+            equations.append(
+                JaxprEqn(
+                    [*map(registers.__getitem__, numbers)],
+                    outputs,
+                    equation.primitive,
+                    equation.params,
+                    equation.effects,
+                    source,
+                    context,
+                )
+            )
+            registers += outputs
+        return [*map(registers.__getitem__, self.outputs)]
+
+    def evaluate(self, *inputs: Any) -> list:
+        """Evaluate the equations, here and now."""
+        registers = [*self.consts, *(literal.val for literal in self.literals), *inputs]
+        for equation, numbers, _ in self.equations:
+            primitive = equation.primitive
+            params = primitive.get_bind_params(equation.params)
+            out = primitive.bind(*map(registers.__getitem__, numbers), **params)
+            registers += jx.results(primitive, out)
+        return [*map(registers.__getitem__, self.outputs)]
+
+    @functools.cached_property
+    def compiled(self) -> Callable:
+        """The program, compiled by XLA at the first call.
+
+        What runs on arrays is always compiled, so that no result depends on how often one asks.
+        """
+        new = jx.new_outputs(self.program)
+        if not new.positions and not self.program.jaxpr.effects:
+            return lambda *inputs: new.all_outputs(inputs, ())
+        kept = Template(new.program) if new.program else self
+        function = jax.jit(kept.evaluate)
+        if new.program is None:
+            return function
+        return lambda *inputs: new.all_outputs(inputs, function(*inputs))
+
+
+# ---- sinks ---------------------------------------------------------------------------------------
+
+
+class Sink(Protocol):
+    """Where equations go: what an interpreter may ask of the trace that does its work."""
+
+    is_writing: bool
+    enter: Callable[[Any], Handle]
+    """The handle of a value."""
+    leave: Callable[[Handle], Any]
+    """The value of a handle."""
+    literal: Callable[[Literal], Handle]
+
+    def bind(self, equation: JaxprEqn, inputs: list[Handle]) -> list[Handle]:
+        """An equation as it is, with other inputs."""
+        ...
+
+    def run(
+        self, template: Template, inputs: Sequence[Handle], equation: JaxprEqn | None
+    ) -> list[Handle]:
+        """A template in the place of an equation; `None` is the place in the running function."""
+        ...
+
+
+class Writing:
+    """Where a trace writes a jaxpr, a handle is an atom of it, and a template is spliced."""
+
+    is_writing = True
+
+    def __init__(self, trace: StagingTrace):
+        self.trace, self.enter, self.leave = trace, trace.atom, trace.value
+
+    def literal(self, literal: Literal) -> Atom:
+        return literal
+
+    def bind(self, equation: JaxprEqn, inputs: list[Atom]) -> list[Var]:
+        outputs = [Var(v.aval) for v in equation.outvars]
+        source, context = jx.source_of(equation), equation.ctx
+        self.trace.equations.append(jx.copied(equation, inputs, outputs, source, context))
+        return outputs
+
+    def run(
+        self, template: Template, inputs: Sequence[Atom], equation: JaxprEqn | None
+    ) -> list[Atom]:
+        registers = [*map(self.trace.atom, template.consts), *template.literals, *inputs]
+        return template.splice(registers, self.trace.equations, jx.place_of(equation))
+
+
+class Running:
+    """In any other trace a handle is a value, and a template is run; on arrays, compiled."""
+
+    is_writing = False
+
+    def __init__(self, trace: Any):
+        self.trace = trace
+
+    def enter(self, value: Any) -> Any:
+        return value
+
+    leave = enter
+
+    def literal(self, literal: Literal) -> Any:
+        return literal.val
+
+    def bind(self, equation: JaxprEqn, inputs: list) -> list:
+        with set_current_trace(self.trace):
+            return jx.bind(equation, inputs)
+
+    def run(self, template: Template, inputs: Sequence, equation: JaxprEqn | None) -> list:
+        if type(self.trace) is jx.EvalTrace:
+            try:
+                return template.compiled(*inputs)
+            except NotImplementedError:  # of a primitive that XLA does not know
+                template.compiled = template.evaluate
+        with set_current_trace(self.trace), jx.in_place_of(equation):
+            return template.evaluate(*inputs)
+
+
+def sink_of(trace: Any) -> Sink:
+    """Where a trace puts equations."""
+    writes = isinstance(trace, StagingTrace) and trace.writes_everything
+    return Writing(trace) if writes else Running(trace)
+
+
+# ---- the memory ----------------------------------------------------------------------------------
+
+
+_asks_every_time = False
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Ask every rule every time, in all threads; for teaching, and for tests of what is kept.
+
+    >>> import functrans as ft
+    >>> from functrans.templates import disabled
+    >>> with disabled():
+    ...     float(ft.grad(lambda x: x**3)(2.0))
+    12.0
+    """
+    global _asks_every_time
+    before, _asks_every_time = _asks_every_time, True
+    try:
+        yield
+    finally:
+        _asks_every_time = before
+
+
+def template(make: Callable, operation: Operation, *flags: Any) -> Any:
+    """`make(operation, *flags)`, a named tuple of programs and flags, with templates for programs.
+
+    `make` stages the meaning that an interpreter gives to the operation. The result is `None` where
+    the rule must be asked itself, on values: it runs Python functions, or looks at the values.
+    """
+    rule = RULES.get(operation.primitive)
+    if rule is None or _asks_every_time:
+        return None
+    primitive, params, avals, *_ = operation
+    if rule.depends_on_types_only:
+        made = _by_types((*params.items(),), rule, primitive, avals, make, flags)
+    elif rule.carried:
+        program = params[rule.carried]
+        rest = (*{**params, rule.carried: None}.items(),)
+        mesh = jax.sharding.get_abstract_mesh()
+        made = _by_program(program, rest, rule, primitive, avals, make, flags, mesh)
+    else:
+        return None
+    return None if made is MUST_ASK else made
+
+
+MUST_ASK = "a rule that looks at values"
+"""Kept for an equation whose rule cannot be asked on tracers."""
+
+_NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+@caches.by_types
+def _by_types(params: tuple, rule: Rule, primitive: Any, avals: tuple, make: Callable, flags: Any):
+    try:
+        return with_templates(make(Operation(primitive, dict(params), avals), *flags))
+    except _NEEDS_VALUES:
+        return MUST_ASK
+
+
+@caches.by_program
+def _by_program(
+    program: ClosedJaxpr,
+    rest: tuple,
+    rule: Rule,
+    primitive: Any,
+    avals: tuple,
+    make: Callable,
+    flags: Any,
+    mesh: Any,
+) -> Any:
+    params = {**dict(rest), rule.carried: program}
+    made = with_templates(make(Operation(primitive, params, avals), *flags))
+    # What is kept for a program must not keep the program.
+    kept = (t for t in made if isinstance(t, Template))
+    inner = (p for t in kept for e, *_ in t.equations for p in jaxprs_in_params(e.params))
+    return MUST_ASK if any(p is program for p in inner) else made
+
+
+def with_templates(made: Any) -> Any:
+    """A named tuple, with a template for each program in it."""
+    return type(made)(*[Template(x) if isinstance(x, ClosedJaxpr) else x for x in made])
+
+
+# ---- replaying -----------------------------------------------------------------------------------
+
+
+def replay(trace: StagingTrace, program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    """Write the equations of another program as if its function had run here."""
+    atoms, here = [*map(trace.atom, args)], source_info_util.current()
+    if Literal not in map(type, atoms):  # what is written depends on types alone
+        kept = _replayed(program)
+        registers = [*map(trace.atom, kept.consts), *kept.literals, *atoms]
+        return [trace.value(a, here) for a in kept.splice(registers, trace.equations, None)]
+    return _replay_each(trace, program, args)
+
+
+@caches.by_program
+def _replayed(program: ClosedJaxpr) -> Template:
+    """What `replay` writes where no input is a literal."""
+
+    def replay(*tracers):
+        return _replay_each(jx.current_trace(), program, tracers), None
+
+    return Template(stage(replay, program.in_avals, program.jaxpr.debug_info)[0])
+
+
+def _replay_each(trace: StagingTrace, program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    here, values = source_info_util.current(), jx.environment(program, args)
+
+    def read(atom):
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for equation in program.jaxpr.eqns:
+        inputs, source = [read(atom) for atom in equation.invars], jx.scoped(here, equation)
+        simplify, outs = STAGING_RULES.get(equation.primitive), None
+        if simplify is not None:
+            with jx.in_place_of(equation, source):
+                outs = simplify(trace, equation.primitive, inputs, equation.params)
+        if outs is None:
+            atoms, outputs = [*map(trace.atom, inputs)], [Var(v.aval) for v in equation.outvars]
+            trace.equations.append(jx.copied(equation, atoms, outputs, source, equation.ctx))
+            outs = [trace.value(atom, source) for atom in outputs]
+        values.update(zip(equation.outvars, outs, strict=True))
+    return [read(atom) for atom in program.jaxpr.outvars]

@@ -1,0 +1,197 @@
+"""What stands where there is no array, and the arithmetic of tangents.
+
+    Zero      a tangent or a cotangent that is known to be zero
+    Linear    an input that has no value, because the equation is linear in it
+
+    0 + x = x             0 x = 0             no array is made for a `Zero`
+
+Interpreters keep a list in which some tangents are zero as two things: flags, which say for each
+place whether something moves there, and the list of those that do.  A rule sees `Zero`s instead.
+
+Read next: `jaxpr.py`, the programs that compute with values.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from itertools import compress
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.extend.core import Literal, Var
+from jax.extend.core.primitives import add_jaxvals_p, convert_element_type_p
+
+Flags = tuple[bool, ...]
+"""One for each place of a list: whether something moves there, or is linear, or is known."""
+
+typeof = jax.typeof
+
+
+class _Symbol:
+    """Has the type of an array, and no value."""
+
+    def __init__(self, aval: Any):
+        self.aval = aval
+
+    shape = property(lambda self: self.aval.shape)
+    dtype = property(lambda self: self.aval.dtype)
+    ndim = property(lambda self: self.aval.ndim)
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.aval.str_short()})"
+
+
+class Zero(_Symbol):
+    """A tangent or cotangent that is known to be zero: never multiplied, never added."""
+
+    @classmethod
+    def like(cls, primal: Any) -> Zero:
+        return cls(tangent_aval(typeof(primal)))
+
+
+class Linear(_Symbol):
+    """In a transpose: an input in which the equation is linear."""
+
+
+# ---- types ---------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4096)
+def tangent_aval(aval: Any) -> Any:
+    """The type of the tangents of values of this type."""
+    return aval.to_tangent_aval()
+
+
+@functools.lru_cache(maxsize=4096)
+def cotangent_aval(aval: Any) -> Any:
+    """The type of the cotangents of values of this type."""
+    return aval.to_ct_aval()
+
+
+@functools.lru_cache(maxsize=4096)
+def is_differentiable(aval: Any) -> bool:
+    """Whether values of this type have tangents: floating-point and complex numbers do."""
+    return getattr(tangent_aval(aval), "dtype", jax.dtypes.float0) != jax.dtypes.float0
+
+
+def aval_of(x: Any) -> Any:
+    """The type of an atom, a symbol, or a value."""
+    return x.aval if type(x) in _HAVE_TYPES else typeof(x)
+
+
+_HAVE_TYPES = {Var, Literal, Zero, Linear}
+
+
+def is_value(x: Any) -> bool:
+    """Whether JAX takes `x` for an array or a scalar."""
+    try:
+        typeof(x)
+    except TypeError:
+        return False
+    return True
+
+
+# ---- lists in which some tangents are zero -------------------------------------------------------
+
+
+def moving(tangents: Iterable) -> Flags:
+    """Which of the tangents are not known to be zero."""
+    return tuple([type(t) is not Zero for t in tangents])
+
+
+def linear(inputs: Iterable) -> Flags:
+    """Which of the inputs have no value."""
+    return tuple([type(x) is Linear for x in inputs])
+
+
+def pick(xs: Iterable, flags: Iterable[bool]) -> list:
+    """Those that have the flag."""
+    return list(compress(xs, flags))
+
+
+def part(xs: Iterable, flags: Sequence[bool]) -> tuple[list, list]:
+    """Those without the flag, and those with it."""
+    xs = list(xs)
+    return pick(xs, [not flag for flag in flags]), pick(xs, flags)
+
+
+def merge(unflagged: Iterable, flagged: Iterable, flags: Sequence[bool]) -> list:
+    """The inverse of `part`."""
+    rest, some = iter(unflagged), iter(flagged)
+    return [next(some if flag else rest) for flag in flags]
+
+
+def with_zeros(tangents: Iterable, flags: Sequence[bool], avals: Sequence) -> list:
+    """The tangents of values of these types: those given have the flag, the others are zero."""
+    given = iter(tangents)
+    pairs = zip(flags, avals, strict=True)
+    return [next(given) if flag else Zero(tangent_aval(aval)) for flag, aval in pairs]
+
+
+# ---- arrays for symbols --------------------------------------------------------------------------
+
+
+def zeros(aval: Any) -> Any:
+    """The array of zeros of a tangent type; for integers that is NumPy's `float0` array."""
+    if aval.dtype == jax.dtypes.float0:
+        return np.zeros(aval.shape, jax.dtypes.float0)
+    array = lax.full(aval.shape, 0, aval.dtype)
+    return varying_as(cast(array, aval) if aval.weak_type else array, aval)
+
+
+def instantiate(x: Any) -> Any:
+    """An array in place of a `Zero`; anything else as it is."""
+    return zeros(x.aval) if type(x) is Zero else x
+
+
+def constant(value: Any, aval: Any) -> Any:
+    """A scalar constant of a type, as a literal; that of a weak type is a Python number."""
+    scalar = aval.dtype.type(value)
+    is_plain = aval.weak_type and typeof(scalar.item()).dtype == aval.dtype
+    return scalar.item() if is_plain else scalar
+
+
+def cast(x: Any, aval: Any) -> Any:
+    """Convert to the dtype of a type, and to its weak type: that of a Python number."""
+    return convert_element_type_p.bind(
+        x, new_dtype=aval.dtype, weak_type=aval.weak_type, sharding=None
+    )
+
+
+def varying_as(x: Any, aval: Any) -> Any:
+    """Copy to the devices of the mesh axes over which values of this type vary."""
+    kind = getattr(aval, "manual_axis_type", None)  # not every type is that of an array
+    if type(x) is Zero or not (kind and kind.varying):
+        return x
+    missing = kind.varying - typeof(x).manual_axis_type.varying
+    return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
+
+
+# ---- the arithmetic of tangents ------------------------------------------------------------------
+
+
+def add(x: Any, y: Any) -> Any:
+    """A sum of tangents, or of cotangents, where a `Zero` costs nothing."""
+    if type(x) is Zero:
+        return y
+    return x if type(y) is Zero else add_jaxvals_p.bind(x, y)
+
+
+def broadcast_to(x: Any, aval: Any) -> Any:
+    """A scalar among arrays takes part in every element; so does an axis of size 1."""
+    shape = typeof(x).shape
+    if shape == aval.shape:
+        return x
+    return lax.broadcast_in_dim(x, aval.shape, range(aval.ndim) if shape else ())
+
+
+def sum_to(x: Any, aval: Any) -> Any:
+    """The transpose of `broadcast_to`."""
+    shape = typeof(x).shape
+    if shape == aval.shape:
+        return x
+    axes = tuple(i for i in range(len(shape)) if not aval.shape or shape[i] != aval.shape[i])
+    return lax.reshape(lax.reduce_sum(x, axes), aval.shape)
