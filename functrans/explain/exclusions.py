@@ -6,7 +6,7 @@ What is excluded is a mutable object, and no value, or it is written by no publi
 `tests/test_coverage.py` allows no other gap, and no entry without need; `docs/primitives.md` shows
 this table beneath those of the rules.
 
-Read next: `../derivatives/__init__.py`, the primitives that have rules.
+Read next: `records.py`, what an evaluation step by step records.
 """
 
 REFERENCE = "a mutable array, which is no value: what is read from it depends on when"

@@ -9,7 +9,7 @@ that the adjoint of a node is the sum over the edges that leave it:
 
 Graphviz finds the layout and draws; PyGraphviz brings it along.
 
-Read next: `residuals.py`, what reverse mode keeps of these nodes.
+Read next: `../testing.py`, which checks derivatives against JAX and finite differences.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from functrans import jaxpr as jx
-from functrans.explain import notation, steps
+from functrans.explain import notation, starts
 from functrans.explain.notation import BAR, DOT, marked
-from functrans.explain.steps import Run, Step, Variable
-from functrans.jaxpr import Zero
+from functrans.explain.planning import planned
+from functrans.explain.records import Contribution, Result, Run, Step, Variable
+from functrans.explain.steps import evaluate
+from functrans.values import Zero, is_differentiable
 
 FEW, SOME = 8, 16
 """A graph of few steps runs from left to right; one of some steps has labels on its edges."""
@@ -123,18 +124,22 @@ def graph(
     >>> graph(lambda w: w * jnp.log(w), 2.0, values=True, adjoints=True)
     Graph(<lambda>: 2 steps, cotangent 1 of y)
     """
-    pushed = tangents if isinstance(tangents, bool) else True
-    if pushed and adjoints:
+    if tangents is not False and adjoints:
         raise ValueError("graph: ask for tangents or for adjoints, not for both in one picture")
     if cotangent is not None and not adjoints:
         raise ValueError("graph: cotangent is for adjoints=True")
-    mode = "fwd" if pushed else "rev" if adjoints else None
-    direction = None if isinstance(tangents, bool) else tangents
-    run = steps.run("graph", fun, args, mode, wrt, direction, cotangent, unfold)
+    run = planned("graph", fun, args, unfold)
+    if adjoints:
+        start = starts.reverse("graph", run, wrt, cotangent)
+    elif tangents is not False:
+        start = starts.forward("graph", run, wrt, None if tangents is True else tangents)
+    else:
+        start = starts.nowhere(run)
+    evaluate(run, start)
     count = len(run.steps)
-    title = f"{run.function}: {count} step{'s' * (count != 1)}"
-    title += f", {run.start}" if run.start else ""
-    picture = _Picture(run, values, mode)
+    title = f"{run.name}: {count} step{'s' * (count != 1)}"
+    title += f", {start.words}" if start.words else ""
+    picture = _Picture(run, values, start.mode)
     return Graph(title, picture.draw(title), picture.notes)
 
 
@@ -190,10 +195,9 @@ class _Picture:
         lines += [f"({count} equation{'s' * (count > 1)} inside)"] if count else []
         tip = f"{line}  {line.code}"
         node = self._node("call" if count else "step", step.shown, *lines, tip=tip)
-        amounts = {use.position: use.amount for use in step.contributions}
         for position, x in enumerate(step.inputs):
             if isinstance(x, Variable):
-                self._edge(x, node, amounts.get(position))
+                self._edge(x, node, step.contributions.get(position))
 
     def _repeated(self, steps: Sequence[Step], times: int) -> None:
         """One node for steps that do what those before them do."""
@@ -211,21 +215,21 @@ class _Picture:
         self.home.update(dict.fromkeys(own, name))
 
     def _outputs(self) -> None:
-        seeds = self.run.seeds or [None] * len(self.run.outputs)
-        given: dict[str, list] = {}
-        for label, y, seed in zip(self.run.labels, self.run.outputs, seeds, strict=True):
+        by_home: dict[str, list[tuple[Variable, Result]]] = {}
+        for result in self.run.results:
+            y = result.source
             if isinstance(y, Variable):
-                given.setdefault(self.home[id(y)], []).append((label, y, seed))
+                by_home.setdefault(self.home[id(y)], []).append((y, result))
             else:
-                self._node("output", [], f"{label} = {y.text.text}")
-        for results in given.values():
-            if len(results) > 4:  # of repeated steps, or of a loop
-                first, last = results[0], results[-1]
-                lines = f"{first[0]} … {last[0]}", f"({len(results)} results)"
-                self._edge(last[1], self._node("output", [], *lines))
+                self._node("output", [], f"{result.label} = {y.text.text}")
+        for pairs in by_home.values():
+            if len(pairs) > 4:  # of repeated steps, or of a loop
+                (_, first), (y, last) = pairs[0], pairs[-1]
+                lines = f"{first.label} … {last.label}", f"({len(pairs)} results)"
+                self._edge(y, self._node("output", [], *lines))
                 continue
-            for label, y, seed in results:
-                self._edge(y, self._node("output", [], label), seed if y.tangent is None else None)
+            for y, result in pairs:
+                self._edge(y, self._node("output", [], result.label), result.seed)
 
     def _node(self, kind: str, variables: Sequence[Variable], *lines: str, tip: str = " ") -> str:
         name = f"n{len(self.page)}"
@@ -239,13 +243,13 @@ class _Picture:
     def _numbers(self, v: Variable, name: str) -> Iterator[tuple[str, str]]:
         if self.values:
             yield name + notation.value(v.value), VALUE
-        if self.mode == "fwd" and jx.is_differentiable(v.aval):
+        if self.mode == "fwd" and is_differentiable(v.aval):
             yield f"{marked(v.name, DOT)} = {_number(v.tangent)}", DERIVATIVE
-        if self.mode == "rev" and v.tangent is None:
+        if self.mode == "rev" and v.moves:
             yield f"{marked(v.name, BAR)} = {_number(v.adjoint)}", DERIVATIVE
 
-    def _edge(self, x: Variable, node: str, amount: Any = None) -> None:
-        label = "" if amount is None or not self.has_labels else f" {_number(amount)} "
+    def _edge(self, x: Variable, node: str, use: Contribution | None = None) -> None:
+        label = f" {_number(use.amount)} " if use and self.has_labels else ""
         self.page.add_edge(self.home[id(x)], node, label=label)
 
 
@@ -307,10 +311,10 @@ def _signature(step: Step) -> tuple:
 def _read_only_in(blocks: Sequence[Block], run: Run) -> set[int]:
     """The ids of the inputs and constants that nothing but these blocks reads."""
     inside = {id(step) for block in blocks for step in block.steps}
-    readers = {id(v): set() for v in [*run.inputs, *run.constants]}
+    readers = {id(v): set() for v in run.given}
     for step in run.steps:
         for x in step.inputs:
             readers.get(id(x), set()).add(id(step) in inside)
-    for y in run.outputs:
-        readers.get(id(y), set()).add(False)
+    for result in run.results:
+        readers.get(id(result.source), set()).add(False)
     return {variable for variable, where in readers.items() if where == {True}}

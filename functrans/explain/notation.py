@@ -5,7 +5,7 @@
 A text knows how tightly it binds, so that texts can stand inside of texts: with `a = u + v` the
 product is `(u + v) × b`.
 
-Read next: `steps.py`, which evaluates the equations that are written here.
+Read next: `table.py`, which shows the steps as a table.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.core import AbstractValue, Tracer
 from jax.dtypes import issubdtype
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, jaxprs_in_params
-
-from functrans import jaxpr as jx
 
 RELATION, SUM, PRODUCT, POWER, ATOM = range(5)
 """How tightly a text binds."""
@@ -221,7 +220,7 @@ def value(x: Any, is_brief: bool = False) -> str:
     """
     if x is None:
         return ""
-    aval: Any = x if isinstance(x, AbstractValue) else jx.typeof(x)
+    aval: Any = x if isinstance(x, AbstractValue) else jax.typeof(x)
     is_numeric = issubdtype(aval.dtype, np.number) or aval.dtype == bool
     if isinstance(x, Tracer | AbstractValue) or not is_numeric:
         return _type(aval)

@@ -2,7 +2,9 @@
 
     f(x + x_dot) = f(x) + L(c1, c2, ...) x_dot + ...        the residuals are c1, c2, ...
 
-Read next: `../linearize.py`, which finds them.
+`../linearize.py` finds them.
+
+Read next: `exclusions.py`, what has no derivative.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from jax.extend import source_info_util
 from jax.extend.core import Literal
 
 from functrans import jaxpr as jx
+from functrans import values
 from functrans.control_flow.checkpoint import inlined
 from functrans.errors import checks
 from functrans.linearize import linearize_jaxpr
@@ -65,11 +68,11 @@ def saved_residuals(fun: Callable, *args: Any, **kwargs: Any) -> list[Residual]:
         inner_args, inner_kwargs = jax.tree.unflatten(tree, xs)
         outs = jax.tree.leaves(fun(*inner_args, **inner_kwargs))
         checks.are_values(fun, outs)
-        return outs
+        return outs, None
 
-    program = stage(flat, avals, jx.debug_info("saved_residuals", fun))
-    moving = tuple(map(jx.is_differentiable, avals))
-    first, _, gaps = linearize_jaxpr(program, moving)
+    program, _ = stage(flat, avals, jx.debug_info("saved_residuals", fun))
+    moving = tuple(map(values.is_differentiable, avals))
+    first, _, moved = linearize_jaxpr(program, moving)
     jaxpr = inlined(first).jaxpr
     origins = {
         var: f"the argument {jax.tree_util.keystr(path[1:])} of {jx.name_of(fun)}"
@@ -79,7 +82,7 @@ def saved_residuals(fun: Callable, *args: Any, **kwargs: Any) -> list[Residual]:
     for equation in jaxpr.eqns:
         line = source_info_util.summarize(equation.source_info)
         origins.update((var, f"{equation.primitive} at {line}") for var in equation.outvars)
-    kept = dict.fromkeys(v for v in jaxpr.outvars[len(gaps) :] if not isinstance(v, Literal))
+    kept = dict.fromkeys(v for v in jaxpr.outvars[len(moved) :] if not isinstance(v, Literal))
     return [_residual(var.aval, origins[var]) for var in kept]
 
 

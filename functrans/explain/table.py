@@ -18,10 +18,16 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
 
-from functrans import jaxpr as jx
-from functrans.explain import notation, steps
+import jax.core
+from jax import lax
+
+from functrans.explain import notation, starts
+from functrans.explain.formulas import adjoint_formulas, tangent_formulas
 from functrans.explain.notation import BAR, DOT, Line, marked
-from functrans.jaxpr import Zero
+from functrans.explain.planning import planned
+from functrans.explain.records import Number, Run, Variable, moving_variables
+from functrans.explain.steps import evaluate
+from functrans.values import Zero, is_differentiable
 
 HEADERS = {
     "fwd": [["step", "expression", "value", "tangent", "", "line"]],
@@ -235,65 +241,70 @@ def evaluation_table(
         given, right = ("cotangent", "rev") if mode == "fwd" else ("tangents", "fwd")
         raise ValueError(f"evaluation_table: {given} is for mode={right!r}, but mode is {mode!r}")
     name = "evaluation_table"
-    run = steps.run(name, fun, args, mode, wrt, tangents, cotangent, unfold)
+    run = planned(name, fun, args, unfold)
+    if mode == "fwd":
+        start, word = starts.forward(name, run, wrt, tangents), "forward"
+    else:
+        start, word = starts.reverse(name, run, wrt, cotangent), "reverse"
+    evaluate(run, start)
     rows = list(_forward_rows(run, mode))
     if mode == "rev":
         rows += _reverse_rows(run, cotangent is None)
-    words = {"fwd": "forward", "rev": "reverse"}[mode]
-    return EvaluationTable(f"{run.function}: {words} mode, {run.start}", mode, rows, run.notes())
+    return EvaluationTable(f"{run.name}: {word} mode, {start.words}", mode, rows, run.notes())
 
 
 NOWHERE = Line("", 0, "")
 
 
-def _forward_rows(run: steps.Run, mode: str) -> Iterator[Row]:
-    def row(part: str, name: str, expression: str, x: Any, dot: str, line: Line = NOWHERE) -> Row:
-        if mode == "rev" or part == "constant" or not jx.is_differentiable(x.aval):
-            return Row(part, name, expression, x.value, "", "", None, line)
-        moved = marked(name, DOT)
-        formula = "" if type(x.tangent) is Zero else dot
-        return Row(part, name, expression, x.value, moved, formula, _array(x.tangent), line)
+def _forward_rows(run: Run, mode: str) -> Iterator[Row]:
+    def row(part: str, name: str, text: str, x: Variable | Number, dot: str, line: Line) -> Row:
+        if mode == "rev" or part == "constant" or not is_differentiable(x.aval):
+            return Row(part, name, text, x.value, "", "", None, line)
+        formula = dot if x.moves else ""
+        return Row(part, name, text, x.value, marked(name, DOT), formula, _array(x.tangent), line)
 
     for x in run.inputs:
-        yield row("input", x.name, x.label, x, "")
+        yield row("input", x.name, x.label, x, "", NOWHERE)
     for x in run.constants:
-        yield row("constant", x.name, "a constant", x, "")
+        yield row("constant", x.name, "a constant", x, "", NOWHERE)
     for step in run.steps:
         line = notation.line_of(step.equation)
+        formulas = tangent_formulas(step) if mode == "fwd" else {}
         for y in step.shown:
             place = f"[{step.outputs.index(y)}]" if len(step.outputs) > 1 else ""
-            expression = step.expression + place
-            yield row("step", y.name, expression, y, step.tangents.get(y.name, ""), line)
+            yield row("step", y.name, step.expression + place, y, formulas.get(y, ""), line)
         if not step.shown:
             yield Row("step", "", step.expression, None, "", "", None, line)
-    for label, y in zip(run.labels, run.outputs, strict=True):
-        yield row("output", label, y.text.text, y, marked(y.text.text, DOT))
+    for result in run.results:
+        y = result.source
+        yield row("output", result.label, y.text.text, y, marked(y.text.text, DOT), NOWHERE)
 
 
-def _reverse_rows(run: steps.Run, is_gradient: bool) -> Iterator[Row]:
-    seeded: set[int] = set()
-    for label, y, total in zip(run.labels, run.outputs, run.totals, strict=True):
-        if isinstance(y, steps.Variable) and y.tangent is None:
-            bar, seed = marked(y.name, BAR), marked(label, BAR)
-            formula = f"{bar} + {seed}" if id(y) in seeded else seed
-            seeded.add(id(y))
-            yield Row("seed", label, "", None, bar, formula, _array(total), NOWHERE)
+def _reverse_rows(run: Run, is_gradient: bool) -> Iterator[Row]:
+    def row(part: str, name: str, text: str, bar: str, formula: str, total: Any, line: Line) -> Row:
+        return Row(part, name, text, None, bar, formula, _array(total), line)
+
+    for result in run.results:
+        if use := result.seed:
+            bar, seed = marked(result.source.text.text, BAR), marked(result.label, BAR)
+            formula = seed if use.is_first else f"{bar} + {seed}"
+            yield row("seed", result.label, "", bar, formula, use.total, NOWHERE)
     for step in reversed(run.steps):
         line = notation.line_of(step.equation)
-        for use in step.contributions:
-            bar = marked(step.inputs[use.position].name, BAR)
-            formula = use.formula if use.is_first else f"{bar} + {use.formula}"
-            total = _array(use.total)
-            yield Row("reverse", step.name, step.expression, None, bar, formula, total, line)
-    for x in run.inputs:
-        if x.tangent is None:
-            name = f"∂{run.labels[0]}/∂{x.label}" if is_gradient else f"adjoint of {x.label}"
-            bar, total = marked(x.name, BAR), _array(x.adjoint)
-            yield Row("gradient", x.label, "", None, name, bar, total, NOWHERE)
+        formulas = adjoint_formulas(step) if step.contributions else {}
+        for position, use in step.contributions.items():
+            bar = marked(step.inputs[position].text.text, BAR)
+            formula = formulas[position] if use.is_first else f"{bar} + {formulas[position]}"
+            yield row("reverse", step.name, step.expression, bar, formula, use.total, line)
+    for x in moving_variables(run.inputs):
+        name = f"∂{run.results[0].label}/∂{x.label}" if is_gradient else f"adjoint of {x.label}"
+        yield row("gradient", x.label, "", name, marked(x.name, BAR), x.adjoint, NOWHERE)
 
 
 def _array(derivative: Any) -> Any:
     """A `Zero` as the array that it is; an integer has no derivative."""
     if type(derivative) is not Zero:
         return derivative
-    return jx.instantiate(derivative) if jx.is_differentiable(derivative.aval) else None
+    aval = derivative.aval
+    with jax.core.eval_context():  # an array also where a function is being traced
+        return lax.full(aval.shape, 0, aval.dtype) if is_differentiable(aval) else None

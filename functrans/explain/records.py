@@ -1,0 +1,173 @@
+"""What is recorded of an evaluation: `Run`, the list of steps that textbooks call a Wengert list.
+
+    v_k = f(v_i, v_j)        a step; with each variable its value, its tangent, and its adjoint
+
+    v_i_bar = sum over its uses of what each contributes
+
+Later files fill it: first the names, then the numbers.
+
+Read next: `planning.py`, which names the variables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+from jax.core import AbstractValue, Tracer
+from jax.extend.core import JaxprEqn
+
+from functrans import values
+from functrans.explain import notation
+from functrans.explain.notation import Text
+from functrans.transforms import Flat
+from functrans.values import Flags, Zero
+
+
+@dataclass(eq=False)
+class Variable:
+    """An input, a constant, or an output of a step."""
+
+    name: str
+    aval: Any
+    label: str = ""
+    """What the user calls an input."""
+    value: Any = None
+    """Where it is not known (inside `jit`), its type."""
+    moves: bool = False
+    """Whether it depends on what is differentiated: in reverse mode only then it has an adjoint."""
+
+    def __post_init__(self):
+        zero = Zero(values.tangent_aval(self.aval))
+        self.tangent: Any = zero
+        """In forward mode; a `Zero` unless the variable moves."""
+        self.adjoint: Any = zero
+        """In reverse mode; a `Zero` until a use contributes to it."""
+
+    @property
+    def text(self) -> Text:
+        return Text(self.name)
+
+
+@dataclass(eq=False)
+class Number:
+    """A literal, in the place of a variable: it never moves."""
+
+    value: Any
+    aval: Any
+
+    moves = False
+
+    @property
+    def text(self) -> Text:
+        return Text(notation.value(self.value))
+
+    @property
+    def tangent(self) -> Zero:
+        return Zero.like(self.value)
+
+
+class Contribution(NamedTuple):
+    """What one use of a variable adds to its adjoint."""
+
+    amount: Any
+    is_first: bool
+    total: Any
+    """The adjoint after this."""
+
+
+@dataclass(eq=False)
+class Step:
+    """One equation."""
+
+    equation: JaxprEqn
+    inputs: list[Variable | Number]
+    outputs: list[Variable]
+    expression: str
+    contributions: dict[int, Contribution] = field(default_factory=dict)
+    """In reverse mode: by the position of an input, what this use of it contributes."""
+
+    @property
+    def moving(self) -> Flags:
+        """Which inputs move."""
+        return tuple([x.moves for x in self.inputs])
+
+    @property
+    def shown(self) -> list[Variable]:
+        """The outputs that have a name: those that something reads, or all if nothing does."""
+        return [y for y in self.outputs if y.name]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(y.name for y in self.shown)
+
+
+@dataclass(eq=False)
+class Result:
+    """One leaf of what the function returns."""
+
+    label: str
+    source: Variable | Number
+    seed: Contribution | None = None
+    """In reverse mode: what its cotangent contributes to the adjoint of its source."""
+
+
+@dataclass(eq=False)
+class Run:
+    """A function, evaluated step by step."""
+
+    function: Flat
+    inputs: list[Variable]
+    constants: list[Variable]
+    steps: list[Step]
+    results: list[Result]
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def given(self) -> list[Variable]:
+        """The variables that no step computes."""
+        return [*self.inputs, *self.constants]
+
+    @property
+    def variables(self) -> list[Variable]:
+        return [*self.given, *(y for step in self.steps for y in step.outputs)]
+
+    @property
+    def is_abstract(self) -> bool:
+        """Whether values are not known, as inside `jit`."""
+        return any(is_abstract(v.value) for v in self.variables)
+
+    def notes(self) -> list[str]:
+        """What a picture of this leaves out."""
+        notes = []
+        calls = [step.equation for step in self.steps if notation.is_call(step.equation)]
+        if folded := sum(map(notation.inside, calls)):
+            names = ", ".join(dict.fromkeys(map(notation.called, calls)))
+            what = (
+                "1 equation inside a folded call"
+                if folded == 1
+                else f"{folded} equations inside folded calls"
+            )
+            notes.append(f"Not shown: {what} ({names}).")
+        if unread := sum(len(step.outputs) - len(step.shown) for step in self.steps):
+            notes.append(f"Not shown: {unread} result{'s' * (unread > 1)} that nothing reads.")
+        if self.is_abstract:
+            notes.append("Types stand for values that are not known here, as inside jit and vmap.")
+        elif any(notation.is_summarised(v.aval) for v in self.variables if v.name):
+            notes.append(f"Arrays of more than {notation.SMALL} elements: type, ‖norm‖.")
+        return notes
+
+
+def moving_variables(xs: Iterable[Variable | Number]) -> list[Variable]:
+    """Those that move, once for each place that they have."""
+    return [x for x in xs if isinstance(x, Variable) and x.moves]
+
+
+def is_abstract(x: Any) -> bool:
+    """Whether `x` stands for a value that is not known."""
+    return isinstance(x, Tracer | AbstractValue | jax.ShapeDtypeStruct)
