@@ -7,6 +7,8 @@
 
 To learn how it works read `tracer.py`, `forward.py`, `derivatives/elementwise.py`,
 `linearize.py`, `reverse.py` and `jit.py`, in this order.
+
+Read next: `values.py`, if you mean to read every file; or `tracer.py`, for the tour.
 """
 
 # In teaching order.
@@ -18,6 +20,8 @@ from functrans.jacobians import value_and_jacfwd, value_and_jacrev
 from functrans.jit import jit
 from functrans.transforms import make_jaxpr
 from functrans.explain.residuals import saved_residuals
+from functrans.caches import clear_caches
+from functrans import extend
 
 __version__ = "0.1.0"
 
@@ -25,5 +29,5 @@ __version__ = "0.1.0"
 __all__ = [
     "jvp", "vjp", "linearize", "linear_transpose", "grad", "value_and_grad",
     "jacfwd", "jacrev", "jacobian", "hessian", "hvp", "value_and_jacfwd", "value_and_jacrev",
-    "jit", "make_jaxpr", "saved_residuals", "rules", "control_flow", "derivatives",
+    "jit", "make_jaxpr", "saved_residuals", "clear_caches", "rules", "extend",
 ]

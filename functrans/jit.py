@@ -139,7 +139,9 @@ def jit(fun: Callable | None = None, /, **options: Any) -> Any:
         return functools.partial(jit, **options)
     checks.is_function(fun)
     jitted = isinstance(fun, Jitted)
-    root, key, call = (fun._root, fun._key, fun._call) if jitted else (fun, (), caches.held_weakly(fun))
+    root, key, call = (
+        (fun._root, fun._key, fun._call) if jitted else (fun, (), caches.held_weakly(fun))
+    )
     leaves, structure = jax.tree.flatten(options)
     key = (*key, "jit", *leaves, structure)
     return Jitted(root, key, lambda: _compile(call, options), options)

@@ -118,7 +118,9 @@ class Rule:
         """Which outputs depend on these inputs. Only a rule that `may_split` is asked."""
         raise NotImplementedError
 
-    def split(self, primitive: Primitive, inputs: list, owned: Sequence[bool], params: dict) -> list:
+    def split(
+        self, primitive: Primitive, inputs: list, owned: Sequence[bool], params: dict
+    ) -> list:
         """Evaluate an equation on a tape that owns some inputs: what does not depend on them runs
         now, and an equation whose outputs all do is written."""
         raise NotImplementedError

@@ -6,7 +6,7 @@ A rule's answer depends only on the types of the inputs.  So the interpreters as
 on tracers, and keep the small jaxpr that it writes: a *template*.  When such an equation comes
 again, the template is *spliced* into the jaxpr that is being written (new variables, the same
 primitives, params and types: no tracer, no abstract evaluation, no traceback), or it runs compiled
-on arrays.  With `disabled()` every rule is asked every time; only the time that it takes differs.
+on arrays.  With `without_templates()` every rule is asked every time; only the time that it takes differs.
 
 Interpreters therefore carry *handles*.  Where a trace writes a jaxpr, a handle is an atom of it, so
 that no tracer is made; elsewhere it is the value.  A *sink* is where equations go, and does the four
@@ -197,12 +197,12 @@ _asks_every_time = False
 
 
 @contextmanager
-def disabled() -> Iterator[None]:
+def without_templates() -> Iterator[None]:
     """Ask every rule every time, in all threads; for teaching, and for tests of what is kept.
 
     >>> import functrans as ft
-    >>> from functrans.templates import disabled
-    >>> with disabled():
+    >>> from functrans import extend
+    >>> with extend.without_templates():
     ...     float(ft.grad(lambda x: x**3)(2.0))
     12.0
     """

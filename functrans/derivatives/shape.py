@@ -175,7 +175,9 @@ class EachToEach(Rule):
         for flag in (False, True):
             group = [i for i, is_owned in enumerate(owned) if is_owned is flag]
             given = [inputs[i] for i in group]
-            for i, out in zip(group, primitive.bind(*given, **self.params_of(params, group)), strict=True):
+            for i, out in zip(
+                group, primitive.bind(*given, **self.params_of(params, group)), strict=True
+            ):
                 outs[i] = out
         return outs
 

@@ -72,7 +72,9 @@ class _Rewrite:
         kept = [i for i, d in enumerate(dims) if aval_of(source).shape[i] == out.shape[d]]
         small, dimensions = self.broadcasts.get(source, (source, range(aval_of(source).ndim)))
         inner = [n for n, i in enumerate(dimensions) if i in kept]
-        return Broadcast(self.squeezed(equation, small, inner), [dims[dimensions[n]] for n in inner])
+        return Broadcast(
+            self.squeezed(equation, small, inner), [dims[dimensions[n]] for n in inner]
+        )
 
     def moved(self, equation: JaxprEqn) -> Broadcast | None:
         """What is broadcast to the result of the equation, if it is linear in a broadcast."""

@@ -1,0 +1,175 @@
+"""The interface for transforms of your own: a loop over equations, and a meaning for each.
+
+    interpret : program, [x], (equation, [x] -> [y])  ->  [y]
+
+A transform takes a function, stages it (`staged`), and walks the equations of the program with
+values of its own kind in the place of arrays: intervals, sets of indices, Taylor coefficients.  For
+one equation it may ask
+
+    bind                 what the equation computes
+    tangent_program      its tangents, as a program: what its rule has to say, for any transform
+    rule_of              what kind of operation it is (`is_linear`, `is_diagonal`)
+
+With `transformed` a transform of a jitted function is jitted, as functrans's own are.
+
+>>> import jax, functrans as ft
+>>> from functrans import extend
+>>> def operations(fun):
+...     '''A function of the same arguments that counts the equations of `fun`.'''
+...     def count(*args):
+...         return len(extend.staged(fun, *args).program.jaxpr.eqns)
+...     return count
+>>> operations(lambda x: jax.numpy.sin(x) * x + 1.0)(2.0)
+3
+
+Read next: `jacobians.py`, transforms that need no loop of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from jax import tree
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+
+from functrans import jaxpr as jx
+from functrans.control_flow.calls import InlinedRule
+from functrans.control_flow.jit import JitRule
+from functrans.errors import checks
+from functrans.forward import Pushed, pushed_program
+from functrans.jaxpr import Operation, bind
+from functrans.jit import transformed
+from functrans.rules import RULES, rule_of
+from functrans.templates import without_templates
+from functrans.tracer import stage
+from functrans.transforms import Flat
+from functrans.values import Linear, Zero, add, instantiate, merge, moving, part, pick, with_zeros
+
+__all__ = [
+    *("staged", "interpret", "bind", "tangent_program", "rule_of", "transformed", "Staged"),
+    "without_templates",
+    *("Zero", "Linear", "instantiate", "add", "moving", "pick", "part", "merge", "with_zeros"),
+]
+
+
+class Staged(NamedTuple):
+    """A function as a program, at arguments of given types."""
+
+    program: ClosedJaxpr
+    leaves: list
+    """The arguments, flat."""
+    out_tree: Any
+    """The structure of the result."""
+
+    def result(self, outs: Sequence) -> Any:
+        """The results of the program, in the structure that the function returns."""
+        return tree.unflatten(self.out_tree, outs)
+
+
+def staged(fun: Callable, *args: Any) -> Staged:
+    """Stage a function with functrans's tracer.
+
+    Args:
+      fun: a function of arrays, or pytrees of arrays, to the same.
+      *args: its arguments, or `jax.ShapeDtypeStruct` in their place.
+
+    Returns:
+      The program, the flat arguments, and the structure of the result.
+
+    Raises:
+      TypeError: if an argument or a result is not an array.
+
+    >>> from functrans import extend
+    >>> extend.staged(lambda x: 2.0 * x, 3.0).program
+    { lambda ; a:f32[]. let b:f32[] = mul 2.0:f32[] a in (b,) }
+    """
+    checks.is_function(fun)
+    leaves, in_tree = tree.flatten(args)
+    flat = Flat(fun, in_tree)
+    avals = [checks.type_of("staged", x) for x in leaves]
+    program, _ = stage(flat, avals, jx.debug_info("staged", fun))
+    return Staged(program, leaves, flat.out_tree)
+
+
+def interpret(
+    program: ClosedJaxpr,
+    inputs: Sequence[Any],
+    meaning: Callable[[JaxprEqn, list], Sequence],
+    constant: Callable[[Any], Any] = lambda value: value,
+) -> list:
+    """Walk the equations of a program from the first to the last; calls of functions are entered.
+
+    Args:
+      program: a closed jaxpr.
+      inputs: a value, of whatever kind, for each of its inputs.
+      meaning: takes an equation and the values of its inputs; returns a value for each output.
+      constant: makes such a value of a number or an array that stands in the program.
+
+    Returns:
+      A value for each output of the program.
+
+    >>> import jax.numpy as jnp
+    >>> from functrans import extend
+    >>> program = extend.staged(lambda x: jnp.sin(x) * x, 2.0).program
+    >>> names = []
+    >>> def named(equation, inputs):
+    ...     names.append(equation.primitive.name)
+    ...     return extend.bind(equation, inputs)
+    >>> (y,) = extend.interpret(program, [2.0], named)
+    >>> float(y), names
+    (1.8185948133468628, ['sin', 'mul'])
+    """
+    consts = [constant(x) for x in program.consts]
+    known = dict(zip(program.jaxpr.constvars, consts, strict=True))
+    known |= dict(zip(program.jaxpr.invars, inputs, strict=True))
+
+    def read(atom: jx.Atom) -> Any:
+        return constant(atom.val) if isinstance(atom, Literal) else known[atom]
+
+    for equation in program.jaxpr.eqns:
+        xs = [read(atom) for atom in equation.invars]
+        called = _called(equation)
+        if called is None:
+            ys = meaning(equation, xs)
+        else:
+            ys = interpret(called, xs, meaning, constant)
+        known.update(zip(equation.outvars, ys, strict=True))
+    return [read(atom) for atom in program.jaxpr.outvars]
+
+
+def _called(equation: JaxprEqn) -> ClosedJaxpr | None:
+    """The program of a call, if the equation is nothing but a call of one function."""
+    rule = RULES.get(equation.primitive)
+    if isinstance(rule, JitRule):
+        return rule.bodies(equation.params)[0]
+    if isinstance(rule, InlinedRule):
+        return rule.program(equation.params)
+    return equation.params.get("call_jaxpr")  # of a custom rule: the function itself
+
+
+def tangent_program(equation: JaxprEqn, moving: Sequence[bool]) -> Pushed:
+    """The tangents of one equation, as a program: what its derivative rule writes.
+
+    Args:
+      equation: an equation of a program.
+      moving: for each input whether it has a tangent.
+
+    Returns:
+      `(program, moved)`: the program of `(inputs, tangents of those that move) -> (outputs,
+      tangents of those that have moved)`, and for each output whether it has.
+
+    Raises:
+      NotImplementedError: if the primitive has no rule.
+
+    >>> import jax.numpy as jnp
+    >>> from functrans import extend
+    >>> (equation,) = extend.staged(jnp.sin, 2.0).program.jaxpr.eqns
+    >>> extend.tangent_program(equation, [True]).program
+    { lambda ; a:f32[] b:f32[]. let
+        c:f32[] = sin a
+        d:f32[] = cos a
+        e:f32[] = mul b d
+      in (c, e) }
+    """
+    return pushed_program(Operation.of(equation), tuple(moving))
