@@ -47,9 +47,23 @@ from functrans.transforms import Flat
 from functrans.values import Linear, Zero, add, instantiate, merge, moving, part, pick, with_zeros
 
 __all__ = [
-    *("staged", "interpret", "bind", "tangent_program", "rule_of", "transformed", "Staged"),
+    "staged",
+    "interpret",
+    "bind",
+    "tangent_program",
+    "rule_of",
+    "transformed",
     "without_templates",
-    *("Zero", "Linear", "instantiate", "add", "moving", "pick", "part", "merge", "with_zeros"),
+    "Staged",
+    "Zero",
+    "Linear",
+    "instantiate",
+    "add",
+    "moving",
+    "pick",
+    "part",
+    "merge",
+    "with_zeros",
 ]
 
 
@@ -148,12 +162,12 @@ def _called(equation: JaxprEqn) -> ClosedJaxpr | None:
     return equation.params.get("call_jaxpr")  # of a custom rule: the function itself
 
 
-def tangent_program(equation: JaxprEqn, moving: Sequence[bool]) -> Pushed:
+def tangent_program(equation: JaxprEqn, flags: Sequence[bool]) -> Pushed:
     """The tangents of one equation, as a program: what its derivative rule writes.
 
     Args:
       equation: an equation of a program.
-      moving: for each input whether it has a tangent.
+      flags: for each input whether it has a tangent.
 
     Returns:
       `(program, moved)`: the program of `(inputs, tangents of those that move) -> (outputs,
@@ -172,4 +186,4 @@ def tangent_program(equation: JaxprEqn, moving: Sequence[bool]) -> Pushed:
         e:f32[] = mul b d
       in (c, e) }
     """
-    return pushed_program(Operation.of(equation), tuple(moving))
+    return pushed_program(Operation.of(equation), tuple(flags))

@@ -132,7 +132,9 @@ class Elementwise(Rule):
     depends_on_types_only = is_diagonal = True
 
     def __init__(self, partials: Sequence[Any], jvp: Callable | None = None):
-        self.partials = [p if p in (None, 1, -1, LINEAR) else _reader(p) for p in partials]
+        self.partials: list[Any] = [
+            p if p in (None, 1, -1, LINEAR) else _reader(p) for p in partials
+        ]
         if jvp is not None:
             self.forward = General(jvp).forward
 

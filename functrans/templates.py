@@ -6,11 +6,12 @@ A rule's answer depends only on the types of the inputs.  So the interpreters as
 on tracers, and keep the small jaxpr that it writes: a *template*.  When such an equation comes
 again, the template is *spliced* into the jaxpr that is being written (new variables, the same
 primitives, params and types: no tracer, no abstract evaluation, no traceback), or it runs compiled
-on arrays.  With `without_templates()` every rule is asked every time; only the time that it takes differs.
+on arrays.  With `without_templates()` every rule is asked every time: the results are the same, and
+take longer.
 
 Interpreters therefore carry *handles*.  Where a trace writes a jaxpr, a handle is an atom of it, so
-that no tracer is made; elsewhere it is the value.  A *sink* is where equations go, and does the four
-things that differ: `Writing` does them with atoms, `Running` with values.
+that no tracer is made; elsewhere it is the value.  A *sink* is where equations go, and does what
+differs: `Writing` with atoms, `Running` with values.
 
 Read next: `forward.py`, the first interpreter that uses them.
 """

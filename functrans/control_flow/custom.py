@@ -127,9 +127,7 @@ class BackwardRule:
                 "rule, and this rule is not linear in the cotangent. Use reverse mode (grad, vjp, "
                 f"jacrev), or give the function a jax.custom_jvp rule. In the rule: {error}"
             ) from error
-        return values.merge(
-            [Zero(a) for a in values.part(self.out_avals, moving)[0]], pushed, moving
-        )
+        return values.with_zeros(pushed, moving, self.out_avals)
 
 
 transposed_p = Primitive("transposed_backward_rule")

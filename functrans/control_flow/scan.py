@@ -157,8 +157,9 @@ class ScanRule(Rule):
     def linearize(self, primitive, primals, tangents, params):
         loop = Loop.of(params)
         moving, derived = loop.settle(linearize_jaxpr, values.moving(tangents))
-        moved, avals = derived.moved, loop.program.out_avals
-        half = halves_of_step(*derived, len(moved), loop.consts, loop.carry)
+        first, second, moved = derived
+        avals = loop.program.out_avals
+        half = halves_of_step(first, second, moved, len(moved), loop.consts, loop.carry)
         k_dots, c_dots, x_dots = loop.parts(tangents)
 
         def finish(outs):

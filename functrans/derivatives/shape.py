@@ -174,10 +174,8 @@ class EachToEach(Rule):
         outs: list = [None] * len(inputs)
         for flag in (False, True):
             group = [i for i, is_owned in enumerate(owned) if is_owned is flag]
-            given = [inputs[i] for i in group]
-            for i, out in zip(
-                group, primitive.bind(*given, **self.params_of(params, group)), strict=True
-            ):
+            given, own_params = [inputs[i] for i in group], self.params_of(params, group)
+            for i, out in zip(group, primitive.bind(*given, **own_params), strict=True):
                 outs[i] = out
         return outs
 

@@ -75,7 +75,8 @@ def at_identity(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr, li
 def _is_diagonal(equation: JaxprEqn, shape: tuple) -> bool:
     """Whether an equation multiplies each element of an array of this shape, and no more."""
     rule = RULES.get(equation.primitive)
-    return bool(rule) and rule.is_diagonal and equation.outvars[0].aval.shape == shape
+    out: Any = equation.outvars[0].aval
+    return bool(rule) and rule.is_diagonal and out.shape == shape
 
 
 def _columns(equation: JaxprEqn, position: int, matrix: Any, scale: Any) -> Any:

@@ -30,7 +30,7 @@ class Broadcast(NamedTuple):
 
 
 def broadcast_last(jaxpr: Jaxpr) -> Jaxpr:
-    """The same linear program, where arrays are negated and multiplied before they are broadcast."""
+    """The same linear program, in which arrays are multiplied before they are broadcast."""
     wide = {e.outvars[0] for e in jaxpr.eqns if e.primitive is lax.broadcast_in_dim_p}
     if not any(e.primitive in MOVED and not wide.isdisjoint(_variables(e)) for e in jaxpr.eqns):
         return jaxpr
