@@ -57,12 +57,17 @@ from functrans.values import Linear, Zero
 Pair = tuple[list, list]
 
 
+class Absent(Primitive):
+    """Stands for a primitive that this version of JAX does not have: no equation asks its rule."""
+
+
 class Table(dict):
     """From a primitive to its rule. Programs derived with a rule that is replaced are forgotten."""
 
     def __setitem__(self, primitive: Primitive, rule: Rule) -> None:
-        caches.Version.rules += primitive in self
-        super().__setitem__(primitive, rule)
+        if not isinstance(primitive, Absent):
+            caches.Version.rules += primitive in self
+            super().__setitem__(primitive, rule)
 
 
 RULES: dict[Primitive, Rule] = Table()

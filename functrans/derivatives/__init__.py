@@ -19,7 +19,7 @@ else: it reads as a table of derivatives, and importing it fills `functrans.rule
     random        keys and bits               zero
     effects       prints and callbacks        zero, or a refusal
 
-Read next: `elementwise.py`, the table of the textbooks.
+Read next: `common.py`, what the rules share; or `elementwise.py`, the table of the textbooks.
 """
 
 from functrans.derivatives import (

@@ -31,23 +31,25 @@ dual of it, the type of its cotangents, is *reduced*: a single number like an in
 
 and each of the right has the left for its transpose.
 
-Read next: `../control_flow/shard_map.py`, where the axes come from.
+Read next: `random.py`, keys and bits; or `../control_flow/shard_map.py`, where the axes come
+from.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from functrans.derivatives.common import add, emitted, eq, indicator, mul, zeros_like
+from functrans.derivatives.common import add, eq, indicator, mul, unnamed, zeros_like
 from functrans.derivatives.reduction import repeat
 from functrans.rules import Linear, linear, zero
 
 AXIS = "i"
 
 
-def inside(fun: Callable) -> list:
+def inside(fun: Callable, shape: tuple, dtype: Any) -> list:
     """The primitives that a function of one varying array binds inside of `shard_map`."""
     mesh, spec = AbstractMesh((1,), (AXIS,), axis_types=(AxisType.Auto,)), PartitionSpec(AXIS)
 
@@ -56,8 +58,13 @@ def inside(fun: Callable) -> list:
         return x
 
     mapped = jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec)
-    (equation,) = jax.make_jaxpr(mapped)(jax.ShapeDtypeStruct((1,), "float32")).jaxpr.eqns
+    (equation,) = jax.make_jaxpr(mapped)(jax.ShapeDtypeStruct(shape, dtype)).jaxpr.eqns
     return [inner.primitive for inner in equation.params["jaxpr"].eqns]
+
+
+def collective(name: str, fun: Callable, optional: bool = False) -> Any:
+    """The primitive of this name that `fun` binds on each device."""
+    return unnamed(name, fun, (1,), find=inside, optional=optional)
 
 
 # ---- every device counts -------------------------------------------------------------------------
@@ -138,8 +145,12 @@ def ragged_all_to_all_transpose(
     return x_bar, base_bar
 
 
-(reduce_scatter_p,) = inside(lambda x: lax.psum_scatter(x, AXIS, tiled=True))
-(pbroadcast_p,) = inside(lambda x: lax.pbroadcast(x, AXIS, 0))
+reduce_scatter_p = collective("reduce_scatter", lambda x: lax.psum_scatter(x, AXIS, tiled=True))
+pbroadcast_p = collective("pbroadcast", lambda x: lax.pbroadcast(x, AXIS, 0))
+# In JAX 0.10 the source of a broadcast is a number.
+pbroadcast_dynamic_p = collective(
+    "pbroadcast_dynamic", lambda x: lax.pbroadcast(x, AXIS, lax.axis_index(AXIS)), optional=True
+)
 
 linear(lax.psum_p, psum_transpose)
 linear(lax.all_gather_p, all_gather_transpose)
@@ -147,18 +158,8 @@ linear(reduce_scatter_p, reduce_scatter_transpose)
 linear(lax.all_to_all_p, all_to_all_transpose)
 linear(lax.ppermute_p, ppermute_transpose)
 linear(pbroadcast_p, pbroadcast_transpose)
+linear(pbroadcast_dynamic_p, pbroadcast_dynamic_transpose)
 linear(lax.ragged_all_to_all_p, ragged_all_to_all_transpose, argnums=(0, 1))
-
-
-def broadcasts_from_an_input() -> list:
-    try:
-        return inside(lambda x: lax.pbroadcast(x, AXIS, lax.axis_index(AXIS)))[-1:]
-    except TypeError:  # in JAX 0.10 the source is a number
-        return []
-
-
-for pbroadcast_dynamic_p in broadcasts_from_an_input():
-    linear(pbroadcast_dynamic_p, pbroadcast_dynamic_transpose)
 
 # ---- one number for all devices ------------------------------------------------------------------
 
@@ -180,8 +181,15 @@ def all_gather_invariant_transpose(y_bar, x, *, all_gather_dimension, axis_name,
     return x_bar if tiled else lax.squeeze(x_bar, (all_gather_dimension,))
 
 
-psum_invariant_p, pvary_p = inside(lambda x: lax.pcast(lax.psum(x, AXIS), AXIS, to="varying"))
-(all_gather_invariant_p,) = inside(lambda x: lax.all_gather(x, AXIS, to="invarying"))
+def invariant_and_back(x):
+    return lax.pcast(lax.psum(x, AXIS), AXIS, to="varying")
+
+
+psum_invariant_p = collective("psum_invariant", invariant_and_back)
+pvary_p = collective("pvary", invariant_and_back)
+all_gather_invariant_p = collective(
+    "all_gather_invariant", lambda x: lax.all_gather(x, AXIS, to="invarying")
+)
 
 linear(psum_invariant_p, converted("varying"))
 linear(pvary_p, total)
@@ -202,12 +210,18 @@ def unreduced(x):
     return lax.pcast(x, AXIS, to="unreduced")
 
 
-vary_unreduced_cast_p, unreduced_psum_p = inside(lambda x: lax.psum(unreduced(x), AXIS))
-_, unreduced_reduce_scatter_p = inside(lambda x: lax.psum_scatter(unreduced(x), AXIS, tiled=True))
-all_gather_reduced_p, reduced_vary_cast_p = inside(
-    lambda x: lax.pcast(lax.all_gather(x, AXIS, to="reduced"), AXIS, to="varying")
+def reduced_and_back(x):
+    return lax.pcast(lax.all_gather(x, AXIS, to="reduced"), AXIS, to="varying")
+
+
+vary_unreduced_cast_p = collective("vary_unreduced_cast", unreduced)
+unreduced_psum_p = collective("unreduced_psum", lambda x: lax.psum(unreduced(x), AXIS))
+unreduced_reduce_scatter_p = collective(
+    "unreduced_reduce_scatter", lambda x: lax.psum_scatter(unreduced(x), AXIS, tiled=True)
 )
-_, preduced_p = inside(lambda x: lax.pcast(lax.psum(x, AXIS), AXIS, to="reduced"))
+all_gather_reduced_p = collective("all_gather_reduced", reduced_and_back)
+reduced_vary_cast_p = collective("reduced_vary_cast", reduced_and_back)
+preduced_p = collective("preduced", lambda x: lax.pcast(lax.psum(x, AXIS), AXIS, to="reduced"))
 
 linear(vary_unreduced_cast_p, converted("varying"))
 linear(reduced_vary_cast_p, converted("unreduced"))
@@ -224,4 +238,4 @@ def _inspect(x):
     return x
 
 
-zero(*emitted(_inspect))
+zero(unnamed("inspect_sharding", _inspect))

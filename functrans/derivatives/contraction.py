@@ -5,7 +5,7 @@
 B is linear in each argument, and the transpose in one of them is a contraction again, of the
 cotangent with the other argument: for `y = x w` they are `x_bar = y_bar w^T`, `w_bar = x^T y_bar`.
 
-Read next: `indexing.py`.
+Read next: `indexing.py`, elements at indices that are computed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import lax
 
-from functrans.derivatives.common import cast_like, emitted, sharding_of
+from functrans.derivatives.common import cast_like, sharding_of, unnamed
 from functrans.rules import multilinear
 
 # ---- dot_general ---------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def ragged_square(x):
     return lax.ragged_dot(x, lax.expand_dims(x, (0,)), lax.full((1,), 1, np.int32))
 
 
-*_, ragged_dot_general_p = emitted(ragged_square, (1, 1))
+ragged_dot_general_p = unnamed("ragged_dot_general", ragged_square, (1, 1))
 multilinear(ragged_dot_general_p, ragged_left, ragged_right, None)
 
 # ---- conv_general_dilated ------------------------------------------------------------------------

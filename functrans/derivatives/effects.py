@@ -3,7 +3,7 @@
     print x,    check x        d = 0: it happens once, where the primals are computed
     y = callback(x)            what it does to x is not known here
 
-Read next: `random.py`.
+Read next: `../control_flow/__init__.py`, the primitives that carry jaxprs.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import jax
 from jax import lax
 from jax.experimental import checkify, io_callback
 
-from functrans.derivatives.common import emitted
+from functrans.derivatives.common import unnamed
 from functrans.errors import checks
 from functrans.rules import general, zero
 
@@ -22,10 +22,10 @@ def checked(x):
     return x
 
 
-zero(*(primitive for primitive in emitted(checked) if primitive.name == "check"))
-zero(*emitted(lambda x: jax.debug.print("{}", x)))
-zero(*emitted(lambda x: jax.debug.callback(lambda x: None, x)))
-zero(*emitted(lambda x: (lax.dce_sink(x), x)[1]))
+zero(unnamed("check", checked))
+zero(unnamed("debug_print", lambda x: jax.debug.print("{}", x)))
+zero(unnamed("debug_callback", lambda x: jax.debug.callback(lambda x: None, x)))
+zero(unnamed("dce_sink", lambda x: (lax.dce_sink(x), x)[1]))
 
 
 def refuses(what: str) -> Any:
@@ -48,5 +48,4 @@ def foreign(x):
 
 
 for function, name in ((pure, "pure_callback"), (impure, "io_callback"), (foreign, "ffi_call")):
-    for primitive in emitted(function):
-        general(primitive, refuses(name))
+    general(unnamed(name, function), refuses(name))

@@ -6,7 +6,7 @@ A line declares `dz/dx_i` for each argument as a function of the answer and the 
 holomorphic function the complex derivative is the same formula; the few functions that are not
 holomorphic (abs, sign, conj, real, imag) are linear or have a jvp over the real numbers.
 
-Read next: `shape.py`.
+Read next: `shape.py`, operations that move elements; or, in a first reading, `../linearize.py`.
 """
 
 from functools import reduce
@@ -20,11 +20,11 @@ from functrans.derivatives.common import (
     cast_like,
     div,
     eq,
-    find,
     gt,
     indicator,
     is_complex,
     mul,
+    named,
     number,
     sub,
     zeros_like,
@@ -74,10 +74,10 @@ def quotient_jvp(primals, tangents):
 
 elementwise(lax.div_p, LINEAR, lambda z, x, y: neg(div(z, y)), jvp=quotient_jvp)
 
-for add_any_p in find("add_jaxvals"):
-    elementwise(add_any_p, 1, 1)
-for one_minus_square_p in find("one_minus_square"):
-    elementwise(one_minus_square_p, lambda y, x: mul(-2, x))
+add_any_p = named("add_jaxvals")
+elementwise(add_any_p, 1, 1)
+one_minus_square_p = named("one_minus_square")
+elementwise(one_minus_square_p, lambda y, x: mul(-2, x))
 
 
 class Product(Elementwise):
@@ -123,8 +123,8 @@ def polynomial_jvp(primals, tangents):
     return y, reduce(add, terms) if terms else Zero.like(y)
 
 
-for polynomial_p in find("polynomial"):
-    general(polynomial_p, polynomial_jvp)
+polynomial_p = named("polynomial")
+general(polynomial_p, polynomial_jvp)
 
 # ---- exponentials and logarithms -----------------------------------------------------------------
 
@@ -135,8 +135,8 @@ elementwise(lax.log_p, lambda y, x: div(1, x))
 elementwise(lax.log1p_p, lambda y, x: div(1, add(x, 1)))
 elementwise(lax.logistic_p, lambda y, x: mul(y, sub(1, y)))
 
-for log2_p in find("log2"):
-    elementwise(log2_p, lambda y, x: div(1 / log_of(2), x))
+log2_p = named("log2")
+elementwise(log2_p, lambda y, x: div(1 / log_of(2), x))
 
 # ---- trigonometric and hyperbolic functions, and their inverses ----------------------------------
 
@@ -249,8 +249,8 @@ linear(
 )
 elementwise(lax.copy_p, 1)
 elementwise(lax.nextafter_p, 1, None)
-for name_p in find("name"):
-    elementwise(name_p, 1)
+name_p = named("name")
+elementwise(name_p, 1)
 
 # ---- piecewise constant, or not about real numbers at all ----------------------------------------
 

@@ -8,7 +8,7 @@ transpose.  The real transforms keep the half of the spectrum that says all:
     rfft  = H F           H keeps the first frequencies, up to n/2
     irfft = F^-1 E        E adds the others, the conjugates of those that stand for two
 
-Read next: `special.py`.
+Read next: `collectives.py`, the operations in which devices meet.
 """
 
 from math import prod

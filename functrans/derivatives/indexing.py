@@ -5,7 +5,7 @@
 
 The indices have no derivative; in them everything here is constant.
 
-Read next: `windows.py`.
+Read next: `windows.py`, reductions over windows that slide.
 """
 
 from math import prod
@@ -19,9 +19,9 @@ from functrans.derivatives.common import (
     aval_of,
     div,
     eq,
-    find,
     indicator,
     mul,
+    named,
     zeros_like,
 )
 from functrans.derivatives.reduction import before, compose
@@ -135,8 +135,8 @@ def scatter_sub_transpose(y_bar, x, indices, u, **params):
 
 
 linear(lax.scatter_add_p, scatter_add_transpose, jvp=scatter_add_jvp, argnums=(0, 2))
-for scatter_sub_p in find("scatter_sub"):
-    linear(scatter_sub_p, scatter_sub_transpose, jvp=scatter_sub_jvp, argnums=(0, 2))
+scatter_sub_p = named("scatter_sub")
+linear(scatter_sub_p, scatter_sub_transpose, jvp=scatter_sub_jvp, argnums=(0, 2))
 
 
 # What was overwritten has no cotangent. Of several updates to one place one wins, and the others

@@ -17,7 +17,7 @@ import numpy as np
 from jax.lax import neg
 from jax.lax.linalg import householder_product_p, ormqr_p, qr_p, triangular_solve
 
-from functrans.derivatives.common import add, emitted, eq, indicator, sub
+from functrans.derivatives.common import add, eq, indicator, sub, unnamed
 from functrans.derivatives.linalg import (
     adjoint,
     columns_of,
@@ -196,7 +196,7 @@ def factored(pivoting: bool) -> Any:
     return lambda a: jax.scipy.linalg.qr_multiply(a, a, pivoting=pivoting)
 
 
-for geqrf_p in [p for p in emitted(factored(False), (1, 1)) if p.name == "geqrf"]:
-    general(geqrf_p, geqrf_jvp)
-for geqp3_p in [p for p in emitted(factored(True), (1, 1)) if p.name == "geqp3"]:
-    general(geqp3_p, geqp3_jvp)
+geqrf_p = unnamed("geqrf", factored(False), (1, 1))
+general(geqrf_p, geqrf_jvp)
+geqp3_p = unnamed("geqp3", factored(True), (1, 1))
+general(geqp3_p, geqp3_jvp)

@@ -5,13 +5,13 @@
 A sample is differentiable in the parameters of its distribution by the arithmetic that makes it
 from the bits (`mean + deviation * normal(key)`), whose rules are in the other rooms.
 
-Read next: `../control_flow/__init__.py`, the primitives that carry jaxprs.
+Read next: `effects.py`, what is done for its effect.
 """
 
 import jax
 from jax import lax
 
-from functrans.derivatives.common import emitted, find
+from functrans.derivatives.common import named, unnamed
 from functrans.rules import zero
 
 
@@ -20,6 +20,8 @@ def _wrap_clone_unwrap(data):
     return jax.random.key_data(jax.random.clone(key))
 
 
-zero(*find("random_bits", "random_seed", "random_split", "random_fold_in", "threefry2x32"))
-zero(*emitted(_wrap_clone_unwrap, (2,), "uint32"))
+for name in ("random_bits", "random_seed", "random_split", "random_fold_in", "threefry2x32"):
+    zero(named(name))
+for name in ("random_wrap", "random_clone", "random_unwrap"):
+    zero(unnamed(name, _wrap_clone_unwrap, (2,), "uint32"))
 zero(lax.rng_bit_generator_p)

@@ -6,7 +6,7 @@ An extremum is the sum over the elements that attain it, divided by their number
 taken in pairs; and what is cumulative, `y_k = f(y_(k-1), x_k)`, is a linear recurrence in its
 tangents.
 
-Read next: `contraction.py`.
+Read next: `contraction.py`, products of matrices and convolutions.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,7 @@
 with one 1, at most, in each row of the matrix P: `P^T` puts each element back to where it came
 from, sums the copies, and puts zero where nothing was read.
 
-Read next: `reduction.py`.
+Read next: `reduction.py`, sums and extrema.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from jax import lax
 from jax.experimental import layout
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from functrans.derivatives.common import emitted, find, mul, sharding_of, zeros_like
+from functrans.derivatives.common import mul, named, sharding_of, unnamed, zeros_like
 from functrans.rules import Linear, Rule, Zero, call, instantiate, linear, zero
 
 
@@ -210,12 +210,15 @@ def _with_layout(x):
     return with_layout_constraint(x, Layout(()))
 
 
-for constraint_p in (lax.sharding_constraint_p, *emitted(_with_layout)):
-    constrain(constraint_p)
-explicit_layout: Any = getattr(layout, "explicit_layout", None)
-if explicit_layout:  # since JAX 0.11
-    relayout_p, *_ = emitted(explicit_layout(lambda x: x, in_layouts=Layout(())))
-    linear(relayout_p, lambda y_bar, x: relayout_p.bind(y_bar, dst_layout=x.aval.layout))
+def _relayout(x):
+    explicit_layout: Any = layout.explicit_layout  # since JAX 0.11
+    return explicit_layout(lambda x: x, in_layouts=Layout(()))(x)
+
+
+constrain(lax.sharding_constraint_p)
+constrain(unnamed("layout_constraint", _with_layout))
+relayout_p = unnamed("relayout", _relayout, optional=True)
+linear(relayout_p, lambda y_bar, x: relayout_p.bind(y_bar, dst_layout=x.aval.layout))
 
 
 def _reshard(x):
@@ -229,10 +232,9 @@ def reshard_transpose(y_bar, x):
     return y_bar if sharding is None else jax.sharding.reshard(y_bar, sharding)
 
 
-for reshard_p in emitted(_reshard):
-    linear(reshard_p, reshard_transpose)
+linear(unnamed("reshard", _reshard), reshard_transpose)
 
 # ---- no argument that could have a tangent -------------------------------------------------------
 
-zero(lax.iota_p, *find("empty", "empty2", "create_token", "after_all", "dce_sink"))
-zero(*emitted(lambda x: lax.empty((), "float32")))
+zero(lax.iota_p, *map(named, ("empty2", "create_token", "after_all")))
+zero(unnamed("empty", lambda x: lax.empty((), "float32")))

@@ -4,7 +4,7 @@
 
 where s is the permutation that sorts x: it is constant nearby, as long as no two keys are equal.
 
-Read next: `random.py`.
+Read next: `special.py`, gamma, Bessel and their like.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jax import lax
 
-from functrans.derivatives.common import find
+from functrans.derivatives.common import named
 from functrans.rules import Zero, general
 
 
@@ -64,5 +64,5 @@ def approx_top_k_jvp(primals, tangents, *, reduction_dimension, **params):
 
 general(lax.sort_p, sort_jvp)
 general(lax.top_k_p, top_k_jvp)
-for approx_top_k_p in find("approx_top_k"):
-    general(approx_top_k_p, approx_top_k_jvp)
+approx_top_k_p = named("approx_top_k")
+general(approx_top_k_p, approx_top_k_jvp)

@@ -7,7 +7,7 @@ where the function is an integral, and a recurrence where it is not: `psi_m' = p
 the numbers of its sections stand beside them.  Each formula is made of primitives that have rules
 themselves, so that the next derivative follows from it.
 
-Read next: `linalg.py`.
+Read next: `linalg.py`, the solvers and the factorizations.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.lax import exp, log, neg, select_n, square
 
-from functrans.derivatives.common import add, div, eq, find, gt, indicator, mul, number, sub
+from functrans.derivatives.common import add, div, eq, gt, indicator, mul, named, number, sub
 from functrans.rules import checks, elementwise, general
 
 # ---- what has no derivative in terms of primitives -----------------------------------------------
@@ -180,8 +180,8 @@ def random_gamma_jvp(primals, tangents, *, log_space):
     return y, mul(a_dot, select_n(is_tiny, div(grad(a, x), x), limit))
 
 
-for random_gamma_p in find("random_gamma"):
-    general(random_gamma_p, random_gamma_jvp)
+random_gamma_p = named("random_gamma")
+general(random_gamma_p, random_gamma_jvp)
 
 # ---- the modified Bessel functions, scaled: e^(-|x|) I_0(x) and e^(-|x|) I_1(x) (10.29) ----------
 

@@ -18,7 +18,7 @@ They are not right, and no values for V_dot could make them so, where the result
 perturbation splits equal eigenvalues: `V f(w) V^H` as a matrix, and second derivatives of functions
 of the eigenvalues.  The same holds of singular values.
 
-Read next: `fft.py`.
+Read next: `fft.py`, the Fourier transforms.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 A sum over windows is a convolution with ones, and so is its transpose (`contraction.py`).  The
 largest element of each window is selected, and its transpose scatters to where it was found.
 
-Read next: `sorting.py`.
+Read next: `sorting.py`, elements in another order.
 """
 
 from collections.abc import Callable
