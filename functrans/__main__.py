@@ -7,7 +7,7 @@
 2. **Cross-check** derivatives of the trained model against JAX's: their values and the call times.
 3. **Look inside**: what happens to one small function on the way to its gradient.
 
-Read next: `tracer.py`, where part 3 begins.
+Here the reading ends; what part 3 shows begins in `tracer.py`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ A key holds all on which the result depends: also the modes of JAX that change w
 and the version of the table of rules, which a declaration in place of another one raises.  Several
 threads may compute one result; the first to store it gives the one that all of them get.
 
-Read next: `rules.py`, what an equation's derivative is.
+Read next: `rules.py`, the derivative of one equation.
 """
 
 from __future__ import annotations

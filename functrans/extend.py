@@ -22,7 +22,8 @@ With `transformed` a transform of a jitted function is jitted, as functrans's ow
 >>> operations(lambda x: jax.numpy.sin(x) * x + 1.0)(2.0)
 3
 
-Read next: `jacobians.py`, transforms that need no loop of their own.
+Read next: `programs/__init__.py`, what is done to programs; or `jacobians.py`, transforms that
+need no loop of their own.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from functrans import jaxpr as jx
 from functrans.control_flow.calls import InlinedRule
 from functrans.control_flow.jit import JitRule
 from functrans.errors import checks
+from functrans.flat import Flat
 from functrans.forward import Pushed, pushed_program
 from functrans.jaxpr import Operation, bind
 from functrans.jit import transformed
 from functrans.rules import RULES, rule_of
 from functrans.templates import without_templates
 from functrans.tracer import stage
-from functrans.transforms import Flat
 from functrans.values import Linear, Zero, add, instantiate, merge, moving, part, pick, with_zeros
 
 __all__ = [

@@ -6,7 +6,7 @@ A package that brings a primitive of its own declares its derivative through `ja
 JAX's public door for that; functrans takes the declaration over.  It never does so for a primitive
 of JAX's: what tells them apart is where the functions in the declaration come from.
 
-Read next: `explain/__init__.py`.
+Read next: `errors/__init__.py`, what functrans says of mistakes.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ What one equation `y = f(x)` means is said once, in `push`,
 and there are two ways to be given equations: live, from a running Python function
 (`process_primitive`), and from a jaxpr (`run_jaxpr`).
 
-Read next: `derivatives/elementwise.py`, the rules; then `linearize.py`, which records the tangents.
+Read next: `linearize.py`, which records the tangents; or, in a first reading,
+`derivatives/elementwise.py`, the rules that are asked here.
 """
 
 from __future__ import annotations
@@ -52,11 +53,8 @@ class Pushed(NamedTuple):
 
 def pushed_program(operation: Operation, moving: Flags) -> Pushed:
     """`push`, as a program."""
-
-    def step(primals, tangents):
-        return push(operation, primals, tangents)
-
-    return _staged(step, operation.avals, moving, jx.debug_info("rule", operation.primitive.bind))
+    info = jx.debug_info("rule", operation.primitive.bind)
+    return _staged(lambda *pair: push(operation, *pair), operation.avals, moving, info)
 
 
 class ForwardTracer(jax.core.Tracer):

@@ -8,7 +8,7 @@
 The passes go through the program together, by `jax.vmap`, or in chunks of `chunk_size`; together,
 what a matrix would make of the whole basis is the matrix, and is not computed.
 
-This is the end of the tour; `derivatives/` and `control_flow/` have the rules.
+Read next: `extend.py`, transforms of your own; here the tour ends.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from jax import lax, tree
 from functrans import jaxpr as jx
 from functrans import values
 from functrans.errors import checks
+from functrans.flat import Argnums, select, typed_like
 from functrans.jit import transformed, transformed_at_primals
 from functrans.programs.bases import at_identity
-from functrans.transforms import Argnums, drop_value, grad, jvp, linearize, select, typed_like, vjp
+from functrans.transforms import drop_value, grad, jvp, linearize, vjp
 
 
 def basis_vector(leaves: Sequence, i: Any) -> list:

@@ -124,44 +124,6 @@ def named_like(fun: Callable, transformed: Callable) -> Callable:
     return transformed
 
 
-class NewOutputs(NamedTuple):
-    """A program without the outputs that are inputs, or other outputs: no array is copied."""
-
-    program: ClosedJaxpr | None
-    """`None` if there are none."""
-    positions: list[int]
-    """Of the outputs that are kept."""
-    sources: list[tuple[str, int]]
-    """For each output of the whole program where its value is: `("in", i)` or `("new", i)`."""
-
-    def all_outputs(self, inputs: Sequence, new: Sequence) -> list:
-        """The outputs of the whole program."""
-        at_hand = {"in": inputs, "new": new}
-        return [at_hand[kind][i] for kind, i in self.sources]
-
-
-@caches.by_program
-def new_outputs(program: ClosedJaxpr) -> NewOutputs:
-    """Find the outputs that are neither inputs nor other outputs."""
-    jaxpr = program.jaxpr
-    found = {var: ("in", i) for i, var in enumerate(jaxpr.invars)}
-    positions: list[int] = []
-    sources = []
-    for i, atom in enumerate(jaxpr.outvars):
-        if isinstance(atom, Literal) or atom not in found:
-            source = ("new", len(positions))
-            positions.append(i)
-            if isinstance(atom, Var):
-                found[atom] = source
-        else:
-            source = found[atom]
-        sources.append(source)
-    # What is kept for a program must not keep the program.
-    shorter = len(positions) < len(sources)
-    kept = giving(program, [jaxpr.outvars[i] for i in positions]) if shorter else None
-    return NewOutputs(kept, positions, sources)
-
-
 # ---- what depends on what ------------------------------------------------------------------------
 
 

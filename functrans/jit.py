@@ -10,7 +10,7 @@ itself jitted,
 
 and it is made once for `g`: the compiled functions hang on `g`, weakly, and die with it.
 
-Read next: `transforms.py`.
+Read next: `transforms.py`, where all of this gets its names.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _INHERITED = (*_OF_ARGUMENTS, "compiler_options", "device", "backend")
 
 
 def _method(name: str) -> Callable:
-    return lambda self, *args, **kwargs: getattr(self._call, name)(*args, **kwargs)
+    return lambda self, *args, **kwargs: getattr(self._compiled(), name)(*args, **kwargs)
 
 
 class Jitted:
@@ -51,19 +51,20 @@ class Jitted:
         # The user's function lives as long as this object, because `_call` holds it weakly.
         self._root, self._key, self._make, self._options = root, key, make, options
         self._has_options_of_arguments = any(map(options.get, _OF_ARGUMENTS))
-        self._renew()
+        self._version: int | None = None
+        self._compiled()
 
-    def _renew(self) -> None:
-        """Compile for the rules that are declared now."""
-        self._version = caches.Version.rules
-        self._call = caches.by_function(self._root, (*self._key, self._version), self._make)
-        self._transforms: dict[tuple, Jitted] = {}
+    def _compiled(self) -> Any:
+        """The compiled function, for the rules that are declared now."""
+        if self._version != caches.Version.rules:
+            self._version = caches.Version.rules
+            self._call = caches.by_function(self._root, (*self._key, self._version), self._make)
+            self._transforms: dict[tuple, Jitted] = {}
+        return self._call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._version != caches.Version.rules:
-            self._renew()
         try:
-            return self._call(*args, **kwargs)
+            return self._compiled()(*args, **kwargs)
         except Exception as error:
             shorten(error)
             raise
@@ -75,19 +76,17 @@ class Jitted:
         return f"<functrans.jit of {self._root!r}>"
 
     def _transform(self, transform: Callable, settings: dict) -> Jitted:
-        if self._version != caches.Version.rules:
-            self._renew()
+        self._compiled()
         key = (transform, *settings.items())
         found = self._transforms.get(key)
         if found is None:
             options = {k: v for k, v in self._options.items() if k in _INHERITED}
 
             def make():
-                if self._version != caches.Version.rules:
-                    self._renew()
+                call = self._compiled()
                 # Options of the compiler are those of a whole program; no part has its own.
-                whole = self._call.__wrapped__ if options.get("compiler_options") else self._call
-                return _compile(transform(whole, **settings), options)
+                call = call.__wrapped__ if options.get("compiler_options") else call
+                return _compile(transform(call, **settings), options)
 
             found = Jitted(self._root, (*self._key, *key), make, options)
             self._transforms[key] = found
@@ -138,10 +137,10 @@ def jit(fun: Callable | None = None, /, **options: Any) -> Any:
     if fun is None:
         return functools.partial(jit, **options)
     checks.is_function(fun)
-    jitted = isinstance(fun, Jitted)
-    root, key, call = (
-        (fun._root, fun._key, fun._call) if jitted else (fun, (), caches.held_weakly(fun))
-    )
+    if isinstance(fun, Jitted):
+        root, key, call = fun._root, fun._key, fun._compiled()
+    else:
+        root, key, call = fun, (), caches.held_weakly(fun)
     leaves, structure = jax.tree.flatten(options)
     key = (*key, "jit", *leaves, structure)
     return Jitted(root, key, lambda: _compile(call, options), options)

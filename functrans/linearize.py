@@ -48,12 +48,8 @@ class Linearized(NamedTuple):
 
 def linearized_program(operation: Operation, moving: Flags) -> Linearized:
     """The meaning of one equation, in two programs."""
-
-    def step(trace, primals, tangents):
-        return trace.ask(operation, primals, tangents)
-
     info = jx.debug_info("rule", operation.primitive.bind)
-    return _staged(step, operation.avals, moving, info)
+    return _staged(lambda trace, *pair: trace.ask(operation, *pair), operation.avals, moving, info)
 
 
 class LinearizeTrace(ForwardTrace):

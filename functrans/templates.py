@@ -30,8 +30,9 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, jaxprs_in_param
 from functrans import caches
 from functrans import jaxpr as jx
 from functrans.jaxpr import Atom, Operation, Place
-from functrans.rules import RULES, STAGING_RULES, Rule
-from functrans.tracer import StagingTrace, stage
+from functrans.programs.outputs import new_outputs
+from functrans.rules import RULES, Rule
+from functrans.tracer import StagingTrace
 
 Handle = Any
 """An atom where a trace writes; elsewhere a value."""
@@ -66,18 +67,8 @@ class Template:
         here = None if at else source_info_util.current()
         for equation, numbers, avals in self.equations:
             source, context = at or (jx.scoped(here, equation), equation.ctx)
-            outputs = [*map(Var, avals)]
-            equations.append(
-                JaxprEqn(
-                    [*map(registers.__getitem__, numbers)],
-                    outputs,
-                    equation.primitive,
-                    equation.params,
-                    equation.effects,
-                    source,
-                    context,
-                )
-            )
+            inputs, outputs = [*map(registers.__getitem__, numbers)], [*map(Var, avals)]
+            equations.append(jx.copied(equation, inputs, outputs, source, context))
             registers += outputs
         return [*map(registers.__getitem__, self.outputs)]
 
@@ -97,7 +88,7 @@ class Template:
 
         What runs on arrays is always compiled, so that no result depends on how often one asks.
         """
-        new = jx.new_outputs(self.program)
+        new = new_outputs(self.program)
         if not new.positions and not self.program.jaxpr.effects:
             return lambda *inputs: new.all_outputs(inputs, ())
         kept = Template(new.program) if new.program else self
@@ -215,23 +206,22 @@ def without_templates() -> Iterator[None]:
         _asks_every_time = before
 
 
-def template(make: Callable, operation: Operation, *flags: Any) -> Any:
-    """`make(operation, *flags)`, a named tuple of programs and flags, with templates for programs.
+def template(make: Callable, of: Operation, *flags: Any) -> Any:
+    """`make(of, *flags)`, a named tuple of programs and flags, with templates for programs.
 
     `make` stages the meaning that an interpreter gives to the operation. The result is `None` where
     the rule must be asked itself, on values: it runs Python functions, or looks at the values.
     """
-    rule = RULES.get(operation.primitive)
+    rule = RULES.get(of.primitive)
     if rule is None or _asks_every_time:
         return None
-    primitive, params, avals, *_ = operation
+    primitive, params, avals, *_ = of
     if rule.depends_on_types_only:
         made = _by_types((*params.items(),), rule, primitive, avals, make, flags)
     elif rule.carried:
-        program = params[rule.carried]
-        rest = (*{**params, rule.carried: None}.items(),)
-        mesh = jax.sharding.get_abstract_mesh()
-        made = _by_program(program, rest, rule, primitive, avals, make, flags, mesh)
+        rest, mesh = (*{**params, rule.carried: None}.items(),), jax.sharding.get_abstract_mesh()
+        operation = primitive, avals
+        made = _by_program(params[rule.carried], rest, rule, operation, make, flags, mesh)
     else:
         return None
     return None if made is MUST_ASK else made
@@ -256,16 +246,8 @@ def _by_types(params: tuple, rule: Rule, primitive: Any, avals: tuple, make: Cal
 
 
 @caches.by_program
-def _by_program(
-    program: ClosedJaxpr,
-    rest: tuple,
-    rule: Rule,
-    primitive: Any,
-    avals: tuple,
-    make: Callable,
-    flags: Any,
-    mesh: Any,
-) -> Any:
+def _by_program(program: ClosedJaxpr, rest: tuple, rule: Any, operation: tuple, *key: Any) -> Any:
+    (primitive, avals), (make, flags, _) = operation, key
     params = {**dict(rest), rule.carried: program}
     made = with_templates(make(Operation(primitive, params, avals), *flags))
     # What is kept for a program must not keep the program.
@@ -277,46 +259,3 @@ def _by_program(
 def with_templates(made: Any) -> Any:
     """A named tuple, with a template for each program in it."""
     return type(made)(*[Template(x) if isinstance(x, ClosedJaxpr) else x for x in made])
-
-
-# ---- replaying -----------------------------------------------------------------------------------
-
-
-def replay(trace: StagingTrace, program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
-    """Write the equations of another program as if its function had run here."""
-    atoms, here = [*map(trace.atom, args)], source_info_util.current()
-    if Literal not in map(type, atoms):  # what is written depends on types alone
-        kept = _replayed(program)
-        registers = [*map(trace.atom, kept.consts), *kept.literals, *atoms]
-        return [trace.value(a, here) for a in kept.splice(registers, trace.equations, None)]
-    return _replay_each(trace, program, args)
-
-
-@caches.by_program
-def _replayed(program: ClosedJaxpr) -> Template:
-    """What `replay` writes where no input is a literal."""
-
-    def replay(*tracers):
-        return _replay_each(jx.current_trace(), program, tracers), None
-
-    return Template(stage(replay, program.in_avals, program.jaxpr.debug_info)[0])
-
-
-def _replay_each(trace: StagingTrace, program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
-    here, values = source_info_util.current(), jx.environment(program, args)
-
-    def read(atom):
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for equation in program.jaxpr.eqns:
-        inputs, source = [read(atom) for atom in equation.invars], jx.scoped(here, equation)
-        simplify, outs = STAGING_RULES.get(equation.primitive), None
-        if simplify is not None:
-            with jx.in_place_of(equation, source):
-                outs = simplify(trace, equation.primitive, inputs, equation.params)
-        if outs is None:
-            atoms, outputs = [*map(trace.atom, inputs)], [Var(v.aval) for v in equation.outvars]
-            trace.equations.append(jx.copied(equation, atoms, outputs, source, equation.ctx))
-            outs = [trace.value(atom, source) for atom in outputs]
-        values.update(zip(equation.outvars, outs, strict=True))
-    return [read(atom) for atom in program.jaxpr.outvars]

@@ -11,7 +11,8 @@ before.  As in JAX, `<w, y>` is the sum of `w * y` without a conjugate, also for
 
 JAX's own transforms are called here, and only here: to be compared with.
 
-Read next: `tests/test_rules.py`, which sends every rule through this file.
+Read next: `__main__.py`, all of it at work; or `tests/test_rules.py`, which sends every rule
+through this file.
 """
 
 from __future__ import annotations

@@ -201,14 +201,9 @@ class RecordingTrace(StagingTrace):
             for v in free
             if v not in inputs
         }
-        assert _each_reads(self.equations, inputs), "an equation of a tape must read the tape"
+        linear = jx.reached(self.equations, inputs)
+        assert all(linear.issuperset(e.outvars) for e in self.equations), "not of the tape"
         return self.assemble(residuals, atoms, debug_info)
-
-
-def _each_reads(equations: Sequence[JaxprEqn], seeds: set[Var]) -> bool:
-    """Whether each equation depends on one of these variables."""
-    found = jx.reached(equations, seeds)
-    return all(found.issuperset(equation.outvars) for equation in equations)
 
 
 def _canonical(x: Any) -> Any:

@@ -5,16 +5,15 @@
     vjp       : (a -> b) -> a -> (b, b_bar -> a_bar)
     grad      : (a -> R) -> a -> a_bar,           grad f x = vjp f x 1
 
-Read next: `jacobians.py`.
+Read next: `jacobians.py`, whole matrices instead of products with a vector.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,40 +25,13 @@ from functrans import jaxpr as jx
 from functrans import values
 from functrans.errors import checks
 from functrans.errors.tracebacks import briefly
+from functrans.flat import Argnums, Flat, select, typed_like
 from functrans.forward import forward
 from functrans.jit import Jitted, transformed, transformed_at_primals
 from functrans.linearize import linearize as linearize_flat
 from functrans.reverse import transpose, transpose_function
 from functrans.tracer import stage
 from functrans.values import Flags, Linear
-
-P = ParamSpec("P")
-T = TypeVar("T")
-Argnums = int | Sequence[int]
-
-
-class Flat:
-    """A function of pytrees as one of flat lists; it remembers the structures that it met."""
-
-    def __init__(self, fun: Callable, in_tree: Any, has_aux: bool = False):
-        self.fun, self.in_tree, self.has_aux = fun, in_tree, has_aux
-        self.__name__ = jx.name_of(fun)
-        self.out_tree: Any = None
-        self.aux_tree: Any = None
-
-    def __call__(self, *leaves: Any) -> tuple[list, list]:
-        out, aux = self.fun(*tree.unflatten(self.in_tree, leaves)), None
-        if self.has_aux:
-            out, aux = checks.pair(out)
-        outs, self.out_tree = tree.flatten(out)
-        aux, self.aux_tree = tree.flatten(aux)
-        checks.are_values(self.fun, outs)
-        return outs, aux
-
-    def result(self, outs: Sequence, second: Any, aux: Sequence) -> tuple:
-        """`(output, second)`, or `(output, second, aux)`."""
-        rest = [tree.unflatten(self.aux_tree, aux)] if self.has_aux else []
-        return tree.unflatten(self.out_tree, outs), second, *rest
 
 
 def make_jaxpr(
@@ -241,7 +213,7 @@ def _linear_function(
     out, linear, *aux = at(*primals)
     # Compiled, it hangs on the function, as its other transforms do.
     spec, jitted = linear.spec, isinstance(at, Jitted)
-    compiled = transformed(at, _linear_part, kind=kind, spec=spec)._call if jitted else None
+    compiled = transformed(at, _linear_part, kind=kind, spec=spec)._compiled() if jitted else None
     return out, kind(linear.residuals, spec, compiled), *aux
 
 
@@ -384,16 +356,6 @@ def _value_and_grad(fun: Callable, argnums: Any, has_aux: bool, **allowed: bool)
     return jx.named_like(fun, value_and_grad_at)
 
 
-def typed_like(model: Callable[P, T]) -> Callable[[Callable], Callable[P, T]]:
-    """Declare that a function takes the arguments of another."""
-
-    def decorator(function: Callable) -> Callable[P, T]:
-        function.__signature__ = inspect.signature(model)
-        return function
-
-    return decorator
-
-
 def drop_value(value_and: Callable, args: tuple, kwargs: dict) -> Callable:
     """`value_and(*args, **kwargs)`, a function to `(value, derivative)`, without the value."""
     has_aux = kwargs.get("has_aux", len(args) > 2 and args[2])
@@ -433,14 +395,3 @@ def grad(*args: Any, **kwargs: Any) -> Callable:
     12.0
     """
     return drop_value(value_and_grad, args, kwargs)
-
-
-def select(name: str, fun: Callable, args: tuple, kwargs: dict, argnums: Any) -> tuple:
-    """`fun` as a function of the arguments `argnums` alone; and these arguments."""
-    positions = checks.positions(name, argnums, len(args))
-
-    def partial(*selected, **more):
-        given = dict(zip(positions, selected, strict=True))
-        return fun(*(given.get(i, x) for i, x in enumerate(args)), **kwargs, **more)
-
-    return jx.named_like(fun, partial), tuple(args[i] for i in positions)

@@ -20,7 +20,7 @@
 
 A room here may use the interpreters; the rooms of `derivatives/` may not.
 
-Read next: `jit.py`, a call of one function.
+Read next: `base.py`, what all of them share.
 """
 
 from functrans.control_flow import (

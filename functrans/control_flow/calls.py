@@ -6,7 +6,7 @@ They are calls of one function as it is (`closed_call`), of one that a compiler 
 (`composite`), and of one that `jax.vmap` is to batch by a rule of the user's (`custom_vmap`).  The
 last is pushed forward with its rule, so that the tangents are batched by it too.
 
-Read next: `../jit.py`.
+Read next: `custom.py`, derivatives that a user gives.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 The linear half is one equation of the same primitive.  It reads no residuals but `x` and `s`; its
 transpose evaluates what is not linear in it first, and that is the recomputation.
 
-Read next: `custom.py`.
+Read next: `calls.py`, functions for other transforms.
 """
 
 from __future__ import annotations

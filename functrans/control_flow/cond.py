@@ -6,7 +6,7 @@
 Every branch takes and gives the same types.  So a tangent that moves in one branch is written out
 as zeros in the others, and the residuals of all branches share slots of equal type.
 
-Read next: `scan.py`.
+Read next: `scan.py`, a loop of a known length.
 """
 
 from __future__ import annotations

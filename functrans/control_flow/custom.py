@@ -7,7 +7,7 @@ The second rule is linear in `y_bar`, so the pushforward is its transpose:
 `<y_bar, y_dot> = <bwd(y_bar), x_dot>`.  On a tape it is one equation, of a
 primitive of ours that is evaluated by transposing the user's rule and transposed by running it.
 
-Read next: `../jit.py`.
+Read next: `hi.py`, functions under one name.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from functrans import values
 from functrans.control_flow.calls import InlinedRule, pushed, recorded, transpose_inside
 from functrans.derivatives.common import emitted
 from functrans.linearize import linearize
+from functrans.programs.replay import replay
 from functrans.reverse import transpose_function
 from functrans.rules import CALL, NotLinear, Rule, call, staged, without_name
-from functrans.templates import replay
 from functrans.values import Zero
 
 

@@ -8,7 +8,7 @@ equation is more than the function that finds it: its derivative is that of the 
 
     f(p, x) = 0          =>          x_dot = -(df/dx)^-1 (df/dp p_dot)
 
-Read next: `../jit.py`.
+Read next: `reduce.py`, a function that is folded.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 A small call that asks for it, as those of `jax.numpy` do, is replaced by its equations when it is
 staged.
 
-Read next: `cond.py`.
+Read next: `cond.py`, one of several functions.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from jax.extend.core.primitives import jit_p
 
 from functrans.control_flow.base import CallRule
 from functrans.programs.jitted import bind_jit, model_params
+from functrans.programs.replay import replay
 from functrans.rules import call, staged
-from functrans.templates import replay
 
 
 class JitRule(CallRule):

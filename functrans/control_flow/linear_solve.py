@@ -6,7 +6,7 @@
 Both are linear solves again, by the same functions: the equation is bound again with another right
 hand side, or with the roles of `A` and `A^T` exchanged.
 
-Read next: `custom.py`.
+Read next: `reflections.py`, a matrix reduced column by column.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ JAX asks for an f that is associative, so that the elements may be combined in p
 and the pairs in pairs: for n elements in log n steps, each of which is f on whole arrays.  The
 derivative of the reduction is the derivative of that.
 
-Read next: `custom.py`.
+Read next: `linear_solve.py`, a system and its solver.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ so are the choices that the loop does not make again: the signs, and which colum
 
     reduced : (A, beta, taus) -> (H, V, taus)
 
-Read next: `linear_solve.py`, a rule that needs no function.
+Read next: `shard_map.py`, a function of each device's part.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@
 
 What moves in the carry is a fixed point: a tangent that enters it in one step is there in the next.
 
-Read next: `while_loop.py`.
+Read next: `while_loop.py`, a loop until a condition is met.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ varies there is a `pvary`, whose transpose is the sum.
 
 `jax.pmap` is written by JAX as a `shard_map`.
 
-Read next: `../derivatives/collectives.py`, the operations in which devices meet.
+Read next: `../staging.py`, operations that need no equation; or
+`../derivatives/collectives.py`, the operations in which devices meet.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from functrans import caches, values
 from functrans import jaxpr as jx
 from functrans.control_flow.base import CallRule, Roles, transposed_bodies
+from functrans.programs.replay import replay
 from functrans.rules import call, staged, without_name
-from functrans.templates import replay
 from functrans.tracer import RecordingTrace, StagingTrace, stage
 from functrans.values import Flags
 

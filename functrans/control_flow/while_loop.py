@@ -6,7 +6,7 @@ What is linear in the tangents is the whole loop again, which runs a second time
 would have to run the steps backwards, and how many there are, and what each of them needs, is not
 known before: an array for that has no size.
 
-Read next: `checkpoint.py`.
+Read next: `checkpoint.py`, a function to be computed again.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ def _with_layout(x):
 
 
 def _relayout(x):
-    explicit_layout: Any = layout.explicit_layout  # since JAX 0.11
+    explicit_layout: Any = vars(layout)["explicit_layout"]  # since JAX 0.11
     return explicit_layout(lambda x: x, in_layouts=Layout(()))(x)
 
 

@@ -3,7 +3,7 @@
 Each check returns the value in the form that the transforms use, or raises the type of exception
 that JAX raises for the same mistake.
 
-Read next: `transforms.py`, which asks.
+Read next: `tracebacks.py`, which frames of an error are shown.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 JAX does so for its own frames. As there, `JAX_TRACEBACK_FILTERING=off` in the environment (or
 `jax.config.update("jax_traceback_filtering", "off")`) shows all of them.
 
-Read next: `../rules.py`.
+Read next: `../explain/__init__.py`, what one may want to see.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 It may import every other part of functrans, and none of them needs it: each name is imported when
 it is first used.
 
-Read next: `residuals.py`.
+Read next: `residuals.py`, what reverse mode keeps.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from functrans.errors import checks
 from functrans.explain import notation
 from functrans.explain.notation import subscript
 from functrans.explain.records import Number, Result, Run, Step, Variable
+from functrans.flat import Flat
 from functrans.tracer import stage
-from functrans.transforms import Flat
 
 
 def planned(name: str, fun: Callable, args: tuple, unfold: bool) -> Run:

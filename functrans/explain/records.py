@@ -22,7 +22,7 @@ from jax.extend.core import JaxprEqn
 from functrans import values
 from functrans.explain import notation
 from functrans.explain.notation import Text
-from functrans.transforms import Flat
+from functrans.flat import Flat
 from functrans.values import Flags, Zero
 
 

@@ -2,7 +2,7 @@
 
     jitted : (program, inputs) -> outputs,      by     y = jit[program] x
 
-Read next: `../forward.py`, which derives programs.
+Read next: `../derivatives/__init__.py`, the rules.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr
 from jax.extend.core.primitives import jit_p
 
 from functrans import jaxpr as jx
+from functrans.programs.outputs import new_outputs
 
 
 class Role(NamedTuple):
@@ -53,7 +54,7 @@ def bind_jit(
     equations = program.jaxpr.eqns
     if len(equations) == 1 and equations[0].primitive is jit_p:  # it is one call already
         return jx.evaluate(program, *inputs)
-    new = jx.new_outputs(program)
+    new = new_outputs(program)
     kept = new.program or program
     default = model_params(jax.sharding.get_abstract_mesh())
     params = dict(like or default)

@@ -1,0 +1,69 @@
+"""Functions of pytrees as functions of flat lists.
+
+    flat : (pytree -> pytree) -> [a] -> [b]
+
+The interpreters know flat lists alone.  Here is the bookkeeping between them and what a user
+writes: the structures of arguments and results, and which arguments are differentiated.
+
+Read next: `transforms.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+from jax import tree
+
+from functrans import jaxpr as jx
+from functrans.errors import checks
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Argnums = int | Sequence[int]
+
+
+class Flat:
+    """A function of pytrees as one of flat lists; it remembers the structures that it met."""
+
+    def __init__(self, fun: Callable, in_tree: Any, has_aux: bool = False):
+        self.fun, self.in_tree, self.has_aux = fun, in_tree, has_aux
+        self.__name__ = jx.name_of(fun)
+        self.out_tree: Any = None
+        self.aux_tree: Any = None
+
+    def __call__(self, *leaves: Any) -> tuple[list, list]:
+        out, aux = self.fun(*tree.unflatten(self.in_tree, leaves)), None
+        if self.has_aux:
+            out, aux = checks.pair(out)
+        outs, self.out_tree = tree.flatten(out)
+        aux, self.aux_tree = tree.flatten(aux)
+        checks.are_values(self.fun, outs)
+        return outs, aux
+
+    def result(self, outs: Sequence, second: Any, aux: Sequence) -> tuple:
+        """`(output, second)`, or `(output, second, aux)`."""
+        rest = [tree.unflatten(self.aux_tree, aux)] if self.has_aux else []
+        return tree.unflatten(self.out_tree, outs), second, *rest
+
+
+def select(name: str, fun: Callable, args: tuple, kwargs: dict, argnums: Any) -> tuple:
+    """`fun` as a function of the arguments `argnums` alone; and these arguments."""
+    positions = checks.positions(name, argnums, len(args))
+
+    def partial(*selected, **more):
+        given = dict(zip(positions, selected, strict=True))
+        return fun(*(given.get(i, x) for i, x in enumerate(args)), **kwargs, **more)
+
+    return jx.named_like(fun, partial), tuple(args[i] for i in positions)
+
+
+def typed_like(model: Callable[P, T]) -> Callable[[Callable], Callable[P, T]]:
+    """Declare that a function takes the arguments of another."""
+
+    def decorator(function: Callable) -> Callable[P, T]:
+        function.__signature__ = inspect.signature(model)
+        return function
+
+    return decorator

@@ -1,0 +1,63 @@
+"""The equations of another program, written as if its function had run here.
+
+    replay : (trace, Jaxpr a b, [tracer a]) -> [tracer b]
+
+The small calls of `jax.numpy` are replaced by their equations in this way, without running their
+Python again.
+
+Read next: `outputs.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend import source_info_util
+from jax.extend.core import ClosedJaxpr, Literal, Var
+
+from functrans import caches
+from functrans import jaxpr as jx
+from functrans.rules import STAGING_RULES
+from functrans.templates import Template
+from functrans.tracer import StagingTrace, stage
+
+
+def replay(trace: StagingTrace, program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    """Write the equations of another program as if its function had run here."""
+    atoms, here = [*map(trace.atom, args)], source_info_util.current()
+    if Literal not in map(type, atoms):  # what is written depends on types alone
+        kept = _replayed(program)
+        registers = [*map(trace.atom, kept.consts), *kept.literals, *atoms]
+        return [trace.value(a, here) for a in kept.splice(registers, trace.equations, None)]
+    return _replay_each(trace, program, args)
+
+
+@caches.by_program
+def _replayed(program: ClosedJaxpr) -> Template:
+    """What `replay` writes where no input is a literal."""
+
+    def replay(*tracers):
+        return _replay_each(jx.current_trace(), program, tracers), None
+
+    return Template(stage(replay, program.in_avals, program.jaxpr.debug_info)[0])
+
+
+def _replay_each(trace: StagingTrace, program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    here, values = source_info_util.current(), jx.environment(program, args)
+
+    def read(atom):
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for equation in program.jaxpr.eqns:
+        inputs, source = [read(atom) for atom in equation.invars], jx.scoped(here, equation)
+        simplify, outs = STAGING_RULES.get(equation.primitive), None
+        if simplify is not None:
+            with jx.in_place_of(equation, source):
+                outs = simplify(trace, equation.primitive, inputs, equation.params)
+        if outs is None:
+            atoms, outputs = [*map(trace.atom, inputs)], [Var(v.aval) for v in equation.outvars]
+            trace.equations.append(jx.copied(equation, atoms, outputs, source, equation.ctx))
+            outs = [trace.value(atom, source) for atom in outputs]
+        values.update(zip(equation.outvars, outs, strict=True))
+    return [read(atom) for atom in program.jaxpr.outvars]
