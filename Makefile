@@ -14,7 +14,7 @@ BIN     := $(VENV)/bin
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test bench lint ruff-check ruff-format pyright format loc coverage-table docs notebooks \
-  clean
+  picture clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -48,11 +48,14 @@ format: $(VENV)/.installed-dev  ## sort the imports, format the code
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-loc:  ## count the engine's lines of code, and check them against the budget
+loc:  ## count the lines of code, and check them against the budgets
 	@$(PYTHON) tools/loc.py
 
 coverage-table: $(VENV)/.installed-test  ## write docs/primitives.md, with the newest JAX
 	$(BIN)/python tools/coverage_table.py
+
+picture: $(VENV)/.installed-test  ## draw what imports what, for docs/architecture.md
+	$(BIN)/python tools/imports.py
 
 docs: $(VENV)/.installed-docs  ## build the documentation
 	$(BIN)/python -m sphinx -W docs docs/_build $(ARGS)

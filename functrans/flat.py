@@ -5,7 +5,7 @@
 The interpreters know flat lists alone.  Here is the bookkeeping between them and what a user
 writes: the structures of arguments and results, and which arguments are differentiated.
 
-Read next: `transforms.py`.
+Read next: `transforms.py`, where all of this gets its names.
 """
 
 from __future__ import annotations

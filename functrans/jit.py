@@ -10,7 +10,7 @@ itself jitted,
 
 and it is made once for `g`: the compiled functions hang on `g`, weakly, and die with it.
 
-Read next: `transforms.py`, where all of this gets its names.
+Read next: `flat.py`, between pytrees and flat lists.
 """
 
 from __future__ import annotations
@@ -63,8 +63,10 @@ class Jitted:
         return self._call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Without a Python frame more than this one, unless the rules have changed.
+        call = self._call if self._version == caches.Version.rules else self._compiled()
         try:
-            return self._compiled()(*args, **kwargs)
+            return call(*args, **kwargs)
         except Exception as error:
             shorten(error)
             raise
@@ -137,13 +139,13 @@ def jit(fun: Callable | None = None, /, **options: Any) -> Any:
     if fun is None:
         return functools.partial(jit, **options)
     checks.is_function(fun)
-    if isinstance(fun, Jitted):
-        root, key, call = fun._root, fun._key, fun._compiled()
-    else:
-        root, key, call = fun, (), caches.held_weakly(fun)
     leaves, structure = jax.tree.flatten(options)
-    key = (*key, "jit", *leaves, structure)
-    return Jitted(root, key, lambda: _compile(call, options), options)
+    key = ("jit", *leaves, structure)
+    if isinstance(fun, Jitted):
+        inner_key = (*fun._key, *key)
+        return Jitted(fun._root, inner_key, lambda: _compile(fun._compiled(), options), options)
+    late = caches.held_weakly(fun)
+    return Jitted(fun, key, lambda: _compile(late, options), options)
 
 
 def _compile(fun: Callable, options: dict) -> Any:

@@ -10,9 +10,11 @@ import gc
 import graphlib
 import importlib.util
 import inspect
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,38 +60,54 @@ def names_used(tree: ast.Module) -> set[str]:
     return names_imported(tree) | attributes
 
 
-# Imports point one way: each room of the tour may import those before it. The side rooms may import
-# what is said here. In the rooms of `ITSELF` there are several modules, and one may import another.
+# Imports point one way. The unit is a file beside `functrans/__init__.py`, or a folder; in a folder
+# one file may import another. Each layer may import those before it. What stands beside the layers
+# may import what is said here, and no layer imports it: rules reach the interpreters through the
+# table in `rules.py`.
 
-TOUR = ["jaxpr", "rules", "tracer", "forward", "linearize", "reverse", "control_flow"]
-TOUR += ["jit", "transforms", "jacobians"]
-SIDE_ROOMS = {"derivatives": {"rules", "errors"}, "errors": {"jaxpr"}}
-ITSELF = {"derivatives", "errors", "control_flow"}
-ENTRANCES = {"", "testing", "explain", "__main__"}
-"""The package, and what uses it as anyone would."""
+LAYERS = ["values", "caches", "jaxpr", "errors", "rules", "tracer"]
+LAYERS += ["programs.outputs", "templates", "programs"]
+LAYERS += ["forward", "linearize", "reverse", "jit", "flat", "transforms", "jacobians"]
+BESIDE = {
+    "derivatives": {"rules", "errors"},
+    "staging": {"rules", "derivatives"},
+    "foreign": {"rules"},
+    "control_flow": {*LAYERS[: LAYERS.index("jit")], "derivatives"},
+    "extend": {*LAYERS, "control_flow"},
+    "explain": {*LAYERS, "control_flow"},
+    "": {*LAYERS, "derivatives", "staging", "foreign", "control_flow", "extend", "explain"},
+    "testing": {""},
+    "__main__": {""},
+}
+"""`testing` and `__main__` use the package as anyone would."""
 
 
-def room(name: str) -> str:
-    """`functrans.derivatives.shape` is in the room `derivatives`; the package is in no room."""
-    return name.split(".")[1] if "." in name else ""
+def unit(name: str) -> str:
+    """`functrans.derivatives.shape` is in the unit `derivatives`; `functrans` itself is in `""`.
+
+    `programs.outputs` is a unit of its own: `templates` needs it, and the rest of its folder needs
+    `templates`.
+    """
+    inner = name.partition(".")[2]
+    return inner if inner in LAYERS else inner.partition(".")[0]
 
 
 def may_import(name: str) -> set[str]:
-    if room(name) in ENTRANCES:
-        return {room(n) for n in SOURCES} - ({""} if room(name) == "" else set())
-    if room(name) in SIDE_ROOMS:
-        return SIDE_ROOMS[room(name)] | {room(name)}
-    before = set(TOUR[: TOUR.index(room(name))]) | {"errors"}
-    before |= {"derivatives"} if room(name) == "control_flow" else set()
-    return before | ({room(name)} & ITSELF)
+    of = unit(name)
+    others = set(LAYERS[: LAYERS.index(of)]) if of in LAYERS else BESIDE[of]
+    is_folder = (PACKAGE / of).is_dir() and of
+    return others | ({of} if is_folder else set())
 
 
 @every_module
 def test_imports_point_one_way(name: str) -> None:
-    if room(name) == "jaxpr":  # the first, which everything else may import
-        assert not modules_imported(name)
-    wrong = {m for m in modules_imported(name) if room(m) not in may_import(name)}
+    wrong = {m for m in modules_imported(name) if unit(m) not in may_import(name)}
     assert not wrong, f"{name} imports {wrong}, which come later"
+
+
+def test_the_first_layers_import_nothing() -> None:
+    assert not modules_imported("functrans.values")
+    assert not modules_imported("functrans.caches")
 
 
 def test_imports_have_no_circle() -> None:
@@ -102,10 +120,15 @@ def test_the_import_graph_is_seen() -> None:
     assert "functrans.jaxpr" in modules_imported("functrans.tracer")
     assert "functrans.reverse" in modules_imported("functrans.transforms")
     assert "functrans.derivatives.elementwise" in modules_imported("functrans.derivatives")
-    assert {room(name) for name in SOURCES} >= {*TOUR, *SIDE_ROOMS}
+    assert {unit(name) for name in SOURCES} == {*LAYERS, *BESIDE}
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if room(name) == "derivatives"])
+def test_the_picture_of_imports_is_of_this_code() -> None:
+    imports = load_tool("imports")
+    assert imports.stored() == imports.arrows(), "run `make picture`"
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if unit(name) == "derivatives"])
 def test_rules_need_jax_and_nothing_else(name: str) -> None:
     tops = {full.split(".")[0] for full in names_imported(SOURCES[name])}
     standard = {"__future__", "collections", "functools", "itertools", "math", "operator", "typing"}
@@ -133,41 +156,168 @@ def test_only_the_public_interface_of_jax(name: str) -> None:
 @every_module
 def test_no_derivative_is_that_of_jax(name: str) -> None:
     used = names_used(SOURCES[name])
-    if name != "functrans.derivatives.foreign":  # which reads what other packages say there
+    if name != "functrans.foreign":  # which reads what other packages say there
         assert not {full for full in used if full.startswith("jax.interpreters.ad")}
     assert not {full for full in used if full.startswith("jax.ad_")}
-    if room(name) not in ("testing", "__main__"):  # which compare with JAX
+    if unit(name) not in ("testing", "__main__"):  # which compare with JAX
         assert not used & DERIVATIVES_OF_JAX
 
 
 # What one reads.
 
 
+def files_named(name: str) -> list[Path]:
+    """The files that a module's docstring names after "Read next:", in order."""
+    _, _, after = (ast.get_docstring(SOURCES[name]) or "").partition("Read next:")
+    folders = (FILES[name].parent, PACKAGE, REPOSITORY)
+    found = []
+    for mentioned in re.findall(r"`([\w./]+\.py)`", after):
+        places = [(folder / mentioned).resolve() for folder in folders]
+        there = [place for place in places if place.is_file()]
+        assert there, f"{name} sends the reader to {mentioned}"
+        found.append(there[0])
+    return found
+
+
 @every_module
-def test_every_module_says_what_it_is_and_what_to_read_next(name: str) -> None:
+def test_every_module_says_what_it_is(name: str) -> None:
     docstring = ast.get_docstring(SOURCES[name]) or ""
     assert len(docstring.splitlines()[0]) > 20
-    tour = re.search(r"(Read next:|end of the tour|To learn how it works read)", docstring)
-    assert tour, f"{name} does not say what to read next"
-    for mentioned in re.findall(r"`([\w./]+\.py)`", docstring[tour.start() :]):
-        places = [FILES[name].parent / mentioned, PACKAGE / mentioned, REPOSITORY / mentioned]
-        assert any(place.is_file() for place in places), f"{name} sends the reader to {mentioned}"
 
 
-def test_line_budgets(capsys: pytest.CaptureFixture) -> None:
-    spec = importlib.util.spec_from_file_location("loc", REPOSITORY / "tools" / "loc.py")
+def test_read_next_visits_every_file_once() -> None:
+    """The first file that is named is the next; others are for those who read less."""
+    names = {path: name for name, path in FILES.items()}
+    chain = ["functrans"]
+    while (following := files_named(chain[-1])) and len(chain) <= len(FILES):
+        assert following[0] in names, f"{chain[-1]} leads out of the package"
+        chain.append(names[following[0]])
+    assert len(set(chain)) == len(chain), "it comes back to a file"
+    assert set(chain) == set(FILES), f"it ends with {chain[-1]}"
+    assert chain[-1] == "functrans.__main__"
+
+
+def load_tool(name: str) -> Any:
+    """A file of `tools/`, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "tools" / f"{name}.py")
     assert spec is not None and spec.loader is not None
-    loc = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loc)
-    assert (loc.FILE_BUDGET, loc.TOTAL_BUDGET) == (300, 1300)
-    assert loc.main() == 0, capsys.readouterr().out
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_line_budgets() -> None:
+    loc = load_tool("loc")
+    budgets = loc.budgets(loc.counts())
+    assert [budget.limit for budget in budgets] == [850, 1500, 300]
+    over = [str(budget) for budget in budgets if budget.count > budget.limit]
+    assert not over, over
+
+
+# What is public.
+
+API = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+def names_on_the_api_page() -> set[str]:
+    """`functrans.grad` for `autofunction:: grad` below `currentmodule:: functrans`, and so on."""
+    module, names = "", set()
+    for directive, argument in re.findall(r"^\.\. (\w+):: ([\w.]+)", API, re.MULTILINE):
+        if directive == "currentmodule":
+            module = argument
+        elif directive in ("autofunction", "autoclass", "autodata", "autoexception"):
+            names.add(argument if argument.startswith("functrans.") else f"{module}.{argument}")
+    return names
+
+
+ON_THE_PAGE = names_on_the_api_page()
+PUBLIC_MODULES = [
+    "functrans",
+    *(f"functrans.{n}" for n in ("rules", "extend", "explain", "testing")),
+]
+
+
+def value_of(full: str) -> Any:
+    module, _, name = full.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("full", sorted(ON_THE_PAGE))
+def test_a_name_on_the_api_page_exists_and_is_explained(full: str) -> None:
+    assert full.rpartition(".")[0] in PUBLIC_MODULES
+    assert inspect.getdoc(value_of(full))
+    assert not inspect.ismodule(value_of(full)), "a file stands in the place of its function"
+
+
+@pytest.mark.parametrize("name", ["functrans", "functrans.extend", "functrans.explain"])
+def test_the_api_page_has_what_is_public_and_no_more(name: str) -> None:
+    module = importlib.import_module(name)
+    assert len(module.__all__) == len(set(module.__all__))
+    public = {n for n in module.__all__ if f"{name}.{n}" not in PUBLIC_MODULES}
+    public -= {"jacobian"}  # another name of `jacrev`, and the page says so
+    if module is not ft:
+        public -= {*ft.__all__}
+    pairs = (full.rpartition(".") for full in ON_THE_PAGE)
+    assert {n for of, _, n in pairs if of == name} == public
+
+
+# What a tutorial may use besides. The fifth shows the engine by its own source.
+OF_THE_ENGINE = {
+    "05_inside_functrans": {
+        "functrans.forward": {"ForwardTrace", "push", "pushed_program"},
+        "functrans.jaxpr": {"Operation", "current_trace"},
+        "functrans.jit": {"transformed"},
+        "functrans.linearize": {"LinearizeTrace", "_record", "linearized_program"},
+        "functrans.reverse": {"Cotangents", "pull", "pulled_program", "transpose"},
+        "functrans.rules": {"RULES", "Elementwise"},
+        "functrans.templates": {"Template", "template"},
+        "functrans.tracer": {"RecordingTrace", "StagingTrace", "Tracer", "stage"},
+        "functrans.values": {"Linear", "Zero"},
+    }
+}
+
+
+def names_in_notebook(path: Path) -> set[str]:
+    """The names of functrans that its code uses, in full."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [line for c in cells if c["cell_type"] == "code" for line in [*c["source"], "\n"]]
+    tree = ast.parse("".join(line for line in code if not line.lstrip().startswith(("%", "!"))))
+    called = {"ft": "functrans"}  # from a name in the notebook to what it stands for
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            called |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    used = names_imported(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            first, *rest = ast.unparse(node).split(".")
+            used.add(".".join([called.get(first, ""), *rest]))
+    ours = {full for full in used if f"{full}.".startswith("functrans.")}
+    # Of `functrans.grad.__doc__` the name is `functrans.grad`.
+    modules = {*PUBLIC_MODULES, *SOURCES}
+    return {n for n in ours if n in modules or n.rpartition(".")[0] in modules}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "colab").glob("*.ipynb")), ids=lambda p: p.stem
+)
+def test_tutorials_use_what_is_public(path: Path) -> None:
+    besides = OF_THE_ENGINE.get(path.stem, {})
+    allowed = {*PUBLIC_MODULES, *ON_THE_PAGE}
+    allowed |= {f"{module}.{name}" for module, names in besides.items() for name in names}
+    used = names_in_notebook(path)
+    assert len(used) > 2
+    others = sorted(used - allowed)
+    assert not others, "not public"
+
+
+def test_every_rule_of_an_unnamed_primitive_is_declared() -> None:
+    assert not ft.rules.FAILURES
 
 
 PUBLIC = [name for name in ft.__all__ if not inspect.ismodule(getattr(ft, name))]
 
 
-def test_public_names_are_there_once() -> None:
-    assert len(ft.__all__) == len(set(ft.__all__))
+def test_public_names_are_there() -> None:
     assert {"jvp", "vjp", "grad", "jit", "hvp", "make_jaxpr", "linear_transpose"} <= set(PUBLIC)
 
 
@@ -187,6 +337,55 @@ def test_public_modules_are_documented(name: str) -> None:
     module = getattr(ft, name)
     assert module.__name__ == f"functrans.{name}"
     assert inspect.getdoc(module)
+
+
+# Words.
+
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "CHANGELOG.md"]
+PAGES += sorted((REPOSITORY / "docs").glob("*.md"))
+VOCABULARY = re.findall(
+    r"^\| `?([\w ]+?)`? \| (.+) \| `([\w./]+)` \|$",
+    (REPOSITORY / "docs" / "vocabulary.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("word, meaning, file", VOCABULARY, ids=[word for word, *_ in VOCABULARY])
+def test_a_word_of_the_vocabulary_occurs_where_it_is_defined(word, meaning, file) -> None:
+    pattern = re.compile(r"(\b|_)" + word.replace(" ", "[ _]"), re.IGNORECASE)
+    is_there = bool(pattern.search((PACKAGE / file).read_text(encoding="utf-8")))
+    assert is_there, f"{file} does not say {word}"
+    assert meaning.endswith(".")
+
+
+def test_the_vocabulary_says_each_word_once() -> None:
+    words = [word for word, *_ in VOCABULARY]
+    assert len(words) == len(set(words)) > 50
+
+
+def words_in(text: str) -> set[str]:
+    return {word for name in re.findall(r"\w+", text) for word in [name, *name.split("_")]}
+
+
+# Words of former versions, which nobody could know.
+PRIVATE_WORDS = {"room", "rooms", "STAGED", "ADOPTED", "SIMPLIFIED", "Worker", "for_moving"}
+# As names in the engine; in a sentence they are words like others.
+PRIVATE_NAMES = {"gap", "gaps", "alone", "parted", "merged"}
+
+
+@pytest.mark.parametrize("path", [*FILES.values(), *PAGES], ids=lambda path: path.name)
+def test_no_private_words(path: Path) -> None:
+    found = words_in(path.read_text(encoding="utf-8")) & PRIVATE_WORDS
+    assert not found
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if unit(name) in LAYERS])
+def test_no_private_names_in_the_engine(name: str) -> None:
+    nodes = list(ast.walk(SOURCES[name]))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    assert not names & PRIVATE_NAMES
 
 
 # Nothing leaks.

@@ -1,12 +1,8 @@
 """The primitives that carry jaxprs: what forward, linearize and transpose do with what is inside.
 
+    base          what the others share              two halves of a call, bound one by one
     jit           one function                       a call in each half
-    halves        what the rooms below share         which residuals are at hand anyway
-    sums          what loops add up                  one product after the loop
-    basis         a whole basis                      the matrix itself
-    copies        what is copied along a batch       summed before it is multiplied
-    cond          one of several functions           residuals of all branches share places
-    loops         the loops of the rooms below       a body is staged once
+    cond          one of several functions           residuals of all branches share slots
     scan          a loop of a known length           a loop for each half; the transpose runs back
     while_loop    a loop until something is met      forward mode alone
     reduce        a function of the user's, folded   a tree of pairs
@@ -18,7 +14,7 @@
     hi            functions under one name           the function; a root is implicit
     shard_map     a function of each device's part   a call in each half, with specs
 
-A room here may use the interpreters; the rooms of `derivatives/` may not.
+A file here may use the interpreters; those of `derivatives/` may not.
 
 Read next: `base.py`, what all of them share.
 """

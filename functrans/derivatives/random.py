@@ -3,7 +3,7 @@
     bits = h(key),        d bits = 0
 
 A sample is differentiable in the parameters of its distribution by the arithmetic that makes it
-from the bits (`mean + deviation * normal(key)`), whose rules are in the other rooms.
+from the bits (`mean + deviation * normal(key)`), whose rules are in the other files.
 
 Read next: `effects.py`, what is done for its effect.
 """

@@ -40,7 +40,8 @@ _FILES = {
 def __getattr__(name: str) -> Any:
     for file, names in _FILES.items():
         if name in names:
-            value = getattr(importlib.import_module(f"functrans.explain.{file}"), name)
-            globals()[name] = value  # also where the file has the name of the function in it
-            return value
+            module = importlib.import_module(f"functrans.explain.{file}")
+            # All of its names, as importing `graph.py` has put the file in the place of `graph`.
+            globals().update((n, getattr(module, n)) for n in names)
+            return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ is one that opens the call again before it passes the loop on.  (To bind `scan_p
 lose what `lax.scan` does besides: a carry that no step changes becomes a constant, and an output
 that is an input is not stacked.)
 
-Read next: `jitted.py`, a program as one call.
+Read next: `replay.py`, equations that are written again.
 """
 
 from __future__ import annotations

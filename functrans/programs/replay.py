@@ -5,7 +5,7 @@
 The small calls of `jax.numpy` are replaced by their equations in this way, without running their
 Python again.
 
-Read next: `outputs.py`.
+Read next: `outputs.py`, results that are not copied.
 """
 
 from __future__ import annotations
