@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -41,6 +40,11 @@ class Case:
         """The same numbers in each precision, up to rounding."""
         rng = np.random.default_rng(seed)
         return tuple(make(rng, dtype) for make in self.makers)
+
+
+def array(x: Any, dtype: Any) -> jax.Array:
+    """Made by NumPy: each shape is a program to compile for `jnp.asarray`."""
+    return jax.device_put(np.asarray(x).astype(dtype))
 
 
 BOTH = ("fwd", "rev")
@@ -93,7 +97,7 @@ def F(*shape: int, low: float = -2.0, high: float = 2.0) -> Maker:
     def make(rng, dtype):
         parts = rng.uniform(low, high, (2, *shape))
         is_complex = np.issubdtype(dtype, np.complexfloating)
-        return jnp.asarray(parts[0] + 1j * parts[1] if is_complex else parts[0], dtype)
+        return array(parts[0] + 1j * parts[1] if is_complex else parts[0], dtype)
 
     return make
 
@@ -106,7 +110,7 @@ def distinct(*shape: int, low: float = -2.0, high: float = 2.0) -> Maker:
         x = rng.permutation(numbers).reshape(shape)
         if np.issubdtype(dtype, np.complexfloating):
             x = x + 1j * rng.permutation(numbers).reshape(shape)
-        return jnp.asarray(x, dtype)
+        return array(x, dtype)
 
     return make
 
@@ -118,29 +122,29 @@ def apart(*shape: int, high: float = 2.0) -> Maker:
         sign = rng.choice([-1, 1], (2, *shape))
         parts = sign * (rng.integers(0, int(high), (2, *shape)) + rng.uniform(0.2, 0.4, sign.shape))
         is_complex = np.issubdtype(dtype, np.complexfloating)
-        return jnp.asarray(parts[0] + 1j * parts[1] if is_complex else parts[0], dtype)
+        return array(parts[0] + 1j * parts[1] if is_complex else parts[0], dtype)
 
     return make
 
 
 def values(*numbers: Any) -> Maker:
     """Exactly these numbers."""
-    return lambda rng, dtype: jnp.asarray(np.asarray(numbers), dtype)
+    return lambda rng, dtype: array(numbers, dtype)
 
 
 def integers(low: int, high: int, *shape: int) -> Maker:
     """Integers in `[low, high)`."""
-    return lambda rng, dtype: jnp.asarray(rng.integers(low, high, shape), jnp.int32)
+    return lambda rng, dtype: array(rng.integers(low, high, shape), np.int32)
 
 
 def indices(*numbers: Any) -> Maker:
     """Exactly these integers."""
-    return lambda rng, dtype: jnp.asarray(np.asarray(numbers), jnp.int32)
+    return lambda rng, dtype: array(numbers, np.int32)
 
 
 def booleans(*shape: int) -> Maker:
     """Random booleans."""
-    return lambda rng, dtype: jnp.asarray(rng.integers(0, 2, shape), bool)
+    return lambda rng, dtype: array(rng.integers(0, 2, shape), bool)
 
 
 def real(maker: Maker) -> Maker:
@@ -155,7 +159,7 @@ def keys(*shape: int) -> Maker:
 
 def bits(*shape: int) -> Maker:
     """Unsigned integers of 32 bits."""
-    return lambda rng, dtype: jnp.asarray(rng.integers(0, 2**32, shape), jnp.uint32)
+    return lambda rng, dtype: array(rng.integers(0, 2**32, shape), np.uint32)
 
 
 POSITIVE = F(3, 2, low=0.3, high=3.0)
