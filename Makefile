@@ -55,7 +55,7 @@ coverage-table: $(VENV)/.installed-test  ## write docs/primitives.md, with the n
 	$(BIN)/python tools/coverage_table.py
 
 docs: $(VENV)/.installed-docs  ## build the documentation
-	$(BIN)/python -m sphinx -W docs docs/_build $(ARGS)
+	$(BIN)/python -m sphinx -W docs docs/_build/html $(ARGS)
 
 notebooks: $(VENV)/.installed-docs $(VENV)/.installed-colab  ## run the notebooks
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyter execute --timeout=600 colab/*.ipynb
