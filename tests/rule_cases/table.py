@@ -33,6 +33,7 @@ class Case:
     jax_modes: tuple[str, ...]
     half: bool
     vmap: bool
+    newer: bool
     rtol: float | None
     atol: float | None
 
@@ -48,8 +49,7 @@ def array(x: Any, dtype: Any) -> jax.Array:
 
 
 BOTH = ("fwd", "rev")
-SINCE_12 = BOTH if hasattr(lax, "log2_p") else ()
-"""The modes of a row for which only JAX 0.12 has the right derivative."""
+IS_12 = hasattr(lax, "log2_p")
 
 CASES: list[Case] = []
 
@@ -65,6 +65,7 @@ def case(
     jax_modes: tuple[str, ...] | None = None,
     half: bool = True,
     vmap: bool = True,
+    newer: bool = False,
     rtol: float | None = None,
     atol: float | None = None,
 ) -> None:
@@ -82,13 +83,13 @@ def case(
         comment at the row. Finite differences are there for all that functrans has.
       half: whether the function takes bfloat16 and float16.
       vmap: whether JAX can vectorize it.
+      newer: whether only JAX 0.12 has the primitive, or has its right derivative.
       rtol, atol: tolerances other than `cross_check`'s, with the reason in a comment.
     """
     names = tuple(primitives.split())
-    theirs = modes if jax_modes is None else jax_modes
-    CASES.append(
-        Case(names, fun, makers, complex, order, kinks, modes, theirs, half, vmap, rtol, atol)
-    )
+    theirs = () if newer and not IS_12 else modes if jax_modes is None else jax_modes
+    options = (complex, order, kinks, modes, theirs, half, vmap, newer, rtol, atol)
+    CASES.append(Case(names, fun, makers, *options))
 
 
 def F(*shape: int, low: float = -2.0, high: float = 2.0) -> Maker:
