@@ -40,6 +40,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def every_object() -> Iterator[None]:
+    """`gc.get_objects` also returns what is there since the modules were imported."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
     """Thousands of tiny programs are compiled: what XLA's optimizer makes of them is not what is

@@ -191,6 +191,8 @@ def test_public_modules_are_documented(name: str) -> None:
 
 # Nothing leaks.
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 X = jnp.arange(1.0, 4.0)
 
 
