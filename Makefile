@@ -69,7 +69,7 @@ notebooks: $(VENV)/.installed-docs $(VENV)/.installed-colab  ## run the notebook
 
 clean:  ## delete the environments, the caches and what was built
 	rm -rf .venv .hypothesis .pytest_cache .ruff_cache build dist docs/_build docs/tutorials
-	find benchmarks functrans tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find benchmarks colab docs functrans tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment. A failed `venv` leaves a folder without pip behind: it is removed, so that the
 # next `make` begins anew.
