@@ -82,7 +82,8 @@ def test_jitted_in_double_precision(case: Case, kind: str) -> None:
 # What `vmap` and eager evaluation do with a rule is the same for complex numbers.
 @pytest.mark.parametrize(("case", "kind"), REAL_ROWS)
 def test_vmapped_and_eager_in_single_precision(case: Case, kind: str) -> None:
-    """Of a batch of two, `jax.vmap` of JAX's derivatives or, where it has none, of our own.
+    """Of a batch of two, against `jax.vmap` of JAX's derivatives or, where it has none, against our
+    own, one by one.
 
     The first row of each primitive also one by one: what runs eagerly is the program that `jit`
     compiles, so that one row tells.
@@ -92,7 +93,8 @@ def test_vmapped_and_eager_in_single_precision(case: Case, kind: str) -> None:
     batch = [case.inputs(DTYPES[kind, 32], seed) for seed in (0, 1)]
     vmap = jax.vmap if case.vmap else one_by_one
     # In one program: XLA compiles once what both of them write.
-    both = jax.jit(lambda *args: (vmap(ours)(*args), vmap(theirs)(*args)))
+    each = vmap if case.jax_modes else one_by_one
+    both = jax.jit(lambda *args: (vmap(ours)(*args), each(theirs)(*args)))
     got, want = both(*stacked(batch))
     assert_close(case, got, want)
     if case in FIRST_CASES:
