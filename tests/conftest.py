@@ -6,6 +6,7 @@ XLA's compilations are most of what the tests take, and many of them are the sam
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -22,10 +23,29 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, value in kept.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)  # for the programs that tests start
+    # To share a program among threads takes longer than to compile it.
+    flags = ["--xla_cpu_parallel_codegen_split_count=1"]
     if jax.__version_info__ < (0, 11):
         # XLA's newer emitters take twice as long for a small program; later, there is no other.
-        flag = "--xla_cpu_use_fusion_emitters=false"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    else:
+        # But what is not fused with anything need not go there.
+        flags.append("--xla_disable_hlo_passes=fusion-wrapper")
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is imported by now stays: Python need not look through it for garbage each time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def every_object() -> Iterator[None]:
+    """`gc.get_objects` also returns what is there since the modules were imported."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

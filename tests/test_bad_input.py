@@ -23,6 +23,8 @@ from jax.extend.core import Primitive
 
 import functrans as ft
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 V = jnp.arange(3.0)
 FEW_FRAMES = 12
 

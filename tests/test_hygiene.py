@@ -390,6 +390,8 @@ def test_no_private_names_in_the_engine(name: str) -> None:
 
 # Nothing leaks.
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 X = jnp.arange(1.0, 4.0)
 
 

@@ -193,6 +193,7 @@ def test_compiled_functions_are_forgotten(transform: str) -> None:
     assert not {name: grown[name] for name in names if grown[name] > 3}
 
 
+@pytest.mark.usefixtures("every_object")
 def test_every_cache_is_weak_or_bounded() -> None:
     caches = [x for x in gc.get_objects() if isinstance(x, functools._lru_cache_wrapper)]
     ours = {x.__name__: x for x in caches if x.__module__.startswith("functrans")}

@@ -7,7 +7,16 @@ import pathlib
 
 import pytest
 
+from functrans import __main__ as job
 from functrans.__main__ import main
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(autouse=True)
+def few_timed_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each derivative is called as often as a time takes to settle, and no test looks at times."""
+    monkeypatch.setattr(job, "TIMED_CALLS", 1)
 
 
 def test_the_main_job_trains_a_model_and_cross_checks_it(capsys):

@@ -11,6 +11,8 @@ from jax import lax
 
 import functrans as ft
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def lstm(w: jax.Array, xs: jax.Array) -> jax.Array:
     def step(c: jax.Array, x: jax.Array) -> tuple:

@@ -13,7 +13,6 @@ from jax.extend.core import primitives as extended
 
 from rule_cases.table import (
     POSITIVE,
-    SINCE_12,
     F,
     apart,
     bits,
@@ -92,7 +91,7 @@ case("pow", lambda y: lax.pow(jnp.zeros_like(y), y), values(1.0, 2.0, 0.5))
 if hasattr(lax, "log2_p"):  # 0.12 has primitives for these, 0.10 composes them
     case("log2", jnp.log2, POSITIVE, complex=True)
     case("polynomial", lambda x, *a: lax.polynomial(x, a), F(3), F(3), F(3), F(3), complex=True)
-    case("polynomial", lambda x: lax.polynomial(x, [1.0, -2.0, 0.5, 3.0]), F(3))
+    case("polynomial", lambda x: lax.polynomial(x, [1.0, -2.0, 0.5, 3.0]), F(3), newer=True)
     case("one_minus_square", lax.one_minus_square, F(3, 2), complex=True)
 
 # Trigonometric and hyperbolic functions, and their inverses.
@@ -143,8 +142,8 @@ case("sign", lax.sign, values(0.0, -0.0, 1.0), kinks=True)
 case("is_finite", lax.is_finite, F(3, 2))
 # JAX 0.10 has no rule for `nextafter`, and a zero one for the sign of a complex number, which
 # turns with the number.
-case("nextafter", lax.nextafter, F(3), F(3), jax_modes=SINCE_12)
-case("sign", lax.sign, apart(3, 2), complex=True, jax_modes=SINCE_12)
+case("nextafter", lax.nextafter, F(3), F(3), newer=True)
+case("sign", lax.sign, apart(3, 2), complex=True, newer=True)
 for name in ("eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to"):
     case(name, getattr(lax, f"{name}_p").bind, F(3), F(3))
 case("eq ne", lambda x, y: (lax.eq(x, y), lax.ne(x, y)), F(3), F(3), complex=True)

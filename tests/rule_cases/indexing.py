@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from rule_cases.table import (
-    BOTH,
-    SINCE_12,
     F,
     case,
     distinct,
@@ -97,9 +95,9 @@ for name, method in SCATTERS.items():
         outside = indices(-7, 1) if method == "multiply" else indices(-7, 9, 1)
         updates = distinct(2 if method == "multiply" else 3, 2, low=-1.9, high=1.7)
         # JAX 0.10 has NaN for the derivative of an extremum with an update whose index is clipped.
-        modes = SINCE_12 if mode == "clip" and method in ("min", "max") else BOTH
+        newer = mode == "clip" and method in ("min", "max")
         scattered = update(method, mode, **options)
-        case(name, scattered, distinct(4, 2), outside, updates, jax_modes=modes)
+        case(name, scattered, distinct(4, 2), outside, updates, newer=newer)
 for method in ("add", "subtract"):
     name = "scatter-sub" if method == "subtract" else "scatter-add"
     case(name, update(method), F(3, 2), indices(0, 2, 0), F(3, 2), complex=True)

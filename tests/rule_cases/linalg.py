@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import linalg
 
-from rule_cases.table import F, Maker, case, indices
+from rule_cases.table import F, Maker, array, case, indices
 
 
 def spaced(*shape: int) -> Maker:
@@ -24,7 +24,7 @@ def spaced(*shape: int) -> Maker:
 
     def make(rng, dtype):
         diagonal = np.eye(shape[-2], shape[-1]) * 2 * np.arange(1, shape[-1] + 1)
-        return jnp.asarray(diagonal + F(*shape, low=-0.4, high=0.4)(rng, dtype), dtype)
+        return array(diagonal + np.asarray(F(*shape, low=-0.4, high=0.4)(rng, dtype)), dtype)
 
     return make
 

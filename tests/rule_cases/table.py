@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -34,6 +33,7 @@ class Case:
     jax_modes: tuple[str, ...]
     half: bool
     vmap: bool
+    newer: bool
     rtol: float | None
     atol: float | None
 
@@ -43,9 +43,13 @@ class Case:
         return tuple(make(rng, dtype) for make in self.makers)
 
 
+def array(x: Any, dtype: Any) -> jax.Array:
+    """Made by NumPy: each shape is a program to compile for `jnp.asarray`."""
+    return jax.device_put(np.asarray(x).astype(dtype))
+
+
 BOTH = ("fwd", "rev")
-SINCE_12 = BOTH if hasattr(lax, "log2_p") else ()
-"""The modes of a row for which only JAX 0.12 has the right derivative."""
+IS_12 = hasattr(lax, "log2_p")
 
 CASES: list[Case] = []
 
@@ -61,6 +65,7 @@ def case(
     jax_modes: tuple[str, ...] | None = None,
     half: bool = True,
     vmap: bool = True,
+    newer: bool = False,
     rtol: float | None = None,
     atol: float | None = None,
 ) -> None:
@@ -78,13 +83,13 @@ def case(
         comment at the row. Finite differences are there for all that functrans has.
       half: whether the function takes bfloat16 and float16.
       vmap: whether JAX can vectorize it.
+      newer: whether only JAX 0.12 has the primitive, or has its right derivative.
       rtol, atol: tolerances other than `cross_check`'s, with the reason in a comment.
     """
     names = tuple(primitives.split())
-    theirs = modes if jax_modes is None else jax_modes
-    CASES.append(
-        Case(names, fun, makers, complex, order, kinks, modes, theirs, half, vmap, rtol, atol)
-    )
+    theirs = () if newer and not IS_12 else modes if jax_modes is None else jax_modes
+    options = (complex, order, kinks, modes, theirs, half, vmap, newer, rtol, atol)
+    CASES.append(Case(names, fun, makers, *options))
 
 
 def F(*shape: int, low: float = -2.0, high: float = 2.0) -> Maker:
@@ -93,7 +98,7 @@ def F(*shape: int, low: float = -2.0, high: float = 2.0) -> Maker:
     def make(rng, dtype):
         parts = rng.uniform(low, high, (2, *shape))
         is_complex = np.issubdtype(dtype, np.complexfloating)
-        return jnp.asarray(parts[0] + 1j * parts[1] if is_complex else parts[0], dtype)
+        return array(parts[0] + 1j * parts[1] if is_complex else parts[0], dtype)
 
     return make
 
@@ -106,7 +111,7 @@ def distinct(*shape: int, low: float = -2.0, high: float = 2.0) -> Maker:
         x = rng.permutation(numbers).reshape(shape)
         if np.issubdtype(dtype, np.complexfloating):
             x = x + 1j * rng.permutation(numbers).reshape(shape)
-        return jnp.asarray(x, dtype)
+        return array(x, dtype)
 
     return make
 
@@ -118,29 +123,29 @@ def apart(*shape: int, high: float = 2.0) -> Maker:
         sign = rng.choice([-1, 1], (2, *shape))
         parts = sign * (rng.integers(0, int(high), (2, *shape)) + rng.uniform(0.2, 0.4, sign.shape))
         is_complex = np.issubdtype(dtype, np.complexfloating)
-        return jnp.asarray(parts[0] + 1j * parts[1] if is_complex else parts[0], dtype)
+        return array(parts[0] + 1j * parts[1] if is_complex else parts[0], dtype)
 
     return make
 
 
 def values(*numbers: Any) -> Maker:
     """Exactly these numbers."""
-    return lambda rng, dtype: jnp.asarray(np.asarray(numbers), dtype)
+    return lambda rng, dtype: array(numbers, dtype)
 
 
 def integers(low: int, high: int, *shape: int) -> Maker:
     """Integers in `[low, high)`."""
-    return lambda rng, dtype: jnp.asarray(rng.integers(low, high, shape), jnp.int32)
+    return lambda rng, dtype: array(rng.integers(low, high, shape), np.int32)
 
 
 def indices(*numbers: Any) -> Maker:
     """Exactly these integers."""
-    return lambda rng, dtype: jnp.asarray(np.asarray(numbers), jnp.int32)
+    return lambda rng, dtype: array(numbers, np.int32)
 
 
 def booleans(*shape: int) -> Maker:
     """Random booleans."""
-    return lambda rng, dtype: jnp.asarray(rng.integers(0, 2, shape), bool)
+    return lambda rng, dtype: array(rng.integers(0, 2, shape), bool)
 
 
 def real(maker: Maker) -> Maker:
@@ -155,7 +160,7 @@ def keys(*shape: int) -> Maker:
 
 def bits(*shape: int) -> Maker:
     """Unsigned integers of 32 bits."""
-    return lambda rng, dtype: jnp.asarray(rng.integers(0, 2**32, shape), jnp.uint32)
+    return lambda rng, dtype: array(rng.integers(0, 2**32, shape), np.uint32)
 
 
 POSITIVE = F(3, 2, low=0.3, high=3.0)
