@@ -6,9 +6,13 @@ XLA's compilations are most of what the tests take, and many of them are the sam
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import pytest
@@ -38,6 +42,26 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """What is imported by now stays: Python need not look through it for garbage each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def run_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`run_once(file)` runs a test file as a script, which gets a folder to write to, and returns
+    the folder. The first worker that asks runs it; the others wait for its results."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def run(file: str) -> Path:
+        folder, done = (shared / f"{Path(file).stem}{end}" for end in ("", ".done"))
+        with open(shared / f"{Path(file).stem}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                folder.mkdir(exist_ok=True)
+                subprocess.run([sys.executable, "-W", "error", file, str(folder)], check=True)
+                done.touch()
+        return folder
+
+    return run
 
 
 @pytest.fixture

@@ -542,7 +542,7 @@ def an_extremum_has_no_derivative():
 CHECKS["an_extremum_has_no_derivative"] = an_extremum_has_no_derivative
 
 
-def child(path: str) -> None:
+def child(folder: Path) -> None:
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
@@ -553,15 +553,13 @@ def child(path: str) -> None:
             results[name] = ""
         except Exception:
             results[name] = traceback.format_exc()
-    Path(path).write_bytes(pickle.dumps(results))
+    (folder / "results").write_bytes(pickle.dumps(results))
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def results(run_once: Callable[[str], Path]) -> dict[str, str]:
     """For each check the traceback of its failure, or nothing."""
-    path = tmp_path_factory.mktemp("collectives") / "results"
-    subprocess.run([sys.executable, "-W", "error", __file__, str(path)], check=True)
-    return pickle.loads(path.read_bytes())
+    return pickle.loads((run_once(__file__) / "results").read_bytes())
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -606,4 +604,4 @@ def test_two_processes() -> None:
 
 
 if __name__ == "__main__":
-    child(sys.argv[1])
+    child(Path(sys.argv[1]))

@@ -10,7 +10,6 @@ import importlib
 import itertools
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,10 +47,8 @@ def child(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("coverage")
-    subprocess.run([sys.executable, "-W", "error", __file__, str(path)], check=True)
-    return path
+def folder(run_once: Callable[[str], Path]) -> Path:
+    return run_once(__file__)
 
 
 @pytest.fixture(scope="module")

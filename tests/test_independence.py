@@ -8,7 +8,6 @@ that JAX fails on the program, and evaluates it with functrans.
 from __future__ import annotations
 
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -214,7 +213,7 @@ def outcome(evaluate: Callable, ad: ModuleType) -> tuple[str, Any]:
         return type(error).__name__, str(error)
 
 
-def child(path: str) -> None:
+def child(folder: Path) -> None:
     """Empty JAX's tables; evaluate every program with JAX, which fails, and with functrans."""
     tables = rule_tables()
     assert any(table is jax_ad.primitive_jvps for table in tables)
@@ -227,14 +226,12 @@ def child(path: str) -> None:
         setattr(jax, name, None)
     with_functrans = {name: outcome(evaluate, ft) for name, evaluate in PROGRAMS.items()}
     sizes = [len(table) for table in tables]
-    Path(path).write_bytes(pickle.dumps((with_jax, with_functrans, sizes)))
+    (folder / "results").write_bytes(pickle.dumps((with_jax, with_functrans, sizes)))
 
 
 @pytest.fixture(scope="module")
-def without_tables(tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    path = tmp_path_factory.mktemp("independence") / "results"
-    subprocess.run([sys.executable, "-W", "error", __file__, str(path)], check=True)
-    return pickle.loads(path.read_bytes())
+def without_tables(run_once: Callable[[str], Path]) -> tuple:
+    return pickle.loads((run_once(__file__) / "results").read_bytes())
 
 
 def test_the_tables_were_and_stayed_empty(without_tables: tuple) -> None:
@@ -270,4 +267,4 @@ def test_closed_forms(without_tables: tuple) -> None:
 
 
 if __name__ == "__main__":
-    child(sys.argv[1])
+    child(Path(sys.argv[1]))
