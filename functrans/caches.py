@@ -58,7 +58,8 @@ def by_types(function: Callable) -> Callable:
     """Remember `function(params, *key)`, where `params` are the items of an equation's params.
 
     It returns `None`, and nothing is remembered, if the params cannot be a key: they are not
-    hashable, or hold a function, which the cache must not keep alive.
+    hashable, or hold a function, which the cache must not keep alive. Arguments by keyword are
+    handed on, and are no part of the key.
     """
     memory: dict[Any, Any] = {}
     emptied_by(memory.clear)
@@ -66,14 +67,14 @@ def by_types(function: Callable) -> Callable:
     mesh = jax.sharding.get_abstract_mesh
 
     @functools.wraps(function)
-    def cached(params: tuple, *key: Any) -> Any:
-        place = params, key, config.jax_enable_x64, config.jax_default_matmul_precision, mesh()
+    def cached(params: tuple, *key: Any, **rest: Any) -> Any:
+        entry = params, key, config.jax_enable_x64, config.jax_default_matmul_precision, mesh()
         try:
-            found = memory.get(place)
+            found = memory.get(entry)
         except TypeError:
             return None
         if found is None and not any(callable(value) for _, value in params):
-            found = memory.setdefault(place, function(params, *key))
+            found = memory.setdefault(entry, function(params, *key, **rest))
             while len(memory) > SIZE:
                 memory.pop(next(iter(memory)), None)
         return found
@@ -82,16 +83,19 @@ def by_types(function: Callable) -> Callable:
 
 
 def by_program(function: Callable) -> Callable:
-    """Remember `function(program, *key)` for as long as the program lives."""
+    """Remember `function(program, *key)` for as long as the program lives.
+
+    Arguments by keyword are handed on, and are no part of the key.
+    """
     memory: weakref.WeakKeyDictionary[Any, dict[Hashable, Any]] = weakref.WeakKeyDictionary()
     emptied_by(memory.clear)
 
     @functools.wraps(function)
-    def cached(program: Any, *key: Hashable) -> Any:
-        entries, place = memory.setdefault(program, {}), (*key, Version.rules)
-        if place not in entries:
-            entries.setdefault(place, function(program, *key))
-        return entries[place]
+    def cached(program: Any, *key: Hashable, **rest: Any) -> Any:
+        entries, entry = memory.setdefault(program, {}), (*key, Version.rules)
+        if entry not in entries:
+            entries.setdefault(entry, function(program, *key, **rest))
+        return entries[entry]
 
     return cached
 

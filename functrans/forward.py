@@ -93,8 +93,8 @@ class ForwardTrace(Trace):
             return self.run(known, operation, xs, x_dots)
         own_lines = operation.is_live and "subfuns" in operation.params
         with jx.in_place_of(operation.equation, own_lines=own_lines):
-            tangents = map(self.tangents.leave, x_dots)
-            tangents = values.with_zeros(tangents, moving, operation.avals)
+            x_dots = [*map(self.tangents.leave, x_dots)]
+            tangents = values.with_zeros(x_dots, moving, operation.avals)
             ys, y_dots = self.ask(operation, [*map(self.primals.leave, xs)], tangents)
         moved = values.moving(y_dots)
         y_dots = map(self.tangents.enter, values.pick(y_dots, moved))

@@ -89,11 +89,8 @@ def linearize(
 
     Returns the outputs, `aux`, and the linear program.
     """
-
-    def run(trace, primals, tangents):
-        return trace.run_function(fun, primals, tangents)
-
-    return _record(run, primals, moving, jx.debug_info("linearize", fun))
+    info = jx.debug_info("linearize", fun)
+    return _record(lambda trace, *pair: trace.run_function(fun, *pair), primals, moving, info)
 
 
 def _record(run: Callable, primals: Sequence, moving: Sequence[bool], info: Any) -> tuple:

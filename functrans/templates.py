@@ -215,13 +215,13 @@ def template(make: Callable, of: Operation, *flags: Any) -> Any:
     rule = RULES.get(of.primitive)
     if rule is None or _asks_every_time:
         return None
-    primitive, params, avals, *_ = of
+    primitive, params, avals, at, _ = of
     if rule.depends_on_types_only:
-        made = _by_types((*params.items(),), rule, primitive, avals, make, flags)
+        made = _by_types((*params.items(),), rule, primitive, avals, make, flags, at=at)
     elif rule.carried:
         rest, mesh = (*{**params, rule.carried: None}.items(),), jax.sharding.get_abstract_mesh()
-        operation = primitive, avals
-        made = _by_program(params[rule.carried], rest, rule, operation, make, flags, mesh)
+        key = rest, rule, primitive, avals, make, flags, mesh
+        made = _by_program(params[rule.carried], *key, at=at)
     else:
         return None
     return None if made is MUST_ASK else made
@@ -238,24 +238,25 @@ _NEEDS_VALUES = (
 
 
 @caches.by_types
-def _by_types(params: tuple, rule: Rule, primitive: Any, avals: tuple, make: Callable, flags: Any):
+def _by_types(params: tuple, *key: Any, at: JaxprEqn | None) -> Any:
     try:
-        return with_templates(make(Operation(primitive, dict(params), avals), *flags))
+        return _made(dict(params), *key, at)
     except _NEEDS_VALUES:
         return MUST_ASK
 
 
 @caches.by_program
-def _by_program(program: ClosedJaxpr, rest: tuple, rule: Any, operation: tuple, *key: Any) -> Any:
-    (primitive, avals), (make, flags, _) = operation, key
-    params = {**dict(rest), rule.carried: program}
-    made = with_templates(make(Operation(primitive, params, avals), *flags))
+def _by_program(program: ClosedJaxpr, rest: tuple, rule: Any, *key: Any, at: Any) -> Any:
+    made = _made({**dict(rest), rule.carried: program}, rule, *key[:-1], at)
     # What is kept for a program must not keep the program.
     kept = (t for t in made if isinstance(t, Template))
     inner = (p for t in kept for e, *_ in t.equations for p in jaxprs_in_params(e.params))
     return MUST_ASK if any(p is program for p in inner) else made
 
 
-def with_templates(made: Any) -> Any:
-    """A named tuple, with a template for each program in it."""
+def _made(
+    params: dict, rule: Rule, primitive: Any, avals: tuple, make: Callable, flags: Any, at: Any
+) -> Any:
+    with jx.in_place_of(at):  # for the line in an error
+        made = make(Operation(primitive, params, avals), *flags)
     return type(made)(*[Template(x) if isinstance(x, ClosedJaxpr) else x for x in made])

@@ -197,8 +197,7 @@ class Pullback(LinearFunction):
         inputs = map(Linear, values.pick(spec.in_avals, spec.moving))
         y_bars = values.pick(given, spec.moved)
         x_bars = transpose(spec.jaxpr, [*residuals, *inputs], y_bars)
-        integers, _ = values.part(spec.in_avals, spec.moving)
-        x_bars = values.merge(map(values.Zero, integers), x_bars, spec.moving)
+        x_bars = values.with_zeros(x_bars, spec.moving, spec.in_avals)
         return tree.unflatten(spec.in_tree, map(values.instantiate, x_bars))
 
 

@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from functrans.explain.graph import Graph, graph
+    from functrans.explain.graphs import Graph, graph
     from functrans.explain.residuals import Residual, saved_residuals
     from functrans.explain.table import EvaluationTable, Row, evaluation_table
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _FILES = {
-    "graph": ("Graph", "graph"),
+    "graphs": ("Graph", "graph"),
     "residuals": ("Residual", "saved_residuals"),
     "table": ("EvaluationTable", "Row", "evaluation_table"),
 }
@@ -40,8 +40,5 @@ _FILES = {
 def __getattr__(name: str) -> Any:
     for file, names in _FILES.items():
         if name in names:
-            module = importlib.import_module(f"functrans.explain.{file}")
-            # All of its names, as importing `graph.py` has put the file in the place of `graph`.
-            globals().update((n, getattr(module, n)) for n in names)
-            return globals()[name]
+            return getattr(importlib.import_module(f"functrans.explain.{file}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

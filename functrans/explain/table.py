@@ -5,7 +5,7 @@
 as in tables 2 and 3 of Baydin, Pearlmutter, Radul and Siskind, "Automatic differentiation in
 machine learning: a survey", 2018.
 
-Read next: `graph.py`, which draws the same steps.
+Read next: `graphs.py`, which draws the same steps.
 """
 
 from __future__ import annotations
