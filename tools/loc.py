@@ -25,7 +25,8 @@ TOUR = (
 )
 ENGINE = (
     *TOUR,
-    *("values.py", "caches.py", "jaxpr.py", "rules.py", "templates.py", "errors/checks.py"),
+    *("values.py", "caches.py", "jaxpr.py", "rules.py", "templates.py", "flat.py"),
+    "errors/checks.py",
 )
 
 NOT_CODE = {
@@ -87,7 +88,7 @@ def budgets(files: dict[str, int]) -> list[Budget]:
     longest = max(files, key=lambda name: files[name])
     return [
         Budget("the tour", sum(files[name] for name in TOUR), 850),
-        Budget("the engine", sum(files[name] for name in ENGINE), 1500),
+        Budget("the engine", sum(files[name] for name in ENGINE), 1760),
         Budget(f"the longest file, {longest}", files[longest], 300),
     ]
 
