@@ -223,7 +223,7 @@ def forward(fun: Callable, primals: Sequence, tangents: Sequence) -> tuple[list,
 
 @caches.by_program
 def jvp_jaxpr(program: ClosedJaxpr, moving: Flags) -> Pushed:
-    """The jaxpr of `(x, x_dot) -> (y, y_dot)`, where only what moves has a place."""
+    """The jaxpr of `(x, x_dot) -> (y, y_dot)`, of what moves alone."""
 
     def walk(primals, tangents):
         return ForwardTrace(jx.current_trace()).run_jaxpr(program, primals, tangents)

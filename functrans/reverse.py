@@ -168,7 +168,7 @@ def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> 
 
 @caches.by_program
 def transpose_jaxpr(program: ClosedJaxpr, linear: Flags, moving: Flags) -> Pulled:
-    """The jaxpr of `(known inputs, y_bar) -> x_bar`, where only what moves has a place.
+    """The jaxpr of `(known inputs, y_bar) -> x_bar`, of what moves alone.
 
     `linear` says which inputs are to be transposed, `moving` which outputs have a cotangent that is
     not zero.

@@ -313,7 +313,7 @@ def multilinear(primitive: Primitive, *transposes: Callable | None) -> None:
     RULES[primitive] = Multilinear(transposes)
 
 
-def staged(primitive: Any, simpler: Callable) -> None:
+def staging_rule(primitive: Any, simpler: Callable) -> None:
     """Declare how an operation is staged where no equation is needed.
 
     Args:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.extend.core import Literal
 
 from functrans.derivatives.common import named
-from functrans.rules import elementwise, staged
+from functrans.rules import elementwise, staging_rule
 
 
 def conversion(trace, primitive, inputs, params):
@@ -50,9 +50,9 @@ def move(trace, primitive, inputs, params):
     return [trace.stage_value(x) for x in inputs]
 
 
-staged(lax.convert_element_type_p, conversion)
-staged(lax.broadcast_in_dim_p, broadcast)
-staged(lax.device_put_p, move)
+staging_rule(lax.convert_element_type_p, conversion)
+staging_rule(lax.broadcast_in_dim_p, broadcast)
+staging_rule(lax.device_put_p, move)
 
 stage_p = named("stage")
 elementwise(stage_p, 1)

@@ -5,8 +5,8 @@
 
     0 + x = x             0 x = 0             no array is made for a `Zero`
 
-Interpreters keep a list in which some tangents are zero as two things: flags, which say for each
-place whether something moves there, and the list of those that do.  A rule sees `Zero`s instead.
+Interpreters keep a list in which some tangents are zero as two things: flags, which say of each
+whether it moves, and the list of those that do.  A rule sees `Zero`s instead.
 
 Read next: `jaxpr.py`, the programs that compute with values.
 """
@@ -25,7 +25,7 @@ from jax.extend.core import Literal, Var
 from jax.extend.core.primitives import add_jaxvals_p, convert_element_type_p
 
 Flags = tuple[bool, ...]
-"""One for each place of a list: whether something moves there, or is linear, or is known."""
+"""One for each item of a list: whether it moves, or is linear, or is known."""
 
 typeof = jax.typeof
 

@@ -31,7 +31,7 @@ from functrans.derivatives.common import emitted
 from functrans.linearize import linearize
 from functrans.programs.replay import replay
 from functrans.reverse import transpose_function
-from functrans.rules import CALL, NotLinear, Rule, call, staged, without_name
+from functrans.rules import CALL, NotLinear, Rule, call, staging_rule, without_name
 from functrans.values import Zero
 
 
@@ -111,7 +111,7 @@ class BackwardRule:
         return [from_symbolic(x) for x, moves in zip(x_bars, self.moving, strict=True) if moves]
 
     def push(self, residuals: Sequence, tangents: Sequence) -> list:
-        """Transpose the user's rule: cotangents in the place of inputs, tangents of outputs."""
+        """Transpose the user's rule: cotangents for inputs, tangents for outputs."""
         moving = [values.is_differentiable(aval) for aval in self.out_avals]
         avals = values.pick(self.out_avals, moving)
 
@@ -175,7 +175,7 @@ def _staged(trace, primitive, args, params):
     return replay(trace, jax.make_jaxpr(call)(*args), args)
 
 
-staged(CALL, _staged)
+staging_rule(CALL, _staged)
 call(custom_jvp_call_p, CustomJvpRule())
 call(custom_vjp_call_p, CustomVjpRule())
 call(transposed_p, TransposedRule())

@@ -25,7 +25,7 @@ from functrans import jaxpr as jx
 from functrans.control_flow.calls import pushed, recorded
 from functrans.control_flow.custom import from_symbolic
 from functrans.derivatives.common import emitted
-from functrans.rules import Rule, call, staged, without_name
+from functrans.rules import Rule, call, staging_rule, without_name
 from functrans.tracer import stage
 from functrans.values import Zero
 
@@ -108,5 +108,5 @@ def declare_hi() -> None:
     for primitive in emitted(root):
         if primitive.name == "call_hi_primitive":  # since JAX 0.11
             call(primitive, HiRule())
-            staged(primitive, _expanded)
-            staged("hi", low_params)
+            staging_rule(primitive, _expanded)
+            staging_rule("hi", low_params)

@@ -21,7 +21,7 @@ from jax.extend.core.primitives import jit_p
 from functrans.control_flow.base import CallRule
 from functrans.programs.jitted import bind_jit, model_params
 from functrans.programs.replay import replay
-from functrans.rules import call, staged
+from functrans.rules import call, staging_rule
 
 
 class JitRule(CallRule):
@@ -62,4 +62,4 @@ def _unsaid(mesh: Any) -> set:
 
 
 call(jit_p, JitRule())
-staged(jit_p, inlined)
+staging_rule(jit_p, inlined)

@@ -39,7 +39,7 @@ from functrans import caches, values
 from functrans import jaxpr as jx
 from functrans.control_flow.base import CallRule, Roles, transposed_bodies
 from functrans.programs.replay import replay
-from functrans.rules import call, staged, without_name
+from functrans.rules import call, staging_rule, without_name
 from functrans.tracer import RecordingTrace, StagingTrace, stage
 from functrans.values import Flags
 
@@ -244,4 +244,4 @@ def declare_shard_map() -> None:
     call(equation.primitive, ShardMapRule())
 
 
-staged("shard_map", live)
+staging_rule("shard_map", live)

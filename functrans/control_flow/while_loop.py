@@ -110,7 +110,7 @@ class WhileRule(Rule):
         linear, (first, _, _) = loop.settle(divide, consts_owned, carry_owned)
         consts, _ = values.part(consts, consts_owned)
         carry, _ = values.part(carry, linear)
-        # The condition does not read what is linear, of which zeros take the places.
+        # The condition does not read what is linear: zeros stand for it.
         types = values.pick(loop.body.out_avals, linear)
 
         def condition(c):

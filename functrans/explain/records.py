@@ -164,7 +164,7 @@ class Run:
 
 
 def moving_variables(xs: Iterable[Variable | Number]) -> list[Variable]:
-    """Those that move, once for each place that they have."""
+    """Those that move, once for each input that they are."""
     return [x for x in xs if isinstance(x, Variable) and x.moves]
 
 
