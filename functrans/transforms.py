@@ -176,7 +176,7 @@ class Pushforward(LinearFunction):
 
     @staticmethod
     def apply(spec, residuals, vector):
-        given = checks.linear_input("the pushforward", spec.in_tree, spec.in_avals, vector)
+        given = checks.linear_input(checks.PUSHFORWARD, spec.in_tree, spec.in_avals, vector)
         x_dots = values.pick(given, spec.moving)
         outs = jx.evaluate(jx.with_constants(spec.jaxpr, residuals), *x_dots)
         y_dots = values.with_zeros(outs, spec.moved, spec.out_avals)
@@ -193,7 +193,7 @@ class Pullback(LinearFunction):
 
     @staticmethod
     def apply(spec, residuals, vector):
-        given = checks.linear_input("the pullback", spec.out_tree, spec.out_avals, vector)
+        given = checks.linear_input(checks.PULLBACK, spec.out_tree, spec.out_avals, vector)
         inputs = map(Linear, values.pick(spec.in_avals, spec.moving))
         y_bars = values.pick(given, spec.moved)
         x_bars = transpose(spec.jaxpr, [*residuals, *inputs], y_bars)
@@ -299,7 +299,7 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
     checks.linear_types([*avals, *program.out_avals])
 
     def transposed(cotangent: Any) -> Any:
-        given = checks.linear_input("the transpose", flat.out_tree, program.out_avals, cotangent)
+        given = checks.linear_input(checks.TRANSPOSE, flat.out_tree, program.out_avals, cotangent)
         # On a tape: what a call inside does beside its linear work is done now.
         x_bars = transpose_function(functools.partial(jx.evaluate, program), avals, given)
         return tree.unflatten(in_tree, map(values.instantiate, x_bars))

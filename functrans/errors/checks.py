@@ -12,7 +12,7 @@ import operator
 import os
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -197,17 +197,29 @@ def tangents(primals: Sequence, in_tree: Any, given: Any) -> list:
     ]
 
 
-def linear_input(name: str, in_tree: Any, avals: Sequence, given: Any) -> list:
+class LinearCall(NamedTuple):
+    """What is said, and raised, when a linear function is called with a wrong argument."""
+
+    name: str
+    structure_error: type[Exception]
+    type_error: type[Exception]
+
+
+PUSHFORWARD = LinearCall("the pushforward", TypeError, ValueError)
+PULLBACK = LinearCall("the pullback", ValueError, ValueError)
+TRANSPOSE = LinearCall("the transpose", TypeError, TypeError)
+
+
+def linear_input(call: LinearCall, in_tree: Any, avals: Sequence, given: Any) -> list:
     """The leaves of what a linear function is called with; a `Zero` where it is a `float0`."""
     leaves, given_tree = tree.flatten(given)
-    error = TypeError if name == "the transpose" else ValueError
     if given_tree != in_tree:
-        raise (ValueError if name == "the pullback" else TypeError)(
-            f"{name} expects an argument of structure {in_tree}, but got {given_tree}"
+        raise call.structure_error(
+            f"{call.name} expects an argument of structure {in_tree}, but got {given_tree}"
         )
-    what = f"the argument of {name}"
-    # As in JAX, whatever is given for an integer output is not looked at.
-    ignored = [name == "the pullback" and aval.dtype == float0 for aval in avals]
+    what, error = f"the argument of {call.name}", call.type_error
+    # As in JAX, a pullback does not look at what is given for an integer output.
+    ignored = [call is PULLBACK and aval.dtype == float0 for aval in avals]
     return [
         Zero(aval) if ignore else _same_type(what, aval, x, error, error)
         for aval, x, ignore in zip(avals, leaves, ignored, strict=True)
