@@ -2,12 +2,17 @@
 
     forward : (a -> b) -> (a, a_dot) -> (b, b_dot)
 
-What one equation `y = f(x)` means is said once, in `push`,
+`push` says what one equation `y = f(x)` means:
 
     (x, x_dot)  ->  (f(x), J_f(x) x_dot)
 
-and there are two ways to be given equations: live, from a running Python function
-(`process_primitive`), and from a jaxpr (`run_jaxpr`).
+Equations come from a jaxpr (`run_jaxpr`), or from a running Python function (`process_primitive`).
+A tangent *moves* if it is not known to be zero; only those that move are handed around, with flags
+that say which they are.
+
+A *handle* stands for a value, and a *sink* is where equations go.  In a first reading take `enter`
+and `leave` for functions that do nothing, and `template` for one that returns `None`;
+`templates.py` explains them.
 
 Read next: `linearize.py`, which records the tangents; or, in a first reading,
 `derivatives/elementwise.py`, the rules that are asked here.
@@ -75,36 +80,36 @@ class ForwardTrace(Trace):
     """Gives each operation its pair; `parent` does the work."""
 
     program_of: Callable = staticmethod(pushed_program)
-    """What `apply` makes of an operation, for templates."""
+    """Stages what `apply` does, for a template."""
 
     def __init__(self, parent: Any):
         super().__init__()
         self.requires_low = False
         self.parent = parent
-        self.primals: Sink = sink_of(parent)
-        self.tangents: Sink = self.primals
+        self.sink: Sink = sink_of(parent)
+        self.dot_sink: Sink = self.sink  # of the tangents
 
     def apply(self, operation: Operation, xs: list, moving: Flags, x_dots: list) -> tuple:
         """The meaning of one equation, on handles: `(x, x_dot) -> (y, flags, y_dot)`.
 
         `x_dots` are the tangents that move, and `moving` says where.
         """
-        if known := template(self.program_of, operation, moving):
-            return self.run(known, operation, xs, x_dots)
-        own_lines = operation.is_live and "subfuns" in operation.params
+        if programs := template(self.program_of, operation, moving):
+            return self.run(programs, operation, xs, x_dots)
+        own_lines = operation.first_run and "subfuns" in operation.params
         with jx.in_place_of(operation.equation, own_lines=own_lines):
-            x_dots = [*map(self.tangents.leave, x_dots)]
+            x_dots = [*map(self.dot_sink.leave, x_dots)]
             tangents = values.with_zeros(x_dots, moving, operation.avals)
-            ys, y_dots = self.ask(operation, [*map(self.primals.leave, xs)], tangents)
+            ys, y_dots = self.ask(operation, [*map(self.sink.leave, xs)], tangents)
         moved = values.moving(y_dots)
-        y_dots = map(self.tangents.enter, values.pick(y_dots, moved))
-        return [*map(self.primals.enter, ys)], moved, [*y_dots]
+        y_dots = map(self.dot_sink.enter, values.pick(y_dots, moved))
+        return [*map(self.sink.enter, ys)], moved, [*y_dots]
 
-    def run(self, known: Any, operation: Operation, xs: list, x_dots: list) -> tuple:
-        """The same by the program that is known for it."""
-        outs = self.primals.run(known.program, [*xs, *x_dots], operation.equation)
-        count = len(known.moved)
-        return outs[:count], known.moved, outs[count:]
+    def run(self, programs: Any, operation: Operation, xs: list, x_dots: list) -> tuple:
+        """The same, by a template."""
+        program, moved = programs
+        outs = self.sink.run(program, [*xs, *x_dots], operation.equation)
+        return outs[: len(moved)], moved, outs[len(moved) :]
 
     def ask(self, operation: Operation, primals: list, tangents: list) -> tuple[list, list]:
         """The same on values, by the rule."""
@@ -114,36 +119,37 @@ class ForwardTrace(Trace):
     # Driver one: a jaxpr.
 
     def run_jaxpr(
-        self, program: ClosedJaxpr, primals: Sequence, tangents: Sequence, is_live: bool = False
+        self, program: ClosedJaxpr, primals: Sequence, tangents: Sequence, first_run: bool = False
     ) -> tuple:
         """Walk the equations of a jaxpr from the first to the last.
 
-        `is_live` says that it was staged from a function just now.
+        `first_run` says that it was staged just now, from a function that runs for the first time.
         """
         jaxpr = program.jaxpr
-        known = {v: self.primals.enter(x) for v, x in jx.environment(program, primals).items()}
+        known = {v: self.sink.enter(x) for v, x in jx.environment(program, primals).items()}
         pairs = zip(jaxpr.invars, tangents, strict=True)
-        dots = {v: self.tangents.enter(t) for v, t in pairs if type(t) is not Zero}
+        dots = {v: self.dot_sink.enter(t) for v, t in pairs if type(t) is not Zero}
 
-        def primal(atom: jx.Atom) -> Handle:
-            return self.primals.literal(atom) if isinstance(atom, Literal) else known[atom]
+        def read(atom: jx.Atom) -> Handle:
+            return self.sink.literal(atom) if isinstance(atom, Literal) else known[atom]
 
         def moves(atom: jx.Atom) -> bool:
             return type(atom) is not Literal and atom in dots
 
         for equation in jaxpr.eqns:
-            xs = [primal(atom) for atom in equation.invars]
+            xs = [read(atom) for atom in equation.invars]
             moving = tuple([moves(atom) for atom in equation.invars])
             if True not in moving:
-                ys = self.primals.bind(equation, xs)
+                ys = self.sink.bind(equation, xs)
             else:
                 x_dots = [dots[atom] for atom in values.pick(equation.invars, moving)]
-                ys, moved, y_dots = self.apply(Operation.of(equation, is_live), xs, moving, x_dots)
+                operation = Operation.of(equation, first_run)
+                ys, moved, y_dots = self.apply(operation, xs, moving, x_dots)
                 dots.update(zip(values.pick(equation.outvars, moved), y_dots, strict=True))
             known.update(zip(equation.outvars, ys, strict=True))
-        ys = [self.primals.leave(primal(atom)) for atom in jaxpr.outvars]
+        ys = [self.sink.leave(read(atom)) for atom in jaxpr.outvars]
         pairs = zip(ys, jaxpr.outvars, strict=True)
-        return ys, [self.tangents.leave(dots[a]) if moves(a) else Zero.like(y) for y, a in pairs]
+        return ys, [self.dot_sink.leave(dots[a]) if moves(a) else Zero.like(y) for y, a in pairs]
 
     # Driver two: a running Python function.
 
@@ -160,10 +166,10 @@ class ForwardTrace(Trace):
             with set_current_trace(self.parent):
                 return primitive.bind(*primals, **params)
         operation = Operation(primitive, params, tuple([jax.typeof(x) for x in args]))
-        x_dots = [self.tangents.enter(x.tangent) for x in values.pick(args, moving)]
-        xs = [*map(self.primals.enter, primals)]
+        x_dots = [self.dot_sink.enter(x.tangent) for x in values.pick(args, moving)]
+        xs = [*map(self.sink.enter, primals)]
         ys, moved, y_dots = self.apply(operation, xs, moving, x_dots)
-        outs = self.join(map(self.primals.leave, ys), moved, map(self.tangents.leave, y_dots))
+        outs = self.join(map(self.sink.leave, ys), moved, map(self.dot_sink.leave, y_dots))
         return outs if primitive.multiple_results else outs[0]
 
     def join(self, primals: Any, moving: Sequence[bool], tangents: Any) -> list:
@@ -181,10 +187,10 @@ class ForwardTrace(Trace):
         Returns the outputs, their tangents, and `aux`, of which only the primals count.
         """
         moving = values.moving(tangents)
-        # Where a jaxpr is being written and no value is at hand, nothing is lost if the function
-        # is staged first, and its equations read: so they go through handles.
+        # If a jaxpr is being written and all inputs are tracers, no Python needs their values. So
+        # the function is staged first, and then its equations are read, with handles for tracers.
         tracers = all(isinstance(x, jax.core.Tracer) for x in values.pick(primals, moving))
-        if self.primals.is_writing and tracers:
+        if self.sink.is_writing and tracers:
             return self.run_staged(fun, primals, tangents)
         try:
             with set_current_trace(self):
@@ -205,9 +211,8 @@ class ForwardTrace(Trace):
             rest, found = values.part(aux, kept)
             return [*outs, *found], (len(outs), kept, rest)
 
-        program, (count, kept, rest) = stage(
-            body, [jax.typeof(x) for x in inputs], jx.debug_info("forward", fun)
-        )
+        avals, info = [jax.typeof(x) for x in inputs], jx.debug_info("forward", fun)
+        program, (count, kept, rest) = stage(body, avals, info)
         ys, y_dots = self.run_jaxpr(program, inputs, values.pick(tangents, traced), True)
         return ys[:count], y_dots[:count], values.merge(rest, ys[count:], kept)
 

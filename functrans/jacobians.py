@@ -5,8 +5,8 @@
 
     hessian = jacfwd . jacrev                hvp f x v = d/dt grad f (x + t v),  at t = 0
 
-The passes go through the program together, by `jax.vmap`, or in chunks of `chunk_size`; together,
-what a matrix would make of the whole basis is the matrix, and is not computed.
+`jax.vmap` pushes all vectors of the basis at once, or `chunk_size` of them at a time.  At once, a
+matrix times the identity is the matrix, and that product is not computed.
 
 Read next: `extend.py`, transforms of your own; here the tour ends.
 """
@@ -92,7 +92,7 @@ def _columns(pushforward: Callable, primals: tuple, out: Any, chunk_size: int | 
 
 
 def _typed_like(derivatives: Any, value: Any) -> Any:
-    """As in JAX, a Jacobian has the weak type of a Python number, and the dtype of integers."""
+    """As in JAX: the weak type of a Python number, and the dtype of integers, are kept."""
     aval = jax.typeof(value)
     same = values.is_differentiable(aval) and not aval.weak_type
     return derivatives if same else values.cast(derivatives, aval)

@@ -43,15 +43,15 @@ class Operation(NamedTuple):
     """The types of the inputs."""
     equation: JaxprEqn | None = None
     """The equation that is being read; `None` if the operation comes from running Python."""
-    is_live: bool = True
+    first_run: bool = True
     """Whether the Python functions of a custom rule run for the first time, on their own lines."""
 
     @classmethod
-    def of(cls, equation: JaxprEqn, is_live: bool = False) -> Operation:
+    def of(cls, equation: JaxprEqn, first_run: bool = False) -> Operation:
         """The operation of an equation, with the params that `bind` takes."""
         primitive, avals = equation.primitive, tuple([x.aval for x in equation.invars])
         params = primitive.get_bind_params(equation.params)
-        return cls(primitive, params, avals, equation, is_live)
+        return cls(primitive, params, avals, equation, first_run)
 
 
 # ---- building ------------------------------------------------------------------------------------

@@ -2,13 +2,14 @@
 
     jit : (a -> b) -> (a -> b)
 
-The function is staged by functrans's tracer, and its jaxpr goes to `jax.jit` as *one* equation, so
-that JAX re-traces nothing and a call takes JAX's C++ path.  A transform of a jitted function is
+functrans's tracer stages the function, and its jaxpr goes to `jax.jit` as *one* equation.  So JAX
+traces nothing again, and a call takes JAX's path in C++.  A transform of a jitted function is
 itself jitted,
 
     grad(jit(g)) = jit(grad(g))
 
-and it is made once for `g`: the compiled functions hang on `g`, weakly, and die with it.
+and it is made once for `g`: a table keeps what is compiled for `g`, and drops it when `g` dies
+(`caches.py`).
 
 Read next: `flat.py`, between pytrees and flat lists.
 """
@@ -63,7 +64,7 @@ class Jitted:
         return self._call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # Without a Python frame more than this one, unless the rules have changed.
+        # A call adds one Python frame, this one.
         call = self._call if self._version == caches.Version.rules else self._compiled()
         try:
             return call(*args, **kwargs)
@@ -86,7 +87,8 @@ class Jitted:
 
             def make():
                 call = self._compiled()
-                # Options of the compiler are those of a whole program; no part has its own.
+                # Compiler options apply to a whole program: the derivative gets them, and the
+                # function inside does not.
                 call = call.__wrapped__ if options.get("compiler_options") else call
                 return _compile(transform(call, **settings), options)
 
@@ -108,7 +110,10 @@ def transformed(fun: Callable, transform: Callable, **settings: Any) -> Callable
 
 
 def transformed_at_primals(fun: Callable, transform: Callable, **settings: Any) -> Callable:
-    """As `transformed`, for a transform that takes primals: all of them arrays, none static."""
+    """As `transformed`, for a transform that takes primals: all of them arrays, none static.
+
+    A function with options for its arguments stays compiled inside; the transform is not.
+    """
     if isinstance(fun, Jitted) and fun._has_options_of_arguments:
         return transform(fun, **settings)
     return transformed(fun, transform, **settings)

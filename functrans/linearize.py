@@ -6,7 +6,12 @@ The primal work is done; the tangent work, which is linear, is a jaxpr:
 
     f(x + x_dot) = f(x) + L x_dot + O(x_dot^2),        L = (c1, c2, ...; x_dot) -> y_dot
 
-whose first inputs are the *residuals*, what the tangent equations read from the primal run.
+whose first inputs are the *residuals*: the values of the primal run that the tangent equations
+read.
+
+The derivative of a call is a call: `linearize_jaxpr` makes two programs of the one inside, and the
+rule of the call (`control_flow/base.py`) binds them as it was bound itself.  `jvp_jaxpr` and
+`transpose_jaxpr` serve the other modes in the same way.
 
 Read next: `reverse.py`, which reads the linear jaxpr backwards.
 """
@@ -59,20 +64,22 @@ class LinearizeTrace(ForwardTrace):
 
     def __init__(self, tape: RecordingTrace):
         super().__init__(tape.parent)
-        self.tape, self.tangents = tape, Writing(tape)
+        self.tape, self.dot_sink = tape, Writing(tape)
 
     def ask(self, operation, primals, tangents):
         primitive, params = operation.primitive, operation.params
-        with set_current_trace(self.tape):  # which hands all work on primals to the parent
+        # The tape hands all work on primals to the parent. Most rules do here what they do in
+        # `forward`; the rule of a call binds two calls instead, one for each of the two.
+        with set_current_trace(self.tape):
             ys, y_dots = rule_of(primitive).linearize(primitive, primals, tangents, params)
             return ys, checked_tangents(ys, y_dots)
 
-    def run(self, known, operation, xs, x_dots):
-        outs, count = self.primals.run(known.primal, xs, operation.equation), len(known.moved)
-        avals = known.primal.out_avals[count:]
-        residuals = [self.residual(*pair) for pair in zip(outs[count:], avals, strict=True)]
-        y_dots = self.tangents.run(known.linear, [*residuals, *x_dots], operation.equation)
-        return outs[:count], known.moved, y_dots
+    def run(self, programs, operation, xs, x_dots):
+        primal, linear, moved = programs
+        outs, count = self.sink.run(primal, xs, operation.equation), len(moved)
+        residuals = map(self.residual, outs[count:], primal.out_avals[count:])
+        y_dots = self.dot_sink.run(linear, [*residuals, *x_dots], operation.equation)
+        return outs[:count], moved, y_dots
 
     def residual(self, handle: Any, aval: Any) -> jx.Atom:
         """What the tape reads of the primal run: a variable of the parent, or a value."""
@@ -104,6 +111,7 @@ def _record(run: Callable, primals: Sequence, moving: Sequence[bool], info: Any)
         jaxpr, residuals = tape.finish(values.pick(y_dots, moved), info)
     finally:
         tape.invalidate()
+    # To multiply before it broadcasts lets the transpose sum before it multiplies.
     return ys, aux, LinearProgram(broadcast_last(jaxpr), residuals, moved)
 
 

@@ -7,6 +7,9 @@ is read by several equations sums what comes from each:
 
     x_bar += A^T y_bar
 
+A `Linear` stands for an input that has a type and no value: the cotangent of such an input is what
+is asked for.
+
 Read next: `jit.py`, where all of this is compiled.
 """
 
@@ -66,8 +69,8 @@ class Cotangents:
 
     def sum(self, x: Handle, y: Handle, equation: JaxprEqn | None) -> Handle:
         # One `add_any`. As a template, so that no tracer is made for it.
-        known = _sum((), values.aval_of(x), values.aval_of(y))
-        return self.sink.run(known, [x, y], equation)[0]
+        adding = _sum((), values.aval_of(x), values.aval_of(y))
+        return self.sink.run(adding, [x, y], equation)[0]
 
     def take(self, variables: Sequence[Var]) -> tuple[Flags, list]:
         """Which of the variables have a cotangent, and these; nothing reads them any more."""
@@ -92,13 +95,14 @@ def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
     Returns:
       For each input that is `Linear` its cotangent, or a `Zero` if there is none.
     """
-    sink, linear = sink_of(jx.current_trace()), values.linear(inputs)
-    rest, variables = values.part(jaxpr.invars, linear)
-    fixed, _ = values.part(inputs, linear)
+    sink, flags = sink_of(jx.current_trace()), values.linear(inputs)
+    rest, variables = values.part(jaxpr.invars, flags)
+    fixed, _ = values.part(inputs, flags)
     known = {v: sink.enter(x) for v, x in zip(rest, fixed, strict=True)}
     equations = _run_nonlinear_part(sink, jaxpr, known)
     bars = Cotangents(sink)
     for atom, cotangent in zip(jaxpr.outvars, cotangents, strict=True):
+        # Inside `shard_map` the seed may have to be copied to more devices.
         y_bar = values.varying_as(cotangent, values.cotangent_aval(atom.aval))
         if type(y_bar) is not Zero and type(atom) is not Literal and atom not in known:
             bars.add([atom], [sink.enter(y_bar)], None)
@@ -113,7 +117,7 @@ def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
 
 
 def _run_nonlinear_part(sink: Sink, jaxpr: Jaxpr, known: dict[Var, Handle]) -> list:
-    """Evaluate the equations that read no linear value.
+    """Evaluate the equations that read no linear value: a checkpoint has some, which recompute.
 
     Returns the others, each with the values that it reads and the flags of its linear inputs.
     """
@@ -136,14 +140,14 @@ def _run_nonlinear_part(sink: Sink, jaxpr: Jaxpr, known: dict[Var, Handle]) -> l
 def _apply(
     sink: Sink, equation: JaxprEqn, xs: list, linear: Flags, moving: Flags, y_bars: list
 ) -> tuple[Flags, list]:
-    """`pull` on handles: the flags of the linear inputs, and the cotangents that are not zero.
+    """`pull` on handles: which of the linear inputs have a cotangent, and these cotangents.
 
     `xs` are the inputs that are known, `y_bars` the cotangents that move.
     """
     avals = tuple([x.aval for x in equation.invars])
     operation = Operation(equation.primitive, equation.params, avals, equation)
-    if known := template(pulled_program, operation, linear, moving):
-        return known.moved, sink.run(known.program, [*xs, *y_bars], equation)
+    if programs := template(pulled_program, operation, linear, moving):
+        return programs.moved, sink.run(programs.program, [*xs, *y_bars], equation)
     given, symbols = map(sink.leave, xs), map(Linear, values.pick(avals, linear))
     y_avals = [v.aval for v in equation.outvars]
     cotangents = values.with_zeros(map(sink.leave, y_bars), moving, y_avals)

@@ -1,17 +1,17 @@
 """Programs that run many times: what a rule makes of an equation, kept and used again.
 
-    template : meaning, operation, flags -> the program that the rule writes for such an operation
+    template : meaning, operation, flags -> the programs that the rule writes for such an operation
 
-A rule's answer depends only on the types of the inputs.  So the interpreters ask it once per type,
-on tracers, and keep the small jaxpr that it writes: a *template*.  When such an equation comes
-again, the template is *spliced* into the jaxpr that is being written (new variables, the same
+For most rules the answer depends only on the types of the inputs.  So the interpreters ask it once
+per type, on tracers, and keep the small jaxpr that it writes: a *template*.  When such an equation
+comes again, the template is *spliced* into the jaxpr that is being written (new variables, the same
 primitives, params and types: no tracer, no abstract evaluation, no traceback), or it runs compiled
-on arrays.  With `without_templates()` every rule is asked every time: the results are the same, and
-take longer.
+on arrays.  With `without_templates()` every rule is asked every time: the results are the same, up
+to rounding, and take longer.
 
 Interpreters therefore carry *handles*.  Where a trace writes a jaxpr, a handle is an atom of it, so
-that no tracer is made; elsewhere it is the value.  A *sink* is where equations go, and does what
-differs: `Writing` with atoms, `Running` with values.
+that no tracer is made; elsewhere it is the value.  A *sink* takes equations: `Writing` writes them,
+`Running` runs them.
 
 Read next: `forward.py`, the first interpreter that uses them.
 """
@@ -60,7 +60,7 @@ class Template:
         self.program = program
 
     def splice(self, registers: list[Atom], equations: list[JaxprEqn], at: Place | None) -> list:
-        """Write the equations at one place; or each where it was, in the scopes that are open now.
+        """Write the equations at one place; for `None`, each at its own line, in the open scopes.
 
         `registers` holds an atom for each constant, literal and input.
         """
@@ -86,7 +86,8 @@ class Template:
     def compiled(self) -> Callable:
         """The program, compiled by XLA at the first call.
 
-        What runs on arrays is always compiled, so that no result depends on how often one asks.
+        What runs on arrays is compiled at once, so that no result depends on how often one asks. An
+        output that is an input is handed back, and not copied by XLA.
         """
         new = new_outputs(self.program)
         if not new.positions and not self.program.jaxpr.effects:
@@ -118,7 +119,7 @@ class Sink(Protocol):
     def run(
         self, template: Template, inputs: Sequence[Handle], equation: JaxprEqn | None
     ) -> list[Handle]:
-        """A template in the place of an equation; `None` is the place in the running function."""
+        """A template in the place of an equation; for `None`, at the line that runs now."""
         ...
 
 
@@ -227,8 +228,8 @@ def template(make: Callable, of: Operation, *flags: Any) -> Any:
     return None if made is MUST_ASK else made
 
 
-MUST_ASK = "a rule that looks at values"
-"""Kept for an equation whose rule cannot be asked on tracers."""
+MUST_ASK = "the rule itself"
+"""Kept for an operation that may have no template."""
 
 _NEEDS_VALUES = (
     jax.errors.ConcretizationTypeError,
@@ -248,7 +249,7 @@ def _by_types(params: tuple, *key: Any, at: JaxprEqn | None) -> Any:
 @caches.by_program
 def _by_program(program: ClosedJaxpr, rest: tuple, rule: Any, *key: Any, at: Any) -> Any:
     made = _made({**dict(rest), rule.carried: program}, rule, *key[:-1], at)
-    # What is kept for a program must not keep the program.
+    # What the cache keeps for a program must not keep the program alive.
     kept = (t for t in made if isinstance(t, Template))
     inner = (p for t in kept for e, *_ in t.equations for p in jaxprs_in_params(e.params))
     return MUST_ASK if any(p is program for p in inner) else made

@@ -2,16 +2,19 @@
 
     stage : (a -> b) -> Type a -> Jaxpr a b
 
-JAX hands every operation of a running function to the *current trace*, as
-`trace.process_primitive(sin_p, [x], {})`; the trace decides what happens.  Ours answers with an
+A *jaxpr* is a list of equations, `outputs = primitive[params] inputs`.  Its inputs are *atoms*: a
+variable, or a number.  Each has an *aval*, the type of an array: its shape and dtype.
+
+JAX hands every operation of a running function to the *current trace*: `lax.sin(x)` arrives as
+`trace.process_primitive(sin_p, [x], {})`, and the trace decides what happens.  Ours answers with an
 equation on paper instead of a number:
 
     sin x          becomes         v = sin u,    and the tracer that stands for v
 
 In *staging* mode a trace writes down all that it sees.  In *recording* mode it is a *tape*: it
 writes down only the equations that touch one of its own tracers and hands all others to its parent.
-The primal work runs now, the tangent work is written down.  That difference is all of partial
-evaluation.
+`linearize.py` makes tracers of a tape for the tangents alone: so the parent does the work on the
+values, and the work on tangents is written down.  That difference is all of partial evaluation.
 
 Read next: `templates.py`, programs that are written down many times; or, in a first reading,
 `forward.py`, which reads equations and pushes tangents through them.
@@ -58,7 +61,8 @@ class Tracer(jax.core.Tracer):
 class Trace(jax.core.Trace):
     """JAX hands calls of Python functions (`custom_jvp`, ...) to methods of their own.
 
-    We treat them as one more operation, with the functions in `params["subfuns"]`.
+    We treat them as one more operation, with the functions in `params["subfuns"]`; but a
+    `shard_map` goes to a staging rule of its own.
     """
 
     def process_custom_jvp_call(self, primitive, fun, jvp, args, /, **params):
@@ -81,7 +85,8 @@ class StagingTrace(Trace):
 
     def __init__(self):
         super().__init__()
-        self.requires_low = False  # JAX's hi primitives come as they are
+        # JAX need not replace a high-level ("hi") primitive by its function before it calls us.
+        self.requires_low = False
         self.inputs: list[Var] = []
         self.equations: list[JaxprEqn] = []
         self.constants: dict[int, tuple[Var, Any]] = {}
@@ -94,7 +99,7 @@ class StagingTrace(Trace):
         return isinstance(x, Tracer) and x._trace is self
 
     def atom(self, x: Any, aval: Any = None) -> Atom:
-        """The atom for a value: its own, a literal if it is a scalar, else a constant's.
+        """The atom for a value: its own, a literal for a Python or NumPy scalar, else a constant's.
 
         `aval` is its type, if that is at hand.
         """
@@ -115,6 +120,7 @@ class StagingTrace(Trace):
         rule = RULES.get(primitive)
         if rule is None or not rule.depends_on_types_only:  # it may carry programs
             params = low_params(params)
+        # A staging rule may do without an equation: `x` converted to the type that it has is `x`.
         simplify = STAGING_RULES.get(CALL if "subfuns" in params else primitive)
         outs = None if simplify is None else simplify(self, primitive, args, params)
         if outs is None:
@@ -130,10 +136,11 @@ class StagingTrace(Trace):
         return [Tracer(self, output, source) for output in outputs]
 
     def stage_value(self, x: Any, /) -> Tracer:
+        """A tracer for a value, without an equation."""
         return x if self.owns(x) else Tracer(self, self.atom(x))
 
     def finish(self, outputs: Sequence[Any], debug_info: Any) -> tuple[Jaxpr, list]:
-        """The jaxpr written, whose first inputs are the constants that it reads; and these."""
+        """Return the jaxpr and its constants, which are its first inputs."""
         atoms = [self.atom(x) for x in outputs]
         read = {a for e in self.equations for a in e.invars if type(a) is not Literal}
         read.update(a for a in atoms if type(a) is not Literal)
@@ -146,10 +153,11 @@ class StagingTrace(Trace):
 
 
 class RecordingTrace(StagingTrace):
-    """A tape: writes the equations that touch its own tracers; all others run now, in the parent.
+    """A tape: writes the equations that touch its own tracers; its parent does all others.
 
-    An equation some of whose results depend on the tape, and others not, is split in two by its
-    rule, so that each equation of the tape is linear in what the tape owns.
+    If only some results of an equation depend on the tape, as of a loop that carries a counter
+    beside a tangent, its rule splits it in two. So each equation of a tape is linear in what the
+    tape owns.
     """
 
     writes_everything = False
@@ -160,7 +168,8 @@ class RecordingTrace(StagingTrace):
 
     def atom(self, x, aval=None):
         # As in any trace. But where the parent writes a jaxpr too, our equations mention its
-        # variables directly; `finish` makes residuals of them.
+        # variables directly; `finish` makes *residuals* of them: values of the primal run that the
+        # equations of the tape read.
         is_tracer = isinstance(x, Tracer) and x._trace is self.parent
         return x.atom if is_tracer and self.parent.writes_everything else super().atom(x, aval)
 
@@ -169,7 +178,7 @@ class RecordingTrace(StagingTrace):
         if True not in owned:
             with set_current_trace(self.parent):
                 return primitive.bind(*args, **params)
-        if "subfuns" in params:  # a linear function is its own derivative
+        if "subfuns" in params:  # no derivative is asked for here: a custom rule is not needed
             with set_current_trace(self):
                 return params["subfuns"][0].call_wrapped(*args)
         outs = self.split(primitive, args, owned, params)
@@ -189,9 +198,9 @@ class RecordingTrace(StagingTrace):
         return x if self.owns(x) else self.parent.stage_value(x)
 
     def finish(self, outputs, debug_info):
-        """The linear jaxpr, whose first inputs are the residuals; and these.
+        """Return the linear jaxpr and its residuals, which are its first inputs.
 
-        Equations that no output needs are left out: they would only be transposed into zeros.
+        Equations that no output needs are left out, and so are their residuals.
         """
         atoms = [self.atom(x) for x in outputs]
         self.equations, free = jx.live_and_free(self.equations, atoms)

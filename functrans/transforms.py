@@ -85,7 +85,7 @@ def make_jaxpr(
 
 
 def jvp(fun: Callable, primals: Sequence, tangents: Sequence, has_aux: bool = False) -> Any:
-    """Push a tangent forward: `f(x)` and `J_f(x) x_dot`, in one pass and constant memory.
+    """Push a tangent forward: `f(x)` and `J_f(x) x_dot`, in one pass, in twice the memory of `f`.
 
     Args:
       fun: a function of arrays or pytrees of arrays.
@@ -148,7 +148,7 @@ class LinearFunction:
     def jaxpr(self) -> ClosedJaxpr:
         """The linear jaxpr, `tangents in -> tangents out`, with the residuals as constants.
 
-        The halves of small calls, which are kept whole to be transposed at once, are opened.
+        Small calls in it are replaced by their equations.
         """
         program = jx.with_constants(self.spec.jaxpr, self.residuals)
 
@@ -210,7 +210,7 @@ def _linear_function(
 ) -> tuple:
     at = transformed_at_primals(fun, _linearize, has_aux=has_aux, kind=kind)
     out, linear, *aux = at(*primals)
-    # Compiled, it hangs on the function, as its other transforms do.
+    # Keep the compiled linear part with the function, as its other transforms are kept.
     spec, jitted = linear.spec, isinstance(at, Jitted)
     compiled = transformed(at, _linear_part, kind=kind, spec=spec)._compiled() if jitted else None
     return out, kind(linear.residuals, spec, compiled), *aux
@@ -300,7 +300,7 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
 
     def transposed(cotangent: Any) -> Any:
         given = checks.linear_input(checks.TRANSPOSE, flat.out_tree, program.out_avals, cotangent)
-        # On a tape: what a call inside does beside its linear work is done now.
+        # On a tape, so that the nonlinear work inside a call runs now.
         x_bars = transpose_function(functools.partial(jx.evaluate, program), avals, given)
         return tree.unflatten(in_tree, map(values.instantiate, x_bars))
 
@@ -347,7 +347,7 @@ def _value_and_grad(fun: Callable, argnums: Any, has_aux: bool, **allowed: bool)
         out, pullback, *aux = _linearize(partial, has_aux, Pullback)(*selected)
         checks.scalar(out, allowed["holomorphic"])
         seed = values.constant(1, jax.typeof(out))
-        # The seed is a constant, no array; it comes back as it is if the function is an identity.
+        # The seed is a Python constant. An identity returns it as it is: make it an array.
         gradient = tree.map(lambda g: jnp.asarray(g) if g is seed else g, pullback(seed))
         gradient = gradient[0] if isinstance(argnums, int) else gradient
         return (out, *aux) if has_aux else out, gradient
