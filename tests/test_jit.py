@@ -464,3 +464,20 @@ def same_placement(got, want) -> None:
 
 if __name__ == "__main__":
     on_eight_devices(sys.argv[1])
+
+
+def test_a_compiled_function_may_close_over_what_is_differentiated() -> None:
+    """The value of a trace around it is no constant of the compiled program."""
+    w, x = jnp.arange(6.0).reshape(3, 2), jnp.arange(12.0).reshape(4, 3)
+
+    def squares(ad, w):
+        return jnp.sum(ad.jit(lambda y: (y @ w) ** 2)(x))
+
+    def slopes(ad, w):
+        return jnp.sum(ad.grad(lambda y: jnp.sum(ad.jit(lambda y: (y @ w) ** 2)(y)))(x))
+
+    for fun in (squares, slopes):
+        want = jax.grad(lambda w, fun=fun: fun(jax, w))(w)
+        for transform in (lambda f: f, ft.jit):
+            got = ft.grad(transform(lambda w, fun=fun: fun(ft, w)))(w)
+            chex.assert_trees_all_close(got, want, rtol=1e-6)

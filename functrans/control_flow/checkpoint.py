@@ -26,7 +26,7 @@ from functrans.control_flow.base import CallRule
 from functrans.control_flow.scan import Loop
 from functrans.errors import checks
 from functrans.linearize import linearize_jaxpr
-from functrans.programs.halves import reached_outputs
+from functrans.programs.halves import divided
 from functrans.rules import call
 from functrans.tracer import stage
 from functrans.values import Flags
@@ -218,16 +218,18 @@ def checkpointed(program: ClosedJaxpr, moving: Flags, policy: Callable | None) -
 
 
 @caches.by_program
-def separated(program: ClosedJaxpr, owned: Flags) -> tuple[ClosedJaxpr, ClosedJaxpr]:
+def separated(program: ClosedJaxpr, owned: Flags) -> tuple[ClosedJaxpr, ClosedJaxpr, Flags]:
     """The outputs that do not depend on what a tape owns, from the other inputs; and those that do,
-    from all inputs."""
-    jaxpr, moved = program.jaxpr, reached_outputs(program, owned)
-    known, linear = values.part(jaxpr.outvars, moved)
-    inputs, _ = values.part(jaxpr.invars, owned)
-    first, second = jx.giving(program, known), jx.giving(program, linear)
-    equations, info = first.jaxpr.eqns, jaxpr.debug_info
-    first = jx.closed(inputs, known, equations, info, jaxpr.constvars, program.consts)
-    return first, second
+    from all inputs: each of its equations is linear in what is owned, or does not read it."""
+    first, second, linear = divided(program, owned)
+    count = len(linear) - sum(linear)
+
+    def whole(*xs):
+        known, rest = values.part(xs, owned)
+        return jx.evaluate(second, *jx.evaluate(first, *known)[count:], *rest), None
+
+    known = jx.giving(first, first.jaxpr.outvars[:count])
+    return known, stage(whole, program.in_avals, program.jaxpr.debug_info)[0], linear
 
 
 class CheckpointRule(CallRule):
@@ -250,11 +252,11 @@ class CheckpointRule(CallRule):
     def split(self, primitive, inputs, owned, params):
         """Nothing is handed over: the linear part computes again what it needs."""
         (program,), owned = self.bodies(params), tuple(owned)
-        first, second = separated(program, owned)
+        first, second, moved = separated(program, owned)
         known, _ = values.part(inputs, owned)
         outs = bind(first, known, params, params["differentiated"])
         linear = bind(second, inputs, params, params["differentiated"])
-        return values.merge(outs, linear, reached_outputs(program, owned))
+        return values.merge(outs, linear, moved)
 
 
 call(remat_p, CheckpointRule())

@@ -25,10 +25,12 @@ from jax.extend.core import Primitive
 from jax.extend.core.primitives import custom_jvp_call_p, custom_vjp_call_p
 from jax.interpreters import batching, mlir
 
+from functrans import jaxpr as jx
 from functrans import values
 from functrans.control_flow.calls import InlinedRule, pushed, recorded, transpose_inside
 from functrans.derivatives.common import emitted
 from functrans.linearize import linearize
+from functrans.programs.halves import reached_outputs
 from functrans.programs.replay import replay
 from functrans.reverse import transpose_function
 from functrans.rules import CALL, NotLinear, Rule, call, staging_rule, without_name
@@ -47,7 +49,19 @@ def from_symbolic(x: Any) -> Any:
     return x
 
 
-class CustomJvpRule(Rule):
+class CustomRule(Rule):
+    """A tape sees the function's own equations: what is linear is its own derivative."""
+
+    may_split = True
+
+    def depends(self, params, inputs):
+        return reached_outputs(params["call_jaxpr"], tuple(inputs))
+
+    def split(self, primitive, inputs, owned, params):
+        return jx.evaluate(params["call_jaxpr"], *inputs)
+
+
+class CustomJvpRule(CustomRule):
     """The user's rule is asked; it never sees the function's own equations."""
 
     def forward(self, primitive, primals, tangents, params):
@@ -62,7 +76,7 @@ class CustomJvpRule(Rule):
         return transpose_inside(params["call_jaxpr"], inputs, cotangents)
 
 
-class CustomVjpRule(Rule):
+class CustomVjpRule(CustomRule):
     """The user's forward rule runs now; the backward rule waits for a cotangent."""
 
     def _run(self, primals, tangents, params):

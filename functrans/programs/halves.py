@@ -207,8 +207,16 @@ def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Source], Halve
         for equation in jaxpr.eqns
         if equation.primitive in ARITHMETIC and needed.isdisjoint(equation.outvars)
     }
-    kept = _cannot_be_made(fresh, made, found)
-    later = [var for var in fresh if var not in kept]
+    residuals = set(fresh)
+
+    # A residual is at hand: it is stacked, or made as well.
+    def can_be_made(var: Any) -> bool:
+        return var in made and all(
+            isinstance(a, Literal) or a in found or a in residuals or can_be_made(a)
+            for a in made[var].invars
+        )
+
+    kept, later = values.part(fresh, [can_be_made(var) for var in fresh])
     found |= dict(zip(kept, numbered("fresh", kept), strict=True))
     equations = jx.live([e for var, e in made.items() if var not in found], later)
     own = {equation.outvars[0] for equation in equations}
@@ -218,28 +226,6 @@ def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Source], Halve
     program = jx.closed(list(leaves), later, equations, jaxpr.debug_info)
     moved = found | dict(zip(later, numbered("later", later), strict=True))
     return program, list(leaves.values()), _without(half, [*ys, *kept], moved)
-
-
-def _cannot_be_made(fresh: list[Var], made: dict[Any, JaxprEqn], found: dict[Any, Source]) -> list:
-    """Those residuals that must be stacked, since arithmetic cannot make them of the others.
-
-    At first all are stacked. From the last to the first, each is taken out if it can be made of
-    what is at hand and of the residuals that are still stacked. The last come first because what a
-    residual is made of comes before it: so a residual is taken out before those it is made of.
-    """
-    stacked = dict.fromkeys(fresh)
-
-    def can_be_made(var: Any) -> bool:
-        return var in made and all(
-            isinstance(a, Literal) or a in found or a in stacked or can_be_made(a)
-            for a in made[var].invars
-        )
-
-    for var in reversed(fresh):
-        del stacked[var]
-        if not can_be_made(var):
-            stacked[var] = None
-    return [var for var in fresh if var in stacked]
 
 
 def settle(derive: Callable, moving: Flags, feedback: Callable) -> tuple[Flags, Any]:

@@ -51,6 +51,12 @@ def bind_jit(
       like: the params of the equation from which this one derives, if it derives from one.
       ins, outs: the role of each input and output, whose sharding and layout it then has.
     """
+    ins = ins or [None] * len(inputs)
+    if any(isinstance(x, jax.core.Tracer) for x in program.consts):
+        # The function has closed over a value of a trace around it, which is no constant here.
+        ins = [*[None] * len(program.consts), *ins]
+        jaxpr, inputs = jx.opened(program, inputs)
+        program = jx.with_constants(jaxpr, [])
     equations = program.jaxpr.eqns
     if len(equations) == 1 and equations[0].primitive is jit_p:  # it is one call already
         return jx.evaluate(program, *inputs)
@@ -58,7 +64,6 @@ def bind_jit(
     kept = new.program or program
     default = model_params(jax.sharding.get_abstract_mesh())
     params = dict(like or default)
-    ins = ins or [None] * len(inputs)
     outs = outs or [None] * len(program.jaxpr.outvars)
     outs = [outs[i] for i in new.positions]
 

@@ -1,0 +1,441 @@
+"""A call that does two things at once: values, and work that is linear in tangents.
+
+A rule of the user's gets `(x, x_dot)`, and may hand both to one call: a jitted function, a loop, a
+branch.  On a tape such a call is split: what depends on no tangent is done now, and what is written
+down is linear.  Here each kind of call is in such a rule, which then multiplies the results,
+
+    (a, a_dot) = call(x, x_dot),        y = a^2,        y_dot = 2 a a_dot
+
+so that `a` must be known when the product is transposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.extend.core import jaxprs_in_params
+from jax.extend.core.primitives import closed_call_p
+from jax.sharding import AxisType, PartitionSpec
+
+import functrans as ft
+from functrans import jaxpr as jx
+from functrans.linearize import linearize_jaxpr
+
+pytestmark = pytest.mark.usefixtures("quick_compilation", "float64")
+
+X = np.asarray([0.3, 0.7, 1.1])
+Pair = tuple[Any, Any]
+
+
+def step(x: Any, x_dot: Any) -> Pair:
+    """The sine, and its tangent."""
+    return jnp.sin(x), jnp.cos(x) * x_dot
+
+
+# ---- the calls: each applies `step` a number of times --------------------------------------------
+
+
+def by_scan(x: Any, x_dot: Any) -> Pair:
+    pair, _ = lax.scan(lambda pair, _: (step(*pair), None), (x, x_dot), None, length=2)
+    return pair
+
+
+def by_a_scan_that_stacks(x: Any, x_dot: Any) -> Pair:
+    """The results are what the steps have stacked; the carry counts, and is known."""
+
+    def body(i, pair):
+        a, a_dot = step(*pair)
+        return i + 1, (a * i / i, a_dot)
+
+    return lax.scan(body, 1.0, (x, x_dot))[1]
+
+
+def by_a_scan_over_constants(x: Any, x_dot: Any) -> Pair:
+    """What the body closes over is linear; the carry becomes so in the first step."""
+
+    def body(pair, _):
+        a, _ = step(x, x_dot)
+        return (a, jnp.cos(x) * x_dot), None
+
+    return lax.scan(body, (x, jnp.zeros_like(x)), None, length=2)[0]
+
+
+def by_cond(x: Any, x_dot: Any) -> Pair:
+    """In the other branch the tangent does not depend on the tangent."""
+    return lax.cond(x[0] > 0, step, lambda x, x_dot: (jnp.exp(x), jnp.zeros_like(x)), x, x_dot)
+
+
+def by_the_other_branch(x: Any, x_dot: Any) -> Pair:
+    return lax.cond(x[0] < 0, lambda x, x_dot: (jnp.ones_like(x), 3.0 * x_dot), step, x, x_dot)
+
+
+def by_switch(x: Any, x_dot: Any) -> Pair:
+    others = [lambda x, x_dot: (x, x * x_dot), lambda x, x_dot: (x**2, 2 * x * x_dot)]
+    return lax.switch(2, [*others, step], x, x_dot)
+
+
+def by_a_switch_at_run_time(x: Any, x_dot: Any) -> Pair:
+    index = lax.convert_element_type(x[0] * 0 + 2, int)
+    others = [lambda x, x_dot: (x, x * x_dot), lambda x, x_dot: (x**2, 2 * x * x_dot)]
+    return lax.switch(index, [*others, step], x, x_dot)
+
+
+def by_a_while_loop(x: Any, x_dot: Any) -> Pair:
+    """The tangent rides along, and changes with the values."""
+
+    def body(state):
+        i, x, x_dot = state
+        return (i + 1, *step(x, x_dot))
+
+    return lax.while_loop(lambda state: state[0] < 2, body, (0, x, x_dot))[1:]
+
+
+def around_a_while_loop(x: Any, x_dot: Any) -> Pair:
+    """The loop carries a tangent that nobody reads; what is read of it are the values."""
+    a, _ = by_a_while_loop(x, x_dot)
+    return a, jnp.cos(jnp.sin(x)) * jnp.cos(x) * x_dot
+
+
+def by_closed_call(x: Any, x_dot: Any) -> Pair:
+    params = {"call_jaxpr": jax.make_jaxpr(step)(jax.typeof(x), jax.typeof(x_dot))}
+    a, a_dot = closed_call_p.bind(x, x_dot, **closed_call_p.get_bind_params(params))
+    return a, a_dot
+
+
+def by_custom_vmap(x: Any, x_dot: Any) -> Pair:
+    call = custom_vmap(step)
+    call.def_vmap(lambda size, batched, *xs: (step(*xs), (batched[0], any(batched))))
+    return call(x, x_dot)
+
+
+def by_shard_map(check_vma: bool) -> Callable:
+    def call(x, x_dot):
+        mesh = jax.make_mesh((1,), ("i",), axis_types=(AxisType.Auto,))
+        spec = PartitionSpec("i")
+        mapped = jax.shard_map(
+            step, mesh=mesh, in_specs=(spec, spec), out_specs=(spec, spec), check_vma=check_vma
+        )
+        return mapped(x, x_dot)
+
+    return call
+
+
+def by_composite(x: Any, x_dot: Any) -> Pair:
+    return lax.composite(step, name="tests.step")(x, x_dot)
+
+
+def by_a_custom_rule(x: Any, x_dot: Any) -> Pair:
+    """The function in which values and tangents pass has a rule itself."""
+    call = jax.custom_jvp(step)
+    call.defjvp(lambda primals, tangents: jax.jvp(step, primals, tangents))
+    return call(x, x_dot)
+
+
+def by_a_backward_rule(x: Any, x_dot: Any) -> Pair:
+    call = jax.custom_vjp(step)
+
+    def backward(saved, bars):
+        x, x_dot = saved
+        a_bar, dot_bar = bars
+        return jnp.cos(x) * a_bar - jnp.sin(x) * x_dot * dot_bar, jnp.cos(x) * dot_bar
+
+    call.defvjp(lambda x, x_dot: (step(x, x_dot), (x, x_dot)), backward)
+    return call(x, x_dot)
+
+
+def after_a_barrier(x: Any, x_dot: Any) -> Pair:
+    return lax.optimization_barrier(step(*lax.optimization_barrier((x, x_dot))))
+
+
+def put_on_a_device(x: Any, x_dot: Any) -> Pair:
+    return jax.device_put(step(*jax.device_put((x, x_dot), jax.devices()[0])))
+
+
+def inside(*wraps: Callable) -> Callable:
+    """`step`, or another call, inside of others, the first of which is the innermost."""
+
+    def call(x, x_dot):
+        fun = step
+        for wrap in wraps:
+            fun = wrap(fun)
+        return fun(x, x_dot)
+
+    return call
+
+
+def scanned(fun: Callable) -> Callable:
+    """A loop of one step."""
+    return lambda x, x_dot: lax.scan(lambda c, _: (fun(*c), None), (x, x_dot), None, length=1)[0]
+
+
+def chosen(fun: Callable) -> Callable:
+    def otherwise(x, x_dot):
+        return jnp.exp(x), jnp.exp(x) * x_dot
+
+    return lambda x, x_dot: lax.cond(x[0] > 0, fun, otherwise, x, x_dot)
+
+
+def saving(fun: Callable) -> Callable:
+    return jax.checkpoint(fun, policy=jax.checkpoint_policies.everything_saveable)
+
+
+ONE: dict[str, Callable] = {
+    "none": step,
+    "jax.jit": inside(jax.jit),
+    "ft.jit": inside(ft.jit),
+    "jit(jit)": inside(jax.jit, jax.jit),
+    "ft.jit(jax.jit)": inside(jax.jit, ft.jit),
+    "jax.jit(ft.jit)": inside(ft.jit, jax.jit),
+    "named_call": inside(jax.named_call),
+    "jit(named_call)": inside(jax.named_call, jax.jit),
+    "scan that stacks": by_a_scan_that_stacks,
+    "scan over constants": by_a_scan_over_constants,
+    "jit(scan)": inside(scanned, jax.jit),
+    "scan(jit)": inside(jax.jit, scanned),
+    "scan(scan)": inside(scanned, scanned),
+    "cond": by_cond,
+    "cond, the other branch": by_the_other_branch,
+    "switch": by_switch,
+    "switch at run time": by_a_switch_at_run_time,
+    "jit(cond)": inside(chosen, jax.jit),
+    "cond(jit)": inside(jax.jit, chosen),
+    "scan(cond)": inside(chosen, scanned),
+    "cond(scan)": inside(scanned, chosen),
+    "cond(cond)": inside(chosen, chosen),
+    "checkpoint": inside(jax.checkpoint),
+    "checkpoint that saves": inside(saving),
+    "jit(checkpoint)": inside(jax.checkpoint, jax.jit),
+    "checkpoint(jit)": inside(jax.jit, jax.checkpoint),
+    "scan(checkpoint)": inside(jax.checkpoint, scanned),
+    "checkpoint(scan)": inside(scanned, jax.checkpoint),
+    "checkpoint(checkpoint)": inside(jax.checkpoint, jax.checkpoint),
+    "cond(checkpoint)": inside(jax.checkpoint, chosen),
+    "checkpoint(cond)": inside(chosen, jax.checkpoint),
+    "jit(scan(cond(checkpoint)))": inside(jax.checkpoint, chosen, scanned, jax.jit),
+    "closed_call": by_closed_call,
+    "jit(closed_call)": lambda *pair: jax.jit(by_closed_call)(*pair),
+    "custom_vmap": by_custom_vmap,
+    "jit(custom_vmap)": lambda *pair: jax.jit(by_custom_vmap)(*pair),
+    "composite": by_composite,
+    "custom_jvp": by_a_custom_rule,
+    "jit(custom_jvp)": lambda *pair: jax.jit(by_a_custom_rule)(*pair),
+    "custom_vjp": by_a_backward_rule,
+    "jit(custom_vjp)": lambda *pair: jax.jit(by_a_backward_rule)(*pair),
+    "shard_map": by_shard_map(True),
+    "shard_map, not checked": by_shard_map(False),
+    "jit(shard_map)": lambda *pair: jax.jit(by_shard_map(True))(*pair),
+    "checkpoint(shard_map)": lambda *pair: jax.checkpoint(by_shard_map(True))(*pair),
+    "optimization_barrier": after_a_barrier,
+    "jit(optimization_barrier)": lambda *pair: jax.jit(after_a_barrier)(*pair),
+    "device_put": put_on_a_device,
+    "jit(device_put)": lambda *pair: jax.jit(put_on_a_device)(*pair),
+}
+
+TWO: dict[str, Callable] = {
+    "scan": by_scan,
+    "scan, jitted": lambda *pair: jax.jit(by_scan)(*pair),
+    "scan, computed again": lambda *pair: jax.checkpoint(by_scan)(*pair),
+    "around a while loop": around_a_while_loop,
+    "around a while loop, jitted": lambda *pair: jax.jit(around_a_while_loop)(*pair),
+    "a call after a call": lambda *pair: jax.jit(step)(*ft.jit(step)(*pair)),
+}
+
+CALLS: dict[str, tuple[Callable, int]] = {
+    **{name: (call, 1) for name, call in ONE.items()},
+    **{name: (call, 2) for name, call in TWO.items()},
+}
+
+
+def squared(call: Callable, times: int) -> Callable:
+    """The square of the sine (of the sine), with a rule that passes through the call."""
+
+    @jax.custom_jvp
+    def fun(x):
+        for _ in range(times):
+            x = jnp.sin(x)
+        return x * x
+
+    @fun.defjvp
+    def _(primals, tangents):
+        a, a_dot = call(*primals, *tangents)
+        return a * a, 2 * a * a_dot
+
+    return fun
+
+
+def slope(x: Any, times: int) -> Any:
+    """The derivative of that, in closed form."""
+    if times == 1:
+        return 2 * np.sin(x) * np.cos(x)
+    return 2 * np.sin(np.sin(x)) * np.cos(np.sin(x)) * np.cos(x)
+
+
+def total(fun: Callable) -> Callable:
+    """A sum with weights, so that no two cotangents are alike."""
+    return lambda x: jnp.sum(fun(x) * jnp.asarray(X + 1))
+
+
+WAYS: dict[str, Callable] = {
+    "eager": ft.grad,
+    "compiled": lambda f: ft.jit(ft.grad(f)),
+    "of a compiled function": lambda f: ft.grad(ft.jit(f)),
+    "linearized": lambda f: lambda x: ft.jacfwd(f)(x),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_gradient_through_one_call(name: str, way: str) -> None:
+    call, times = CALLS[name]
+    gradient = WAYS[way](total(squared(call, times)))(X)
+    chex.assert_trees_all_close(gradient, slope(X, times) * (X + 1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_second_derivatives_through_one_call(name: str) -> None:
+    """The rule is differentiated too: pushed forward, and what comes is split again."""
+    call, times = CALLS[name]
+    fun = total(squared(call, times))
+    got = ft.jit(lambda x: ft.jvp(ft.grad(fun), (x,), (jnp.ones_like(x),))[1])(X)
+    h = 1e-5
+    want = (slope(X + h, times) - slope(X - h, times)) / (2 * h) * (X + 1)
+    chex.assert_trees_all_close(got, want, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_written_down_is_linear(name: str) -> None:
+    """Each equation of the linear program depends on the tangents, and is linear in them."""
+    call, times = CALLS[name]
+    fun = total(squared(call, times))
+    program = ft.make_jaxpr(fun)(X)
+    primal, linear, moved = linearize_jaxpr(program, (True,))
+    assert moved == (True,)
+    residuals = primal.out_avals[1:]
+    *_, tangent = linear.jaxpr.invars
+    assert len(linear.jaxpr.invars) == len(residuals) + 1
+    reached = jx.reached(linear.jaxpr.eqns, [tangent])
+    assert all(reached.issuperset(e.outvars) for e in linear.jaxpr.eqns)
+    _, *saved = jx.evaluate(primal, X)
+    x_dot = X**2
+    (y_dot,) = jx.evaluate(linear, *saved, x_dot)
+    chex.assert_trees_all_close(y_dot, np.sum(slope(X, times) * (X + 1) * x_dot), rtol=1e-12)
+    (doubled,) = jx.evaluate(linear, *saved, 2 * x_dot)
+    assert float(doubled) == 2 * float(y_dot)
+
+
+def count(program: Any, name: str) -> int:
+    found = 0
+    for equation in program.eqns:
+        found += equation.primitive.name == name
+        found += sum(count(getattr(p, "jaxpr", p), name) for p in jaxprs_in_params(equation.params))
+    return found
+
+
+ONCE = ["none", "jax.jit", "ft.jit", "jit(jit)", "jax.jit(ft.jit)", "jit(scan)", "scan(jit)"]
+ONCE += ["scan(scan)", "cond(jit)", "jit(cond)", "scan(cond)", "cond(scan)", "closed_call"]
+ONCE += ["custom_vmap", "shard_map", "optimization_barrier", "device_put", "scan that stacks"]
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_nothing_is_computed_twice(name: str) -> None:
+    """One sine and one cosine, in whatever half they are."""
+    call, times = CALLS[name]
+    program = ft.make_jaxpr(ft.grad(total(squared(call, times))))(X)
+    assert (count(program.jaxpr, "sin"), count(program.jaxpr, "cos")) == (1, 1)
+
+
+# ---- loops without end ---------------------------------------------------------------------------
+
+
+def test_a_while_loop_that_carries_tangents_goes_forward() -> None:
+    fun = squared(by_a_while_loop, 2)
+    for pushed in (ft.jvp, lambda f, *pair: ft.jvp(ft.jit(f), *pair), _compiled_jvp):
+        y, y_dot = pushed(fun, (X,), (X,))
+        chex.assert_trees_all_close(y, np.sin(np.sin(X)) ** 2, rtol=1e-12)
+        chex.assert_trees_all_close(y_dot, slope(X, 2) * X, rtol=1e-12)
+    y, pushforward = ft.linearize(fun, X)
+    chex.assert_trees_all_close(pushforward(X), slope(X, 2) * X, rtol=1e-12)
+    y, pushforward = ft.linearize(ft.jit(fun), X)
+    chex.assert_trees_all_close(pushforward(X), slope(X, 2) * X, rtol=1e-12)
+
+
+def _compiled_jvp(fun: Callable, primals: tuple, tangents: tuple) -> tuple:
+    return ft.jit(lambda xs, x_dots: ft.jvp(fun, xs, x_dots))(primals, tangents)
+
+
+@pytest.mark.parametrize("way", ["eager", "compiled", "of a compiled function"])
+def test_a_while_loop_that_carries_tangents_has_no_transpose(way: str) -> None:
+    with pytest.raises(ValueError, match="while_loop"):
+        WAYS[way](total(squared(by_a_while_loop, 2)))(X)
+
+
+# ---- linear functions ----------------------------------------------------------------------------
+
+KNOWN = np.asarray([0.2, 0.9, 1.3])
+
+
+def linear_through(call: Callable) -> Callable:
+    """Linear in `x_dot`; the array that is closed over goes through the same call."""
+
+    def fun(x_dot):
+        a, a_dot = call(KNOWN, x_dot)
+        return a * a_dot, 3.0 * x_dot
+
+    return fun
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_transpose_of_a_linear_function_with_a_call(name: str, compiled: bool) -> None:
+    call, times = CALLS[name]
+    transposed = ft.linear_transpose(linear_through(call), jax.ShapeDtypeStruct((3,), float))
+    bars = jnp.asarray(X), jnp.asarray(X**2)
+    (got,) = ft.jit(transposed)(bars) if compiled else transposed(bars)
+    want = slope(KNOWN, times) / 2 * X + 3 * X**2
+    chex.assert_trees_all_close(got, want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_transpose_of_a_function_that_closes_over_a_traced_value(name: str) -> None:
+    """What is known in the call is an argument of the function around it, and is differentiated."""
+    call, times = CALLS[name]
+
+    def fun(x, y_bar):
+        (x_bar,) = ft.linear_transpose(lambda x_dot: call(x, x_dot)[1], x)(y_bar)
+        return x_bar
+
+    got = ft.jit(fun)(X, X)
+    want = slope(X, times) / 2 / (np.sin(X) if times == 1 else np.sin(np.sin(X))) * X
+    chex.assert_trees_all_close(got, want, rtol=1e-12)
+
+
+def test_a_call_that_is_not_linear_has_no_transpose() -> None:
+    """The product of two values that both depend on the input."""
+    for wrap in (jax.jit, ft.jit, jax.checkpoint, lambda f: f):
+        fun = wrap(lambda x: (x * x, x))
+        with pytest.raises(TypeError, match="not linear"):
+            ft.linear_transpose(lambda x, fun=fun: fun(x)[0], X)(X)
+
+
+def test_of_several_results_each_is_in_its_half() -> None:
+    """Results that are inputs, constants, known or linear, in the order that the call gives."""
+
+    @jax.jit
+    def call(k, x, scale):
+        return x, k, jnp.sin(k), 2.0, scale * x, x * jnp.sin(k), k + 1.0
+
+    def linear(x):
+        same, k, sine, two, scaled, product, more = call(KNOWN, x, 3.0)
+        return same * k + two * scaled * sine + product * more
+
+    (got,) = ft.linear_transpose(linear, X)(X)
+    want = X * (KNOWN + 6 * np.sin(KNOWN) + np.sin(KNOWN) * (KNOWN + 1))
+    chex.assert_trees_all_close(got, want, rtol=1e-12)
