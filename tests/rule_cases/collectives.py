@@ -15,6 +15,7 @@ from jax.interpreters import mlir
 from jax.sharding import PartitionSpec as P
 
 from functrans.derivatives import collectives
+from functrans.rules import RULES
 from rule_cases.table import F, case
 
 ALONG = P("i")
@@ -129,7 +130,7 @@ case(
 )
 case("ragged_all_to_all", mapped(ragged), F(4, 2), F(5, 2), jax_modes=("fwd",), vmap=False)
 
-if hasattr(collectives, "pbroadcast_dynamic_p"):
+if collectives.pbroadcast_dynamic_p in RULES:
     lower_on_cpu(collectives.pbroadcast_dynamic_p, pbroadcast_on_cpu)
     case(
         "pbroadcast_dynamic",
