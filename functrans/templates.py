@@ -217,12 +217,13 @@ def template(make: Callable, of: Operation, *flags: Any) -> Any:
     if rule is None or _asks_every_time:
         return None
     primitive, params, avals, at, _ = of
+    mesh = jax.sharding.get_abstract_mesh() if at is None else at.ctx.cur_abstract_mesh
+    key = mesh, rule, primitive, avals, make, flags
     if rule.depends_on_types_only:
-        made = _by_types((*params.items(),), rule, primitive, avals, make, flags, at=at)
+        made = _by_types((*params.items(),), *key, at=at)
     elif rule.carried:
-        rest, mesh = (*{**params, rule.carried: None}.items(),), jax.sharding.get_abstract_mesh()
-        key = rest, rule, primitive, avals, make, flags, mesh
-        made = _by_program(params[rule.carried], *key, at=at)
+        rest = (*{**params, rule.carried: None}.items(),)
+        made = _by_program(params[rule.carried], rest, *key, at=at)
     else:
         return None
     return None if made is MUST_ASK else made
@@ -239,7 +240,7 @@ _NEEDS_VALUES = (
 
 
 @caches.by_types
-def _by_types(params: tuple, *key: Any, at: JaxprEqn | None) -> Any:
+def _by_types(params: tuple, mesh: Any, rule: Rule, *key: Any, at: Any) -> Any:
     try:
         return _made(dict(params), *key, at)
     except _NEEDS_VALUES:
@@ -247,17 +248,15 @@ def _by_types(params: tuple, *key: Any, at: JaxprEqn | None) -> Any:
 
 
 @caches.by_program
-def _by_program(program: ClosedJaxpr, rest: tuple, rule: Any, *key: Any, at: Any) -> Any:
-    made = _made({**dict(rest), rule.carried: program}, rule, *key[:-1], at)
+def _by_program(program: Any, rest: tuple, mesh: Any, rule: Any, *key: Any, at: Any) -> Any:
+    made = _made({**dict(rest), rule.carried: program}, *key, at)
     # What the cache keeps for a program must not keep the program alive.
     kept = (t for t in made if isinstance(t, Template))
     inner = (p for t in kept for e, *_ in t.equations for p in jaxprs_in_params(e.params))
     return MUST_ASK if any(p is program for p in inner) else made
 
 
-def _made(
-    params: dict, rule: Rule, primitive: Any, avals: tuple, make: Callable, flags: Any, at: Any
-) -> Any:
-    with jx.in_place_of(at):  # for the line in an error
+def _made(params: dict, primitive: Any, avals: tuple, make: Callable, flags: Any, at: Any) -> Any:
+    with jx.in_place_of(at):  # also for the line in an error
         made = make(Operation(primitive, params, avals), *flags)
     return type(made)(*[Template(x) if isinstance(x, ClosedJaxpr) else x for x in made])
