@@ -139,7 +139,7 @@ class ForwardTrace(Trace):
         for equation in jaxpr.eqns:
             xs = [read(atom) for atom in equation.invars]
             moving = tuple([moves(atom) for atom in equation.invars])
-            if True not in moving:
+            if not any(moving):
                 ys = self.sink.bind(equation, xs)
             else:
                 x_dots = [dots[atom] for atom in values.pick(equation.invars, moving)]
@@ -162,7 +162,7 @@ class ForwardTrace(Trace):
     def process_primitive(self, primitive, args, params, /):
         moving = tuple([self.owns(x) for x in args])
         primals = [x.primal if moves else x for x, moves in zip(args, moving, strict=True)]
-        if True not in moving:
+        if not any(moving):
             with set_current_trace(self.parent):
                 return primitive.bind(*primals, **params)
         operation = Operation(primitive, params, tuple([jax.typeof(x) for x in args]))

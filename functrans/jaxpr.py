@@ -162,7 +162,7 @@ def reached(
     found = set(seeds)
     for equation in equations:
         flags = [type(atom) is not Literal and atom in found for atom in equation.invars]
-        if True in flags:
+        if any(flags):
             pairs = zip(equation.outvars, depends(equation, flags), strict=True)
             found.update(variable for variable, flag in pairs if flag)
     return found

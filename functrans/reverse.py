@@ -108,7 +108,7 @@ def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
             bars.add([atom], [sink.enter(y_bar)], None)
     for equation, xs, linear in reversed(equations):
         moving, y_bars = bars.take(equation.outvars)
-        if True in moving:
+        if any(moving):
             moved, x_bars = _apply(sink, equation, xs, linear, moving, y_bars)
             targets = values.pick(values.pick(equation.invars, linear), moved)
             bars.add(targets, x_bars, equation)
@@ -130,7 +130,7 @@ def _run_nonlinear_part(sink: Sink, jaxpr: Jaxpr, known: dict[Var, Handle]) -> l
         flags = tuple([is_linear(atom) for atom in equation.invars])
         given = [atom for atom, flag in zip(equation.invars, flags, strict=True) if not flag]
         xs = [sink.literal(a) if isinstance(a, Literal) else known[a] for a in given]
-        if True in flags:
+        if any(flags):
             linear_part.append((equation, xs, flags))
         else:
             known.update(zip(equation.outvars, sink.bind(equation, xs), strict=True))

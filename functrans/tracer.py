@@ -175,7 +175,7 @@ class RecordingTrace(StagingTrace):
 
     def process_primitive(self, primitive, args, params, /):
         owned = tuple([self.owns(x) for x in args])
-        if True not in owned:
+        if not any(owned):
             with set_current_trace(self.parent):
                 return primitive.bind(*args, **params)
         if "subfuns" in params:  # no derivative is asked for here: a custom rule is not needed
