@@ -177,7 +177,8 @@ class ScanRule(Rule):
         (consts, carry, xs), flags = loop.parts(inputs), loop.parts(linear)
         if not all(values.is_differentiable(values.aval_of(c)) for c in carry):
             raise NotLinear.at(primitive)
-        # A carry that starts from a constant, as a rule zero, is linear all the same in each step.
+        # First derive the body. A carry that starts from a constant, as a rule zero, is linear all
+        # the same in each step.
         in_body = (*flags[0], *[True] * loop.carry, *flags[2])
         c_bars, y_bars = cotangents[: loop.carry], cotangents[loop.carry :]
         moving = (*[True] * loop.carry, *values.moving(y_bars))
@@ -199,10 +200,12 @@ class ScanRule(Rule):
             x_bars = [*map(values.instantiate, values.with_zeros(outs, rest_moved, rest_avals))]
             return (x_bars[: loop.carry], k_bars), (x_bars[loop.carry :], list(outs))
 
+        # Then loop backwards.
         summed = [values.tangent_aval(k.aval) for k in values.pick(k_symbols, k_moved)]
         starts = [*map(values.instantiate, c_bars)], [*map(values.zeros, sums.pick_stay(summed))]
         options = loop.options | {"reverse": not loop.options["reverse"]}
         (c_bar, k_bars), (x_bars, new) = scan(body, starts, (known_xs, y_bars), **options)
+        # Last put the cotangents in the order of the inputs.
         k_bars = values.merge(sums.later([*known_xs, *y_bars, *new]), k_bars, sums.stay)
         k_bars = values.with_zeros(k_bars, k_moved, [k.aval for k in k_symbols])
         c_bars = [bar if flag else None for bar, flag in zip(c_bar, flags[1], strict=True)]

@@ -97,7 +97,7 @@ def _evaluate_step(step: Step, mode: str | None) -> LinearProgram | None:
     """Evaluate one equation, and push its tangents; in reverse mode return its linear part."""
     equation, xs, linear = step.equation, [x.value for x in step.inputs], None
     y_dots: list = [y.tangent for y in step.outputs]
-    if True not in step.moving:
+    if not any(step.moving):
         ys, moved = jx.bind(equation, xs), values.moving(y_dots)
     elif mode == "fwd":
         ys, y_dots = push(equation, xs, [x.tangent for x in step.inputs])
