@@ -56,8 +56,7 @@ class Template:
             (e, [numbers[id(a)] for a in e.invars], [v.aval for v in e.outvars]) for e in jaxpr.eqns
         ]
         self.outputs = [numbers[id(atom)] for atom in jaxpr.outvars]
-        self.out_avals = program.out_avals
-        self.program = program
+        self.out_avals, self.program, self.compiles = program.out_avals, program, True
 
     def splice(self, registers: list[Atom], equations: list[JaxprEqn], at: Place | None) -> list:
         """Write the equations at one place; for `None`, each at its own line, in the open scopes.
@@ -168,11 +167,11 @@ class Running:
             return jx.bind(equation, inputs)
 
     def run(self, template: Template, inputs: Sequence, equation: JaxprEqn | None) -> list:
-        if type(self.trace) is jx.EvalTrace:
+        if type(self.trace) is jx.EvalTrace and template.compiles:
             try:
                 return template.compiled(*inputs)
             except NotImplementedError:  # of a primitive that XLA does not know
-                template.compiled = template.evaluate
+                template.compiles = False
         with set_current_trace(self.trace), jx.in_place_of(equation):
             return template.evaluate(*inputs)
 

@@ -80,3 +80,32 @@ def test_a_loop_that_is_not_linear_has_no_transpose():
 
     with pytest.raises(TypeError, match="not linear"):
         ft.linear_transpose(counted, 2.0)(1.0)
+
+
+def test_the_derivative_of_a_loop_takes_a_time_that_grows_with_the_body() -> None:
+    """And not with the number of paths through it: sixty steps that fork would not end."""
+
+    @jax.custom_jvp
+    def fun(x):
+        return jnp.sin(x)
+
+    @fun.defjvp
+    def fun_jvp(primals, tangents):
+        (x,), (x_dot,) = primals, tangents
+        slope = x
+        for _ in range(60):
+            slope = slope * (1 - slope)
+        return fun(x), x_dot * slope + x_dot * x
+
+    def loss(w, xs):
+        def step(c, x):
+            h = w
+            for _ in range(60):
+                h = (h + h) / 2
+            return jnp.tanh(h @ c) + fun(x), None
+
+        return jnp.sum(jax.lax.scan(step, xs[0], xs)[0])
+
+    args = jnp.eye(3), jnp.full((2, 3), 0.3)
+    got, want = (ad.grad(loss, argnums=(0, 1))(*args) for ad in (ft, jax))
+    chex.assert_trees_all_close(got, want, rtol=1e-6)

@@ -207,16 +207,13 @@ def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Source], Halve
         for equation in jaxpr.eqns
         if equation.primitive in ARITHMETIC and needed.isdisjoint(equation.outvars)
     }
-    residuals = set(fresh)
-
     # A residual is at hand: it is stacked, or made as well.
-    def can_be_made(var: Any) -> bool:
-        return var in made and all(
-            isinstance(a, Literal) or a in found or a in residuals or can_be_made(a)
-            for a in made[var].invars
-        )
-
-    kept, later = values.part(fresh, [can_be_made(var) for var in fresh])
+    at_hand, can_be_made = {*found, *fresh}, set()
+    for var, equation in made.items():
+        if all(isinstance(a, Literal) or a in at_hand for a in equation.invars):
+            at_hand.add(var)
+            can_be_made.add(var)
+    kept, later = values.part(fresh, [var in can_be_made for var in fresh])
     found |= dict(zip(kept, numbered("fresh", kept), strict=True))
     equations = jx.live([e for var, e in made.items() if var not in found], later)
     own = {equation.outvars[0] for equation in equations}

@@ -56,31 +56,20 @@ def sums_after(program: ClosedJaxpr, kinds: Sequence[str], sums: int) -> Sums:
       kinds: for each input of the body `"const"`, `"carry"`, or `"step"` if it is stacked.
     """
     jaxpr = program.jaxpr
-    made = {var: equation for equation in jaxpr.eqns for var in equation.outvars}
     stacked = [var for var, kind in zip(jaxpr.invars, kinds, strict=True) if kind == "step"]
     seeds = [var for var, kind in zip(jaxpr.invars, kinds, strict=True) if kind != "const"]
-    changing = jx.reached(jaxpr.eqns, seeds)
 
-    def terms(atom: Any) -> list:
-        """The products whose sum, or a linear function of it, this is; `None` for another term."""
-        equation = made.get(atom) if isinstance(atom, Var) else None
-        if equation is None or not all(isinstance(a, Var) for a in equation.invars):
-            return [None]
-        if equation.primitive is lax.dot_general_p:
-            return [equation if changing.issuperset(equation.invars) else None]
-        inner = equation.invars if _is_linear(equation) else [None]
-        return [term for a in inner for term in terms(a)]
-
+    products = _sums_of_products(jaxpr.eqns, jx.reached(jaxpr.eqns, seeds))
     positions = {var: i for i, var in enumerate(stacked)}
     free, taken, stay = _size(stacked) / 2, {}, []
     for total in jaxpr.outvars[:sums]:
-        found = terms(total)
-        new = dict.fromkeys(a for e in found if e for a in e.invars if a not in stacked)
+        terms = products.get(total, {}) if isinstance(total, Var) else {}
+        new = dict.fromkeys(a for e in terms.values() for a in e.invars if a not in stacked)
         more = [var for var in new if var not in positions]
-        stays = None in found or _size(new) > _size([total]) or _size(more) > free
+        stays = not terms or _size(new) > _size([total]) or _size(more) > free
         stay.append(stays)
         if not stays:
-            taken |= {equation.outvars[0]: equation for equation in found}
+            taken |= terms
             positions |= {var: len(positions) + i for i, var in enumerate(more)}
             free -= _size(more)
     gone, kept = values.part(jaxpr.outvars[:sums], stay)
@@ -89,6 +78,25 @@ def sums_after(program: ClosedJaxpr, kinds: Sequence[str], sums: int) -> Sums:
     after = jx.closed(list(taken), gone, jx.live(rest, gone), jaxpr.debug_info)
     products = [(e, positions[e.invars[0]], positions[e.invars[1]]) for e in taken.values()]
     return Sums(body, stay, products, after)
+
+
+def _sums_of_products(equations: Sequence[JaxprEqn], changing: set[Var]) -> dict[Any, dict]:
+    """For each variable that is a sum of products, or linear in one, the products by their outputs.
+
+    A product counts if both factors are in `changing`.
+    """
+    found: dict[Any, dict[Var, JaxprEqn]] = {}
+    for equation in equations:
+        inputs, outputs = equation.invars, equation.outvars
+        if not all(isinstance(a, Var) for a in inputs):
+            continue
+        if equation.primitive is lax.dot_general_p:
+            if changing.issuperset(inputs):
+                found[outputs[0]] = {outputs[0]: equation}
+        elif inputs and _is_linear(equation) and all(a in found for a in inputs):
+            terms = {var: product for a in inputs for var, product in found[a].items()}
+            found.update(dict.fromkeys(outputs, terms))
+    return found
 
 
 def sum_of_products(equation: JaxprEqn, left: Any, right: Any) -> Any:
