@@ -128,7 +128,7 @@ class ForwardTrace(Trace):
         jaxpr = program.jaxpr
         known = {v: self.sink.enter(x) for v, x in jx.environment(program, primals).items()}
         pairs = zip(jaxpr.invars, tangents, strict=True)
-        dots = {v: self.dot_sink.enter(t) for v, t in pairs if type(t) is not Zero}
+        dots: Any = {v: self.dot_sink.enter(t) for v, t in pairs if type(t) is not Zero}
 
         def read(atom: jx.Atom) -> Handle:
             return self.sink.literal(atom) if isinstance(atom, Literal) else known[atom]

@@ -168,6 +168,15 @@ def reached(
     return found
 
 
+def each_depends(equations: Sequence[JaxprEqn], seeds: Iterable[Var]) -> bool:
+    """Whether each equation depends on one of `seeds`; looked at with `jax_enable_checks` alone."""
+    config: Any = jax.config
+    if not config.jax_enable_checks:
+        return True
+    found = reached(equations, seeds)
+    return all(found.issuperset(equation.outvars) for equation in equations)
+
+
 # ---- places --------------------------------------------------------------------------------------
 
 
@@ -230,12 +239,14 @@ def abstract_eval(primitive: Primitive, avals: tuple, params: dict) -> tuple[lis
     # Of params that hold programs nothing is remembered, lest dead programs be kept alive; and the
     # types of an equation without inputs come from the context alone.
     may_be_kept = avals and not any(jex.jaxprs_in_params(params))
-    found = _abstract_eval(items, primitive, avals) if may_be_kept else None
-    return found or _abstract_eval.__wrapped__(items, primitive, avals)
+    key = primitive, avals, jax.sharding.get_abstract_mesh()
+    found = _abstract_eval(items, key) if may_be_kept else None
+    return found or _abstract_eval.__wrapped__(items, key)
 
 
 @caches.by_types
-def _abstract_eval(params: tuple, primitive: Primitive, avals: tuple) -> tuple[list, Any]:
+def _abstract_eval(params: tuple, key: tuple) -> tuple[list, Any]:
+    primitive, avals, _ = key
     out, effects = primitive.abstract_eval(*avals, **dict(params))
     return results(primitive, out), effects
 

@@ -22,7 +22,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, set_curr
 
 from functrans import caches, values
 from functrans import jaxpr as jx
-from functrans.jaxpr import Atom, Operation
+from functrans.jaxpr import Operation
 from functrans.rules import rule_of
 from functrans.templates import Handle, Sink, Template, sink_of, template
 from functrans.tracer import RecordingTrace, stage
@@ -69,7 +69,7 @@ class Cotangents:
 
     def sum(self, x: Handle, y: Handle, equation: JaxprEqn | None) -> Handle:
         # One `add_any`. As a template, so that no tracer is made for it.
-        adding = _sum((), values.aval_of(x), values.aval_of(y))
+        adding = _sum((), (values.aval_of(x), values.aval_of(y)))
         return self.sink.run(adding, [x, y], equation)[0]
 
     def take(self, variables: Sequence[Var]) -> tuple[Flags, list]:
@@ -79,7 +79,7 @@ class Cotangents:
 
 
 @caches.by_types
-def _sum(params: tuple, *avals: Any) -> Template:
+def _sum(params: tuple, avals: tuple) -> Template:
     info = jx.debug_info("sum", values.add)
     return Template(stage(lambda x, y: ([values.add(x, y)], None), avals, info)[0])
 
@@ -122,12 +122,8 @@ def _run_nonlinear_part(sink: Sink, jaxpr: Jaxpr, known: dict[Var, Handle]) -> l
     Returns the others, each with the values that it reads and the flags of its linear inputs.
     """
     linear_part = []
-
-    def is_linear(atom: Atom) -> bool:
-        return type(atom) is not Literal and atom not in known
-
     for equation in jaxpr.eqns:
-        flags = tuple([is_linear(atom) for atom in equation.invars])
+        flags = tuple([type(a) is not Literal and a not in known for a in equation.invars])
         given = [atom for atom, flag in zip(equation.invars, flags, strict=True) if not flag]
         xs = [sink.literal(a) if isinstance(a, Literal) else known[a] for a in given]
         if any(flags):

@@ -25,13 +25,13 @@ from typing import Any, Protocol
 
 import jax
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, jaxprs_in_params, set_current_trace
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, set_current_trace
 
 from functrans import caches
 from functrans import jaxpr as jx
 from functrans.jaxpr import Atom, Operation, Place
 from functrans.programs.outputs import new_outputs
-from functrans.rules import RULES, Rule
+from functrans.rules import RULES
 from functrans.tracer import StagingTrace
 
 Handle = Any
@@ -67,7 +67,10 @@ class Template:
         for equation, numbers, avals in self.equations:
             source, context = at or (jx.scoped(here, equation), equation.ctx)
             inputs, outputs = [*map(registers.__getitem__, numbers)], [*map(Var, avals)]
-            equations.append(jx.copied(equation, inputs, outputs, source, context))
+            # `jx.copied`, written out: of what tracing a gradient adds, most is done here.
+            params, effects = equation.params, equation.effects
+            spliced = (inputs, outputs, equation.primitive, params, effects, source, context)
+            equations.append(JaxprEqn(*spliced))
             registers += outputs
         return [*map(registers.__getitem__, self.outputs)]
 
@@ -129,6 +132,7 @@ class Writing:
 
     def __init__(self, trace: StagingTrace):
         self.trace, self.enter, self.leave = trace, trace.atom, trace.value
+        self.last: tuple = None, None  # an equation, and its place: it is asked for several times
 
     def literal(self, literal: Literal) -> Atom:
         return literal
@@ -142,8 +146,10 @@ class Writing:
     def run(
         self, template: Template, inputs: Sequence[Atom], equation: JaxprEqn | None
     ) -> list[Atom]:
+        if equation is None or equation is not self.last[0]:
+            self.last = equation, jx.place_of(equation)
         registers = [*map(self.trace.atom, template.consts), *template.literals, *inputs]
-        return template.splice(registers, self.trace.equations, jx.place_of(equation))
+        return template.splice(registers, self.trace.equations, self.last[1])
 
 
 class Running:
@@ -219,7 +225,7 @@ def template(make: Callable, of: Operation, *flags: Any) -> Any:
     mesh = jax.sharding.get_abstract_mesh() if at is None else at.ctx.cur_abstract_mesh
     key = mesh, rule, primitive, avals, make, flags
     if rule.depends_on_types_only:
-        made = _by_types((*params.items(),), *key, at=at)
+        made = _by_types((*params.items(),), key, at)
     elif rule.carried:
         rest = (*{**params, rule.carried: None}.items(),)
         made = _by_program(params[rule.carried], rest, *key, at=at)
@@ -239,23 +245,24 @@ _NEEDS_VALUES = (
 
 
 @caches.by_types
-def _by_types(params: tuple, mesh: Any, rule: Rule, *key: Any, at: Any) -> Any:
+def _by_types(params: tuple, key: tuple, at: Any) -> Any:
     try:
-        return _made(dict(params), *key, at)
+        return _made(dict(params), key[2:], at)
     except _NEEDS_VALUES:
         return MUST_ASK
 
 
 @caches.by_program
 def _by_program(program: Any, rest: tuple, mesh: Any, rule: Any, *key: Any, at: Any) -> Any:
-    made = _made({**dict(rest), rule.carried: program}, *key, at)
+    made = _made({**dict(rest), rule.carried: program}, key, at)
     # What the cache keeps for a program must not keep the program alive.
     kept = (t for t in made if isinstance(t, Template))
-    inner = (p for t in kept for e, *_ in t.equations for p in jaxprs_in_params(e.params))
+    inner = (e.params.get(rule.carried) for t in kept for e, *_ in t.equations)
     return MUST_ASK if any(p is program for p in inner) else made
 
 
-def _made(params: dict, primitive: Any, avals: tuple, make: Callable, flags: Any, at: Any) -> Any:
+def _made(params: dict, key: tuple, at: JaxprEqn | None) -> Any:
+    primitive, avals, make, flags = key
     with jx.in_place_of(at):  # also for the line in an error
         made = make(Operation(primitive, params, avals), *flags)
     return type(made)(*[Template(x) if isinstance(x, ClosedJaxpr) else x for x in made])

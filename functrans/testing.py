@@ -288,8 +288,9 @@ def _dtype(x: Any) -> Any:
 
 def _types(tree: Tree) -> tuple:
     """What a compiled program depends on."""
+    config: Any = jax.config
     leaves, structure = jax.tree.flatten(tree)
-    return jax.config.jax_enable_x64, structure, *map(jax.typeof, leaves)
+    return config.jax_enable_x64, structure, *map(jax.typeof, leaves)
 
 
 def _is_inexact(x: Any) -> bool:

@@ -78,7 +78,8 @@ def make_jaxpr(
 
         # JAX has no other way to bind the names of axes than to trace something.
         jax.make_jaxpr(run, axis_env=axis_env)() if axis_env else run()
-        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in programs[0].out_avals]
+        outs: Any = programs[0].out_avals
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outs]
         return (programs[0], tree.unflatten(flat.out_tree, shapes)) if return_shape else programs[0]
 
     return jaxpr_of

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax
+import jax.core
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 from jax.extend.core.primitives import jit_p
@@ -69,7 +69,8 @@ def bind_jit(
 
     def choose(what: str, given: Sequence[Role | None]) -> tuple:
         nothing = default[f"in_{what}"][0]
-        return tuple(nothing if r is None else params[f"{r.side}_{what}"][r.index] for r in given)
+        of = {"in": params[f"in_{what}"], "out": params[f"out_{what}"]}
+        return tuple([nothing if r is None else of[r.side][r.index] for r in given])
 
     params |= {
         "name": name,
