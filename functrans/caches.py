@@ -55,25 +55,25 @@ def clear_caches() -> None:
 
 
 def by_types(function: Callable) -> Callable:
-    """Remember `function(params, key, *rest)`; `params` are the items of an equation's params.
+    """Remember `function(params, key, at)`; `params` are the items of an equation's params.
 
     It returns `None`, and nothing is remembered, if the params cannot be a key: they are not
-    hashable, or hold a function, which the cache must not keep alive. The `rest` is handed on, and
-    is no part of the key.
+    hashable, or hold a function, which the cache must not keep alive. `at` is handed on, and is no
+    part of the key.
     """
     memory: dict[Any, Any] = {}
     emptied_by(memory.clear)
     config: Any = jax.config
 
     @functools.wraps(function)
-    def cached(params: tuple, key: tuple, *rest: Any) -> Any:
+    def cached(params: tuple, key: tuple, at: Any = None) -> Any:
         entry = params, key, config.jax_enable_x64, config.jax_default_matmul_precision
         try:
             found = memory.get(entry)
         except TypeError:
             return None
         if found is None and not any(callable(value) for _, value in params):
-            found = memory.setdefault(entry, function(params, key, *rest))
+            found = memory.setdefault(entry, function(params, key, at))
             while len(memory) > SIZE:
                 memory.pop(next(iter(memory)), None)
         return found

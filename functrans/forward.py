@@ -165,7 +165,9 @@ class ForwardTrace(Trace):
         if not any(moving):
             with set_current_trace(self.parent):
                 return primitive.bind(*primals, **params)
-        operation = Operation(primitive, params, tuple([jax.typeof(x) for x in args]))
+        pairs = zip(args, moving, strict=True)
+        avals = tuple([x.aval if moves else jax.typeof(x) for x, moves in pairs])
+        operation = Operation(primitive, params, avals)
         x_dots = [self.dot_sink.enter(x.tangent) for x in values.pick(args, moving)]
         xs = [*map(self.sink.enter, primals)]
         ys, moved, y_dots = self.apply(operation, xs, moving, x_dots)

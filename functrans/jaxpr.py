@@ -241,11 +241,11 @@ def abstract_eval(primitive: Primitive, avals: tuple, params: dict) -> tuple[lis
     may_be_kept = avals and not any(jex.jaxprs_in_params(params))
     key = primitive, avals, jax.sharding.get_abstract_mesh()
     found = _abstract_eval(items, key) if may_be_kept else None
-    return found or _abstract_eval.__wrapped__(items, key)
+    return found or _abstract_eval.__wrapped__(items, key, None)
 
 
 @caches.by_types
-def _abstract_eval(params: tuple, key: tuple) -> tuple[list, Any]:
+def _abstract_eval(params: tuple, key: tuple, _: None) -> tuple[list, Any]:
     primitive, avals, _ = key
     out, effects = primitive.abstract_eval(*avals, **dict(params))
     return results(primitive, out), effects

@@ -543,7 +543,7 @@ def test_a_cache_drops_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
     @caches.by_types
-    def remembered(params: tuple, key: int) -> tuple:
+    def remembered(params: tuple, key: int, _: None) -> tuple:
         made.append(key)
         return (params, key)
 
