@@ -165,8 +165,7 @@ class ForwardTrace(Trace):
         if not any(moving):
             with set_current_trace(self.parent):
                 return primitive.bind(*primals, **params)
-        pairs = zip(args, moving, strict=True)
-        avals = tuple([x.aval if moves else jax.typeof(x) for x, moves in pairs])
+        avals = tuple([x.aval if m else jax.typeof(x) for x, m in zip(args, moving, strict=True)])
         operation = Operation(primitive, params, avals)
         x_dots = [self.dot_sink.enter(x.tangent) for x in values.pick(args, moving)]
         xs = [*map(self.sink.enter, primals)]
