@@ -3,8 +3,8 @@
     jax.interpreters.ad :   primitive -> (x, x_dot) -> (y, y_dot),    primitive -> y_bar -> x_bar
 
 A package that brings a primitive of its own declares its derivative through `jax.interpreters.ad`,
-JAX's public door for that; functrans takes the declaration over.  It never does so for a primitive
-of JAX's: what tells them apart is where the functions in the declaration come from.
+JAX's public door for that; functrans takes the declaration over.  It never does so for JAX's own
+primitives: where the functions in a declaration come from tells them apart.
 
 Read next: `errors/__init__.py`, what functrans says of mistakes.
 """
