@@ -82,7 +82,7 @@ def test_jitted_in_double_precision(case: Case, kind: str) -> None:
 # What `vmap` and eager evaluation do with a rule is the same for complex numbers.
 @pytest.mark.parametrize(("case", "kind"), REAL_ROWS)
 def test_vmapped_and_eager_in_single_precision(case: Case, kind: str) -> None:
-    """Of a batch of two, against `jax.vmap` of JAX's derivatives or, where it has none, against our
+    """Of a batch of two, against `jax.vmap` of what JAX derives or, where it has none, against our
     own, one by one.
 
     The first row of each primitive also one by one: what runs eagerly is the program that `jit`
