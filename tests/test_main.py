@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.fixture(autouse=True)
 def few_timed_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each derivative is called as often as a time takes to settle, and no test looks at times."""
+    """One timed call for the demo's twenty: no test looks at the times."""
     monkeypatch.setattr(job, "TIMED_CALLS", 1)
 
 
