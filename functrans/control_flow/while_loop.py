@@ -6,6 +6,11 @@ What is linear in the tangents is the whole loop again, which runs a second time
 would have to run the steps backwards, and how many there are, and what each of them needs, is not
 known before: an array for that has no size.
 
+The condition may give an array: `jax.vmap` makes one of a condition that differs between examples.
+The loop then goes on as long as one of them is true, and an example whose own is false stays as it
+is.  So a loop is bound again as the primitive, which takes such a condition; `lax.while_loop` does
+not.
+
 Read next: `checkpoint.py`, a function to be computed again.
 """
 
@@ -14,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jax import lax
+import jax
 from jax.extend.core import ClosedJaxpr
 from jax.extend.core.primitives import while_p
 
@@ -23,7 +28,9 @@ from functrans import values
 from functrans.errors import checks
 from functrans.forward import jvp_jaxpr
 from functrans.programs.halves import divided, reached_outputs, settle
+from functrans.programs.loops import evaluate
 from functrans.rules import Rule, call
+from functrans.tracer import stage
 from functrans.values import Flags
 
 
@@ -55,6 +62,31 @@ class Loop(NamedTuple):
 
         return settle(lambda flags: derive(self.body, (*consts, *flags)), tuple(carry), feedback)
 
+    def bind(
+        self, condition: Callable, body: Callable, asked: list, consts: Any, carry: list
+    ) -> list:
+        """Loop with another condition and body: functions of their constants and the carry."""
+        condition_of, asked = _staged(condition, self.condition, asked, carry)
+        body_of, consts = _staged(body, self.body, consts, carry)
+        counts = {"cond_nconsts": len(asked), "body_nconsts": len(consts)}
+        programs = {"cond_jaxpr": condition_of, "body_jaxpr": body_of}
+        return while_p.bind(*asked, *consts, *carry, **programs, **counts)
+
+
+def _staged(function: Callable, origin: ClosedJaxpr, consts: Any, carry: list) -> tuple:
+    """The program of a function of constants and the carry; and all constants that it takes."""
+    inputs, tree = jax.tree.flatten((consts, carry))
+    info, avals = origin.jaxpr.debug_info, map(values.typeof, inputs)
+    program, _ = stage(lambda *xs: (function(*jax.tree.unflatten(tree, xs)), None), avals, info)
+    jaxpr, inputs = jx.opened(program, inputs[: len(inputs) - len(carry)])
+    return jx.with_constants(jaxpr, []), inputs
+
+
+def _as_carried(x: Any, aval: Any) -> Any:
+    """A tangent, with the type that it has in every step."""
+    x = values.instantiate(x)
+    return x if values.typeof(x).weak_type == aval.weak_type else values.cast(x, aval)
+
 
 class WhileRule(Rule):
     """Derive the body, and loop again."""
@@ -67,21 +99,23 @@ class WhileRule(Rule):
         _, k_dots, c_dots = loop.parts(tangents)
         k_moving = values.moving(k_dots)
         moving, (program, moved) = loop.settle(jvp_jaxpr, k_moving, values.moving(c_dots))
-        k_dots, avals = values.pick(k_dots, k_moving), loop.body.out_avals
+        avals, count = loop.body.out_avals, len(carry)
+        dot_avals = [*map(values.tangent_aval, values.pick(avals, moving))]
 
         def carried(c_dots):
-            return [values.instantiate(c_dot) for c_dot in values.pick(c_dots, moving)]
+            return [*map(_as_carried, values.pick(c_dots, moving), dot_avals)]
 
-        def condition(pair):
-            return jx.evaluate(loop.condition, *asked, *pair[0])[0]
+        def condition(asked, pair):
+            return evaluate(loop.condition, *asked, *pair[:count])
 
-        def body(pair):
-            c, c_dot = pair
-            outs: Any = jx.evaluate(program, *consts, *c, *k_dots, *c_dot)
-            return outs[: len(c)], carried(values.with_zeros(outs[len(c) :], moved, avals))
+        def body(fixed, pair):
+            (consts, k_dots), (c, c_dot) = fixed, (pair[:count], pair[count:])
+            outs = evaluate(program, *consts, *c, *k_dots, *c_dot)
+            return [*outs[:count], *carried(values.with_zeros(outs[count:], moved, avals))]
 
-        outs, outs_dot = lax.while_loop(condition, body, (carry, carried(c_dots)))
-        return outs, values.with_zeros(outs_dot, moving, [values.typeof(out) for out in outs])
+        fixed = consts, values.pick(k_dots, k_moving)
+        outs = loop.bind(condition, body, asked, fixed, [*carry, *carried(c_dots)])
+        return outs[:count], values.with_zeros(outs[count:], moving, avals)
 
     def transpose(self, primitive, cotangents, inputs, params):
         raise checks.no_reverse(
@@ -113,14 +147,14 @@ class WhileRule(Rule):
         # The condition does not read what is linear: zeros stand for it.
         types = values.pick(loop.body.out_avals, linear)
 
-        def condition(c):
+        def condition(asked, c):
             whole = values.merge(c, map(values.zeros, types), linear)
-            return jx.evaluate(loop.condition, *asked, *whole)[0]
+            return evaluate(loop.condition, *asked, *whole)
 
-        def body(c):
-            return jx.evaluate(first, *consts, *c)[: len(c)]
+        def body(consts, c):
+            return evaluate(first, *consts, *c)[: len(c)]
 
-        outs = lax.while_loop(condition, body, carry)
+        outs = loop.bind(condition, body, asked, consts, carry)
         written = jx.current_trace().write(primitive, inputs, params)
         return values.merge(outs, values.pick(written, linear), linear)
 
