@@ -88,13 +88,6 @@ def with_constants(jaxpr: Jaxpr, values: Sequence) -> ClosedJaxpr:
     return closed(variables[count:], outputs, equations, info, variables[:count], values)
 
 
-def giving(program: ClosedJaxpr, outputs: Sequence[Any]) -> ClosedJaxpr:
-    """The program with these outputs, and with the equations that they need."""
-    jaxpr, equations = program.jaxpr, live(program.jaxpr.eqns, outputs)
-    info = jaxpr.debug_info
-    return closed(jaxpr.invars, outputs, equations, info, jaxpr.constvars, program.consts)
-
-
 @caches.by_program
 def closed_of(jaxpr: Jaxpr) -> ClosedJaxpr:
     """The open jaxpr of an equation as a program without constants, on which others can hang."""
@@ -122,59 +115,6 @@ def named_like(fun: Callable, transformed: Callable) -> Callable:
     """`transformed`, under the name of the function that it comes from."""
     transformed.__name__ = transformed.__qualname__ = name_of(fun)
     return transformed
-
-
-# ---- what depends on what ------------------------------------------------------------------------
-
-
-def live(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> list[JaxprEqn]:
-    """The equations on which the outputs depend (or that have effects), in their order."""
-    return live_and_free(equations, outputs)[0]
-
-
-def live_and_free(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> tuple[list, list]:
-    """The same; and the variables that they read and that no equation gives."""
-    needed = {atom: None for atom in outputs if isinstance(atom, Var)}
-    kept = []
-    for equation in reversed(equations):
-        if equation.effects or not needed.keys().isdisjoint(equation.outvars):
-            kept.append(equation)
-            for variable in equation.outvars:
-                needed.pop(variable, None)
-            for atom in equation.invars:
-                if type(atom) is not Literal:
-                    needed[atom] = None
-    return kept[::-1], list(needed)[::-1]
-
-
-def any_input(equation: JaxprEqn, inputs: Sequence[bool]) -> list[bool]:
-    """Let every output depend on every input."""
-    return [any(inputs)] * len(equation.outvars)
-
-
-def reached(
-    equations: Sequence[JaxprEqn], seeds: Iterable[Var], depends: Callable = any_input
-) -> set[Var]:
-    """The variables that depend on one of `seeds`.
-
-    `depends(equation, flags of its inputs)` gives flags of its outputs.
-    """
-    found = set(seeds)
-    for equation in equations:
-        flags = [type(atom) is not Literal and atom in found for atom in equation.invars]
-        if any(flags):
-            pairs = zip(equation.outvars, depends(equation, flags), strict=True)
-            found.update(variable for variable, flag in pairs if flag)
-    return found
-
-
-def each_depends(equations: Sequence[JaxprEqn], seeds: Iterable[Var]) -> bool:
-    """Whether each equation depends on one of `seeds`; looked at with `jax_enable_checks` alone."""
-    config: Any = jax.config
-    if not config.jax_enable_checks:
-        return True
-    found = reached(equations, seeds)
-    return all(found.issuperset(equation.outvars) for equation in equations)
 
 
 # ---- places --------------------------------------------------------------------------------------
@@ -208,6 +148,26 @@ def scoped(source: Any, equation: JaxprEqn) -> Any:
     """A line, and its scope with that of the equation in it."""
     inner = equation.source_info.name_stack
     return source.replace(name_stack=source.name_stack + inner) if inner else source
+
+
+def within(transform: str, function: Callable) -> Callable:
+    """The function, whose operations have names such as `jvp(layer)` in profiles."""
+
+    def named(*args):
+        with source_info_util.transform_name_stack(transform):
+            return function(*args)
+
+    return named
+
+
+def scoped_from(outer: Any, equations: list[JaxprEqn]) -> list[JaxprEqn]:
+    """The equations, with scopes relative to the one in which they were written."""
+    if not outer:
+        return equations
+    sources = [e.source_info for e in equations]
+    inner = [s.replace(name_stack=s.name_stack[len(outer) :]) for s in sources]
+    pairs = zip(equations, inner, strict=True)
+    return [copied(e, e.invars, e.outvars, source, e.ctx) for e, source in pairs]
 
 
 @contextmanager

@@ -97,7 +97,8 @@ def linearize(
     Returns the outputs, `aux`, and the linear program.
     """
     info = jx.debug_info("linearize", fun)
-    return _record(lambda trace, *pair: trace.run_function(fun, *pair), primals, moving, info)
+    run = jx.within("jvp", lambda trace, *pair: trace.run_function(fun, *pair))
+    return _record(run, primals, moving, info)
 
 
 def _record(run: Callable, primals: Sequence, moving: Sequence[bool], info: Any) -> tuple:

@@ -163,7 +163,8 @@ def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> 
         jaxpr, residuals = tape.finish(outs, jx.debug_info("linear_transpose", fun))
     finally:
         tape.invalidate()
-    return transpose(jaxpr, [*residuals, *map(Linear, avals)], cotangents)
+    pull = jx.within("transpose", transpose)
+    return pull(jaxpr, [*residuals, *map(Linear, avals)], cotangents)
 
 
 @caches.by_program

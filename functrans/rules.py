@@ -43,10 +43,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax import lax
-from jax.extend.core import JaxprEqn, Primitive, jaxprs_in_params
+from jax.extend.core import Primitive, jaxprs_in_params
 
 from functrans import caches, values
 from functrans import jaxpr as jx
@@ -129,6 +129,20 @@ class Rule:
         """Evaluate an equation on a tape that owns some inputs: what does not depend on them runs
         now, and an equation whose outputs all do is written."""
         raise NotImplementedError
+
+    def trim(self, params: dict, wanted: Sequence[bool]) -> Trimmed | None:
+        """The equation without what only its other outputs need. `None`: it stays as it is."""
+        return None
+
+
+class Trimmed(NamedTuple):
+    """An equation that gives less."""
+
+    params: dict
+    inputs: Sequence[bool]
+    """Which of its inputs it still reads."""
+    outputs: Sequence[bool]
+    """Which of its outputs it still gives; what the next step of a loop reads is among them."""
 
 
 class Elementwise(Rule):
@@ -371,14 +385,6 @@ def rule_of(primitive: Primitive) -> Rule:
     if primitive not in RULES and not any(declare(primitive) for declare in FALLBACKS):
         raise checks.no_rule(primitive)
     return RULES[primitive]
-
-
-def depends(equation: JaxprEqn, inputs: Sequence[bool]) -> Sequence[bool]:
-    """Which outputs of an equation depend on these inputs."""
-    rule = RULES.get(equation.primitive)
-    if rule and rule.may_split:
-        return rule.depends(equation.params, inputs)
-    return jx.any_input(equation, inputs)
 
 
 def low_params(params: dict) -> dict:

@@ -148,8 +148,12 @@ class Writing:
     ) -> list[Atom]:
         if equation is None or equation is not self.last[0]:
             self.last = equation, jx.place_of(equation)
+        return self.copy(template, inputs, self.last[1])
+
+    def copy(self, template: Template, inputs: Sequence[Atom], at: Place | None) -> list[Atom]:
+        """A template at one place; for `None`, each equation at its own line."""
         registers = [*map(self.trace.atom, template.consts), *template.literals, *inputs]
-        return template.splice(registers, self.trace.equations, self.last[1])
+        return template.splice(registers, self.trace.equations, at)
 
 
 class Running:

@@ -27,20 +27,14 @@ from typing import Any
 
 import jax.core
 import numpy as np
+from jax.extend import core as jex
 from jax.extend import source_info_util
-from jax.extend.core import (
-    ClosedJaxpr,
-    Jaxpr,
-    JaxprEqn,
-    Literal,
-    Var,
-    new_jaxpr_eqn,
-    set_current_trace,
-)
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, set_current_trace
 
 from functrans import jaxpr as jx
 from functrans.errors import checks
 from functrans.jaxpr import Atom
+from functrans.programs.live import each_depends, live_and_free
 from functrans.rules import CALL, RULES, STAGING_RULES, low_params
 from functrans.values import Flags
 
@@ -132,7 +126,7 @@ class StagingTrace(Trace):
         atoms = [self.atom(x) for x in args]
         avals, effects = jx.abstract_eval(primitive, tuple([a.aval for a in atoms]), params)
         outputs, source = [Var(aval) for aval in avals], source_info_util.current()
-        self.equations.append(new_jaxpr_eqn(atoms, outputs, primitive, params, effects, source))
+        self.equations.append(jex.new_jaxpr_eqn(atoms, outputs, primitive, params, effects, source))
         return [Tracer(self, output, source) for output in outputs]
 
     def stage_value(self, x: Any, /) -> Tracer:
@@ -165,6 +159,7 @@ class RecordingTrace(StagingTrace):
     def __init__(self, parent: Any):
         super().__init__()
         self.parent = parent
+        self.scope = source_info_util.current_name_stack()
 
     def atom(self, x, aval=None):
         # As in any trace. But where the parent writes a jaxpr too, our equations mention its
@@ -203,14 +198,15 @@ class RecordingTrace(StagingTrace):
         Equations that no output needs are left out, and so are their residuals.
         """
         atoms = [self.atom(x) for x in outputs]
-        self.equations, free = jx.live_and_free(self.equations, atoms)
+        equations, free = live_and_free(self.equations, atoms)
+        self.equations = jx.scoped_from(self.scope, equations)
         constants, inputs = dict(self.constants.values()), {*self.inputs}
         residuals = {
             v: constants[v] if v in constants else Tracer(self.parent, v)
             for v in free
             if v not in inputs
         }
-        assert jx.each_depends(self.equations, inputs), "an equation does not read the tape"
+        assert each_depends(self.equations, inputs), "an equation does not read the tape"
         return self.assemble(residuals, atoms, debug_info)
 
 

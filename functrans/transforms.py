@@ -114,7 +114,8 @@ def _jvp(fun: Callable, has_aux: bool) -> Callable:
     def jvp_at(primals, tangents):
         leaves, in_tree = tree.flatten(primals)
         flat = Flat(fun, in_tree, has_aux)
-        outs, out_tangents, aux = forward(flat, leaves, checks.tangents(leaves, in_tree, tangents))
+        given = checks.tangents(leaves, in_tree, tangents)
+        outs, out_tangents, aux = jx.within("jvp", forward)(flat, leaves, given)
         out_tangent = tree.unflatten(flat.out_tree, map(values.instantiate, out_tangents))
         return flat.result(outs, out_tangent, aux)
 
@@ -197,7 +198,7 @@ class Pullback(LinearFunction):
         given = checks.linear_input(checks.PULLBACK, spec.out_tree, spec.out_avals, vector)
         inputs = map(Linear, values.pick(spec.in_avals, spec.moving))
         y_bars = values.pick(given, spec.moved)
-        x_bars = transpose(spec.jaxpr, [*residuals, *inputs], y_bars)
+        x_bars = jx.within("transpose", transpose)(spec.jaxpr, [*residuals, *inputs], y_bars)
         x_bars = values.with_zeros(x_bars, spec.moving, spec.in_avals)
         return tree.unflatten(spec.in_tree, map(values.instantiate, x_bars))
 

@@ -65,7 +65,7 @@ def names_used(tree: ast.Module) -> set[str]:
 # may import what is said here, and no layer imports it: rules reach the interpreters through the
 # table in `rules.py`.
 
-LAYERS = ["values", "caches", "jaxpr", "errors", "rules", "tracer"]
+LAYERS = ["values", "caches", "jaxpr", "errors", "rules", "programs.live", "tracer"]
 LAYERS += ["programs.outputs", "templates", "programs"]
 LAYERS += ["forward", "linearize", "reverse", "jit", "flat", "transforms", "jacobians"]
 BESIDE = {
@@ -85,8 +85,8 @@ BESIDE = {
 def unit(name: str) -> str:
     """`functrans.derivatives.shape` is in the unit `derivatives`; `functrans` itself is in `""`.
 
-    `programs.outputs` is a unit of its own: `templates` needs it, and the rest of its folder needs
-    `templates`.
+    `programs.live` and `programs.outputs` are units of their own: the tracer and `templates` need
+    them, and the rest of their folder needs `templates`.
     """
     inner = name.partition(".")[2]
     return inner if inner in LAYERS else inner.partition(".")[0]

@@ -152,7 +152,8 @@ def test_derivatives_have_the_lines_that_they_are_of(way):
 
 @every_way
 def test_scopes(way):
-    named = {op.kind: op.name for op in operations(compiled(COMPILED[way][0]))}
+    found = operations(compiled(COMPILED[way][0]))
+    named = {op.kind: re.sub(r"jvp\((.*?)\)(?=/)", r"\1", op.name) for op in found}
     for kind, scope in SCOPES.items():
         assert named[kind].endswith(scope)
 
@@ -186,3 +187,86 @@ def test_an_inlined_function_is_blamed_where_it_is_called():
         assert f"{__file__}:{first}:" in places[0]
         assert f"{__file__}:{first + 1}:" in places[-1]
     assert {int(re.search(r":(\d+):", place)[1]) for place in places} == {first, first + 1}
+
+
+# ---- the names of transforms ---------------------------------------------------------------------
+
+
+def scoped_model(w, x):
+    """Every kind of call, each in a scope of its own, with another inside."""
+
+    def named(scope, fun):
+        def inside(*args):
+            with jax.named_scope(scope):
+                return fun(*args)
+
+        return inside
+
+    with jax.named_scope("layer"):
+        x = jnp.tanh(x @ w)
+    with jax.named_scope("loop"):
+        step = named("step", lambda x: jnp.sin(x @ w))
+        x, _ = jax.lax.scan(lambda x, _: (step(x), None), x, None, length=3)
+    with jax.named_scope("again"):
+        x = jax.checkpoint(named("kept", lambda x: jnp.cos(jnp.sin(x) @ w)))(x)
+    with jax.named_scope("choice"):
+        x = jax.lax.cond(x.sum() > 0, named("one", jnp.exp), named("other", jnp.sinh), x)
+    with jax.named_scope("call"):
+        x = jax.jit(named("deep", lambda x: jnp.sin(x) * x))(x)
+    return jnp.sum(x)
+
+
+TRANSFORMS: dict[str, Callable] = {
+    "grad": lambda lib: lib.grad(scoped_model),
+    "grad of jit": lambda lib: lib.grad(jax.jit(scoped_model)),
+    "jvp": lambda lib: lambda *xs: lib.jvp(scoped_model, xs, xs),
+    "linearize": lambda lib: lambda *xs: lib.linearize(scoped_model, *xs)[1](*xs),
+    "hvp": lambda lib: lambda *xs: lib.jvp(lib.grad(scoped_model), xs, xs),
+    "jacrev": lambda lib: lib.jacrev(scoped_model),
+    "vjp in a scope": lambda lib: lambda *xs: pulled_back_elsewhere(lib, *xs),
+    "linear_transpose": lambda lib: lambda w, x: lib.linear_transpose(transposable(x), w)(1.0),
+}
+
+
+def pulled_back_elsewhere(lib, *xs):
+    with jax.named_scope("here"):
+        y, pullback = lib.vjp(scoped_model, *xs)
+    with jax.named_scope("there"):
+        return pullback(y)
+
+
+def transposable(x):
+    def fun(w):
+        with jax.named_scope("product"):
+            return jnp.sum(x @ w)
+
+    return fun
+
+
+def halves_named(text: str) -> set[tuple]:
+    """For each operation the transforms that made it, and the named scopes in which it stands.
+
+    JAX writes the known part of a checkpoint without a call, and repeats its scope in the rest. A
+    pushforward computes again too, and only functrans says so.
+    """
+    found = set()
+    for name in re.findall(r'op_name="(jit[^"]*)"', text):
+        parts = [p for p in name.split("/")[:-1] if not re.match(r"jit\(|checkpoint$", p)]
+        made = [p for p in parts if "(" in p]
+        scopes = ["step", "kept", "one", "other", "deep", "product", "rematted_computation"]
+        inner = [p for p in parts if p in scopes]
+        if made and (made[0], inner[:1]) != ("jvp(again)", ["rematted_computation"]):
+            found.add((made[0], *inner))
+    return found
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_profiles_show_which_transform_made_an_operation(name):
+    """`jvp(layer)`, `transpose(jvp(layer))`: as JAX writes it, in loops, branches and calls too."""
+    inputs = np.eye(3, dtype=np.float32), np.ones((2, 3), np.float32)
+    ours, theirs = (
+        halves_named(str(jax.jit(TRANSFORMS[name](lib)).lower(*inputs).compile().as_text()))
+        for lib in (ft, jax)
+    )
+    assert ours == theirs
+    assert len(ours) > 1 or name == "linear_transpose"

@@ -28,10 +28,10 @@ from functrans.linearize import linearize_jaxpr
 from functrans.programs import halves
 from functrans.programs.bases import at_identity
 from functrans.programs.broadcasts import broadcast_last
-from functrans.programs.halves import Source, divided, hoist, located, postpone, settle
+from functrans.programs.halves import Source, divided, hoist, located, postpone
+from functrans.programs.live import any_input, depends, giving, live, live_and_free, reached, settle
 from functrans.programs.outputs import new_outputs
 from functrans.programs.sums import sums_after
-from functrans.rules import depends
 from functrans.templates import Template
 from functrans.tracer import StagingTrace, stage
 
@@ -74,10 +74,10 @@ def five_equations(x, y):
 def test_live_equations_are_those_that_the_outputs_need() -> None:
     program = staged(five_equations, X, Y)
     a, b, c, _ = program.jaxpr.outvars
-    assert names(jx.live(program.jaxpr.eqns, [b])) == ["sin", "mul"]
-    assert names(jx.live(program.jaxpr.eqns, [c, a])) == ["sin", "exp"]
-    assert jx.live(program.jaxpr.eqns, []) == []
-    assert jx.live(program.jaxpr.eqns, [Literal(1.0, c.aval), program.jaxpr.invars[0]]) == []
+    assert names(live(program.jaxpr.eqns, [b])) == ["sin", "mul"]
+    assert names(live(program.jaxpr.eqns, [c, a])) == ["sin", "exp"]
+    assert live(program.jaxpr.eqns, []) == []
+    assert live(program.jaxpr.eqns, [Literal(1.0, c.aval), program.jaxpr.invars[0]]) == []
 
 
 def test_what_has_an_effect_is_live() -> None:
@@ -87,23 +87,23 @@ def test_what_has_an_effect_is_live() -> None:
         return a, lax.cos(y)
 
     program = staged(printing, X, Y)
-    assert names(jx.live(program.jaxpr.eqns, [])) == ["sin", "debug_callback"]
+    assert names(live(program.jaxpr.eqns, [])) == ["sin", "debug_callback"]
 
 
 def test_free_variables_are_read_and_given_by_no_equation() -> None:
     program = staged(five_equations, X, Y)
     (x, y), (_, b, c, d) = program.jaxpr.invars, program.jaxpr.outvars
-    assert jx.live_and_free(program.jaxpr.eqns, [b])[1] == [x, y]
-    kept, free = jx.live_and_free(program.jaxpr.eqns[3:], [d])
+    assert live_and_free(program.jaxpr.eqns, [b])[1] == [x, y]
+    kept, free = live_and_free(program.jaxpr.eqns[3:], [d])
     assert names(kept) == ["cos", "add"]
     assert free == [c]
-    assert jx.live_and_free([], [x]) == ([], [x])
+    assert live_and_free([], [x]) == ([], [x])
 
 
 def test_a_program_with_other_outputs() -> None:
     program = staged(five_equations, X, Y)
     _, b, _, _ = program.jaxpr.outvars
-    shorter = jx.giving(program, [b, program.jaxpr.invars[1]])
+    shorter = giving(program, [b, program.jaxpr.invars[1]])
     assert names_of(shorter) == ["sin", "mul"]
     assert shorter.jaxpr.invars == program.jaxpr.invars
     close(jx.evaluate(shorter, X, Y), [np.sin(X) * Y, Y])
@@ -114,7 +114,7 @@ def test_reached_variables_depend_on_the_seeds() -> None:
     (x, y), outs = program.jaxpr.invars, program.jaxpr.outvars
 
     def flags(*seeds: Var) -> list[bool]:
-        found = jx.reached(program.jaxpr.eqns, seeds)
+        found = reached(program.jaxpr.eqns, seeds)
         return [out in found for out in outs]
 
     assert flags(x) == [True, True, False, False]
@@ -221,7 +221,7 @@ def test_an_equation_says_which_of_its_outputs_depend_on_which_inputs(name: str)
     (equation,) = jax.make_jaxpr(lambda *xs: list(fun(*xs)))(X, Y, X + Y).jaxpr.eqns
     for inputs, want in cases.items():
         assert [*depends(equation, [*map(bool, inputs)])] == [*map(bool, want)]
-        assert jx.any_input(equation, [*map(bool, inputs)]) == [any(inputs)] * len(want)
+        assert any_input(equation, [*map(bool, inputs)]) == [any(inputs)] * len(want)
 
 
 def test_other_equations_depend_on_each_input() -> None:
@@ -462,9 +462,9 @@ def test_a_program_is_divided(wrap: str) -> None:
     sine, same, *residuals = jx.evaluate(first, X)
     close([sine, same], [np.sin(X), X])
     close(jx.evaluate(second, *residuals, Y), [np.cos(X) * Y, Y, 2 * np.sin(X) * Y])
-    reached = jx.reached(second.jaxpr.eqns, second.jaxpr.invars[len(residuals) :])
+    found = reached(second.jaxpr.eqns, second.jaxpr.invars[len(residuals) :])
     assert second.jaxpr.eqns
-    assert all(reached.issuperset(e.outvars) for e in second.jaxpr.eqns)
+    assert all(found.issuperset(e.outvars) for e in second.jaxpr.eqns)
 
 
 def test_an_output_may_be_forced_into_the_second_half() -> None:

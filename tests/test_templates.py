@@ -31,6 +31,7 @@ from functrans import caches, extend, templates, values
 from functrans import jaxpr as jx
 from functrans.forward import Pushed, jvp_jaxpr, pushed_program
 from functrans.linearize import Linearized, linearize_jaxpr, linearized_program
+from functrans.programs.live import reached
 from functrans.reverse import Pulled, pulled_program
 from tests.jaxpr_difference import difference
 from tests.programs import PROGRAMS, Program
@@ -397,7 +398,7 @@ def test_a_template_is_on_the_line_and_in_the_scope_where_it_is_used() -> None:
     program = ft.make_jaxpr(DERIVED["jvp"](fun))(1.0)
     scopes = [str(e.source_info.name_stack) for e in program.jaxpr.eqns]
     count = len(pushed_once.jaxpr.eqns)
-    assert scopes == ["first"] * count + ["second"] * count
+    assert scopes == ["jvp(first)"] * count + ["jvp(second)"] * count
     frames = [e.source_info.traceback.frames for e in program.jaxpr.eqns]
     lines = [next(f.line_num for f in found if f.file_name == __file__) for found in frames]
     start, begin = (inspect.getsourcelines(f)[1] for f in (fun, inner))
@@ -669,11 +670,11 @@ def test_every_equation_of_a_linear_program_depends_on_the_tangents(name: str) -
     assert types(linear.out_avals) == types(y_dots)
     assert not linear.consts
     tangents = linear.jaxpr.invars[len(residuals) :]
-    reached = jx.reached(linear.jaxpr.eqns, tangents)
-    rest = [e for e in linear.jaxpr.eqns if not reached.issuperset(e.outvars)]
+    found = reached(linear.jaxpr.eqns, tangents)
+    rest = [e for e in linear.jaxpr.eqns if not found.issuperset(e.outvars)]
     # A factor that meets a broadcast is given its shape before it is copied.
     assert {e.primitive for e in rest} <= {lax.reshape_p}
-    assert reached.issuperset(a for a in linear.jaxpr.outvars if not isinstance(a, Literal))
+    assert found.issuperset(a for a in linear.jaxpr.outvars if not isinstance(a, Literal))
 
 
 def checked(made: Any, operation_avals: tuple, primitive: Any, params: tuple, flags: tuple) -> str:

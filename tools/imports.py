@@ -22,7 +22,10 @@ PICTURE = REPOSITORY / "docs" / "_static" / "imports.svg"
 
 TOUR = ("tracer", "forward", "linearize", "reverse", "jit", "transforms", "jacobians")
 NOT_DRAWN = ("__init__", "testing", "__main__")
-APART = ("programs/outputs",)  # files that their folder's other files stand on, by way of another
+APART = (
+    "programs/live",
+    "programs/outputs",
+)  # files that their folder's other files stand on, by way of another
 
 FONT = "Helvetica,Arial,sans-serif"
 LINE = "#4a6fa5"

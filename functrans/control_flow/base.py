@@ -29,8 +29,9 @@ from functrans.forward import jvp_jaxpr
 from functrans.linearize import linearize_jaxpr
 from functrans.programs.halves import Halves, Source, divided, located, reached_outputs
 from functrans.programs.jitted import Role, roles
+from functrans.programs.live import either, reading, taking
 from functrans.reverse import transpose_jaxpr
-from functrans.rules import Rule
+from functrans.rules import Rule, Trimmed
 from functrans.tracer import stage
 from functrans.values import Flags
 
@@ -54,6 +55,11 @@ class CallRule(Rule):
         """Bind the equation with other programs; `ins` and `outs` are the roles of what these take
         and give."""
         raise NotImplementedError
+
+    def with_bodies(self, params: dict, bodies: Sequence, ins: Flags, outs: Flags) -> dict | None:
+        """The params with programs that take and give only those with the flags; `None` if this
+        cannot be said."""
+        return None
 
     def derive(self, params: dict, derivation: Callable, *key: Any) -> Any:
         """What a derivation makes of the programs.
@@ -101,6 +107,11 @@ class CallRule(Rule):
             return [True] * len(self.bodies(params)[0].out_avals)
         flags = tuple(inputs[self.head :])
         return either([reached_outputs(body, flags) for body in self.bodies(params)])
+
+    def trim(self, params, wanted):
+        bodies, read = self.derive(params, trimmed_bodies, wanted)
+        kept = self.with_bodies(params, bodies, read, wanted)
+        return None if kept is None else Trimmed(kept, (*[True] * self.head, *read), wanted)
 
     def split(self, primitive, inputs, owned, params):
         flags = tuple(owned[self.head :])
@@ -193,13 +204,16 @@ def divided_bodies(first: ClosedJaxpr, others: tuple, linear: Flags) -> Cut:
     return _cut(halves, values.pick(first.in_avals, linear))
 
 
+@caches.by_program
+def trimmed_bodies(first: ClosedJaxpr, others: tuple, outputs: Flags) -> Derived:
+    """The programs without what only their other outputs need, and which inputs they still read."""
+    shorter = [reading(body, outputs) for body in together(first, others)]
+    read = either([flags for _, flags in shorter])
+    return Derived(tuple([taking(program, read) for program, _ in shorter]), read)
+
+
 def together(first: ClosedJaxpr, others: tuple) -> list[ClosedJaxpr]:
     return [first, *(other() for other in others)]
-
-
-def either(flags: Sequence[Sequence[bool]]) -> Flags:
-    """What moves in one body is written out in all: a tangent is zero if it is in each of them."""
-    return tuple(map(any, zip(*flags, strict=True)))
 
 
 def _agreeing(derived: Sequence[tuple], count: int, avals: Sequence) -> Derived:

@@ -27,6 +27,7 @@ from functrans.control_flow.scan import Loop
 from functrans.errors import checks
 from functrans.linearize import linearize_jaxpr
 from functrans.programs.halves import divided
+from functrans.programs.live import giving
 from functrans.rules import call
 from functrans.tracer import stage
 from functrans.values import Flags
@@ -198,7 +199,7 @@ def checkpointed(program: ClosedJaxpr, moving: Flags, policy: Callable | None) -
         return using(policy, first, args[:inputs], iter(saved))[count:], None
 
     again, _ = stage(recomputed, [*program.in_avals, *saved_avals], info)
-    again = jx.giving(again, again.jaxpr.outvars)
+    again = giving(again, again.jaxpr.outvars)
     atoms = [*again.jaxpr.outvars, *(a for eqn in again.jaxpr.eqns for a in eqn.invars)]
     read = {atom for atom in atoms if isinstance(atom, Var)}
     is_read = [var in read for var in again.jaxpr.invars[inputs:]]
@@ -209,11 +210,13 @@ def checkpointed(program: ClosedJaxpr, moving: Flags, policy: Callable | None) -
     def pushforward(*args):
         rest = [values.zeros(a) for a, flag in zip(saved_avals, is_read, strict=True) if not flag]
         saved = values.merge(rest, args[inputs:end], is_read)
-        return jx.evaluate(second, *jx.evaluate(again, *args[:inputs], *saved), *args[end:]), None
+        with jax.named_scope("rematted_computation"):  # JAX's name, by which profilers group
+            residuals = jx.evaluate(again, *args[:inputs], *saved)
+        return jx.evaluate(second, *residuals, *args[end:]), None
 
     dot_avals = [values.tangent_aval(aval) for aval in values.pick(program.in_avals, moving)]
     avals = [*program.in_avals, *kept_avals, *dot_avals]
-    primal_program = jx.giving(whole, [*whole.jaxpr.outvars[:count], *kept])
+    primal_program = giving(whole, [*whole.jaxpr.outvars[:count], *kept])
     return Checkpointed(primal_program, stage(pushforward, avals, info)[0], moved)
 
 
@@ -228,7 +231,7 @@ def separated(program: ClosedJaxpr, owned: Flags) -> tuple[ClosedJaxpr, ClosedJa
         known, rest = values.part(xs, owned)
         return jx.evaluate(second, *jx.evaluate(first, *known)[count:], *rest), None
 
-    known = jx.giving(first, first.jaxpr.outvars[:count])
+    known = giving(first, first.jaxpr.outvars[:count])
     return known, stage(whole, program.in_avals, program.jaxpr.debug_info)[0], linear
 
 
@@ -238,8 +241,11 @@ class CheckpointRule(CallRule):
     def bodies(self, params):
         return (jx.closed_of(params["jaxpr"]),)
 
+    def with_bodies(self, params, bodies, ins, outs):
+        return params | {"jaxpr": bodies[0].jaxpr}
+
     def again(self, primitive, params, bodies, inputs, ins, outs):
-        return bind(bodies[0], inputs, params)
+        return bind(bodies[0], inputs, params, params["differentiated"])
 
     def linearize(self, primitive, primals, tangents, params):
         (program,), moving = self.bodies(params), values.moving(tangents)

@@ -25,6 +25,9 @@ class CondRule(CallRule):
     def bodies(self, params):
         return params["branches"]
 
+    def with_bodies(self, params, bodies, ins, outs):
+        return params | {"branches": bodies}
+
     def again(self, primitive, params, bodies, inputs, ins, outs):
         return primitive.bind(*inputs, **params | {"branches": bodies})
 

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 from jax.extend.core.primitives import jit_p
 
+from functrans import values
 from functrans.control_flow.base import CallRule
 from functrans.programs.jitted import bind_jit, model_params
 from functrans.programs.replay import replay
@@ -31,6 +32,13 @@ class JitRule(CallRule):
 
     def bodies(self, params):
         return (params["jaxpr"],)
+
+    def with_bodies(self, params, bodies, ins, outs):
+        sides = {"in": ins, "out": outs}
+        lists = {f"{side}_{what}": side for side in sides for what in ("shardings", "layouts")}
+        lists["donated_invars"] = "in"
+        given = {name: tuple(values.pick(params[name], sides[s])) for name, s in lists.items()}
+        return {**params, "jaxpr": bodies[0], **given}
 
     def again(self, primitive, params, bodies, inputs, ins, outs):
         return bind_jit(bodies[0], inputs, params["name"], params, ins, outs)

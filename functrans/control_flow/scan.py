@@ -14,13 +14,17 @@ Read next: `while_loop.py`, a loop until a condition is met.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import ClosedJaxpr
 from jax.extend.core.primitives import scan_p
 
-from functrans import values
+from functrans import caches, values
 from functrans.forward import jvp_jaxpr
 from functrans.linearize import linearize_jaxpr
 from functrans.programs.halves import (
@@ -31,13 +35,17 @@ from functrans.programs.halves import (
     numbered,
     postpone,
     reached_outputs,
-    settle,
 )
+from functrans.programs.live import settle, trimmed_step
 from functrans.programs.loops import evaluate, scan
 from functrans.programs.sums import sums_after
 from functrans.reverse import transpose_jaxpr
-from functrans.rules import NotLinear, Rule, call
+from functrans.rules import NotLinear, Rule, Trimmed, call
 from functrans.values import Flags
+
+COUNTS = ("num_consts", "num_carry", "ft_in", "ft_out")
+"""The params that say how many inputs and outputs of each kind a loop has; the latter two since
+JAX 0.11."""
 
 
 class Loop(NamedTuple):
@@ -220,6 +228,16 @@ class ScanRule(Rule):
         flags, reached = loop.settle(_reached, tuple(inputs))
         return [*loop.parts(flags)[1], *reached[-1][loop.carry :]]
 
+    def trim(self, params, wanted):
+        """A carry that only feeds itself goes, and what only it needs."""
+        loop = Loop.of(params)
+        end = loop.carry
+        key = loop.consts, loop.carry, tuple(wanted)
+        body, read, carry = _trimmed(loop.program, *key)
+        counts = [sum(part) for part in loop.parts(read)]
+        kept = params | {"jaxpr": body} | _counted(*counts, sum(wanted[end:]))
+        return Trimmed(kept, read, (*carry, *wanted[end:]))
+
     def split(self, primitive, inputs, owned, params):
         """Two loops: over what does not depend on the tape, and over what does."""
         loop = Loop.of(params)
@@ -243,6 +261,30 @@ class ScanRule(Rule):
 
 def _reached(program: ClosedJaxpr, flags: Flags) -> tuple[Flags]:
     return (reached_outputs(program, flags),)
+
+
+@caches.by_program
+def _trimmed(program: ClosedJaxpr, consts: int, carry: int, wanted: Flags) -> tuple:
+    return trimmed_step(program, consts, wanted[:carry], wanted[carry:])
+
+
+@functools.lru_cache(maxsize=256)
+def _counted(consts: int, carry: int, xs: int, ys: int) -> dict:
+    """The params that say how many inputs and outputs of each kind a loop has, as this JAX does."""
+    number = jax.ShapeDtypeStruct((), bool)
+    arrays = jax.ShapeDtypeStruct((1,), bool)
+
+    def loop(ks, cs, xs):
+        def body(cs, xs):
+            new = functools.reduce(jnp.logical_xor, [*ks, *cs, *xs], True)
+            return [new] * carry, [new] * ys
+
+        return lax.scan(body, cs, xs, length=1)
+
+    with jax.disable_jit(False):
+        written = jax.make_jaxpr(loop)([number] * consts, [number] * carry, [arrays] * xs)
+    (equation,) = (e for e in written.eqns if e.primitive is scan_p)
+    return {name: p for name, p in equation.params.items() if name in COUNTS}
 
 
 def present(tangents: Sequence) -> list:

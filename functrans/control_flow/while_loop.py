@@ -18,18 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+from weakref import ref
 
 import jax
 from jax.extend.core import ClosedJaxpr
 from jax.extend.core.primitives import while_p
 
+from functrans import caches, values
 from functrans import jaxpr as jx
-from functrans import values
 from functrans.errors import checks
 from functrans.forward import jvp_jaxpr
-from functrans.programs.halves import divided, reached_outputs, settle
+from functrans.programs.halves import divided, reached_outputs
+from functrans.programs.live import either, reading, settle, taking, trimmed_step
 from functrans.programs.loops import evaluate
-from functrans.rules import Rule, call
+from functrans.rules import Rule, Trimmed, call
 from functrans.tracer import stage
 from functrans.values import Flags
 
@@ -58,7 +60,7 @@ class Loop(NamedTuple):
         consts = tuple(consts)
 
         def feedback(moving, moved):
-            return tuple([a or b for a, b in zip(moving, moved, strict=True)])
+            return either([moving, moved])
 
         return settle(lambda flags: derive(self.body, (*consts, *flags)), tuple(carry), feedback)
 
@@ -131,6 +133,15 @@ class WhileRule(Rule):
         reads = reached_outputs(loop.condition, (*asked, *moving))[0]
         return [True] * len(moving) if reads else moving
 
+    def trim(self, params, wanted):
+        """A carry that only feeds itself goes; one that the condition reads stays."""
+        condition, consts = params["cond_jaxpr"], params["body_nconsts"]
+        asked, given = params["cond_nconsts"], tuple(wanted)
+        condition, body, read, carry = _trimmed(params["body_jaxpr"], ref(condition), consts, given)
+        programs = {"cond_jaxpr": condition, "body_jaxpr": body}
+        counts = {"body_nconsts": sum(read[:consts])}
+        return Trimmed(params | programs | counts, (*[True] * asked, *read), carry)
+
     def split(self, primitive, inputs, owned, params):
         """The loop without what depends on the tape runs now; what does is the whole loop again."""
         loop = Loop.of(params)
@@ -157,6 +168,16 @@ class WhileRule(Rule):
         outs = loop.bind(condition, body, asked, consts, carry)
         written = jx.current_trace().write(primitive, inputs, params)
         return values.merge(outs, values.pick(written, linear), linear)
+
+
+@caches.by_program
+def _trimmed(body: ClosedJaxpr, condition: Any, consts: int, wanted: Flags) -> tuple:
+    """The condition and the body for the carry that is read; the flags of the constants of the body
+    and of the carry; and those of the carry alone."""
+    question, asked = reading(condition(), (True,))
+    others = len(asked) - len(wanted)
+    step, read, carry = trimmed_step(body, consts, either([wanted, asked[others:]]), ())
+    return taking(question, (*[True] * others, *carry)), step, read, carry
 
 
 call(while_p, WhileRule())

@@ -6,5 +6,5 @@
     bases         a linear program and a basis     the matrix itself
     loops         a function that is looped        its body is staged once
 
-Read next: `broadcasts.py`, sums before products.
+Read next: `live.py`, what depends on what.
 """

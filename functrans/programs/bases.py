@@ -21,6 +21,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
 from functrans import jaxpr as jx
 from functrans import values
+from functrans.programs.live import live
 from functrans.rules import RULES
 from functrans.tracer import stage
 
@@ -66,7 +67,7 @@ def at_identity(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr, li
         elif _is_diagonal(equation, scale.shape):
             inputs[position] = scale
             scaled[equation.outvars[0]] = i, *jx.bind(equation, inputs)
-    kept = jx.live([e for e in rest if products.keys().isdisjoint(e.outvars)], jaxpr.outvars)
+    kept = live([e for e in rest if products.keys().isdisjoint(e.outvars)], jaxpr.outvars)
     inputs, consts = [*jaxpr.invars, *products], list(known.values())
     program = jx.closed(inputs, jaxpr.outvars, kept, jaxpr.debug_info, list(known), consts)
     return program, list(products.values())

@@ -17,6 +17,7 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var, new_jaxpr_eqn
 
 from functrans import jaxpr as jx
+from functrans.programs.live import live
 from functrans.values import aval_of
 
 MOVED = (lax.neg_p, lax.mul_p, lax.dot_general_p)
@@ -37,7 +38,7 @@ def broadcast_last(jaxpr: Jaxpr) -> Jaxpr:
     rewrite = _Rewrite()
     for equation in jaxpr.eqns:
         rewrite.add(equation)
-    equations = jx.live(rewrite.equations, jaxpr.outvars)
+    equations = live(rewrite.equations, jaxpr.outvars)
     return jx.closed(jaxpr.invars, jaxpr.outvars, equations, jaxpr.debug_info).jaxpr
 
 

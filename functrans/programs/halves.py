@@ -11,7 +11,7 @@ Read next: `sums.py`, what is done after a loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jax import lax
@@ -19,7 +19,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, set_current_tra
 
 from functrans import caches, values
 from functrans import jaxpr as jx
-from functrans.rules import depends
+from functrans.programs.live import depends, giving, live, reached
 from functrans.tracer import RecordingTrace, stage
 from functrans.values import Flags
 
@@ -92,7 +92,7 @@ def located(
             found[atom] = Source("fresh", len(fresh))
             fresh.append(atom)
         sources.append(found[atom])
-    return Halves(jx.giving(first, [*ys, *fresh]), second, count, sources, moved)
+    return Halves(giving(first, [*ys, *fresh]), second, count, sources, moved)
 
 
 # ---- by dependence -------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def located(
 def reached_outputs(program: ClosedJaxpr, inputs: Flags) -> Flags:
     """For each output whether it depends on one of these inputs; calls inside are looked into."""
     jaxpr = program.jaxpr
-    found = jx.reached(jaxpr.eqns, values.pick(jaxpr.invars, inputs), depends)
+    found = reached(jaxpr.eqns, values.pick(jaxpr.invars, inputs), depends)
     return tuple([isinstance(atom, Var) and atom in found for atom in jaxpr.outvars])
 
 
@@ -158,10 +158,10 @@ def hoist(half: Halves, consts: int) -> tuple[ClosedJaxpr, Halves]:
     halves in which their sources are `outer`.
     """
     jaxpr, count = half.first.jaxpr, half.count
-    changing = jx.reached(jaxpr.eqns, jaxpr.invars[consts:])
+    changing = reached(jaxpr.eqns, jaxpr.invars[consts:])
     # What has an effect stays in the loop, and so does what is made of it.
     effects = [v for e in jaxpr.eqns if e.effects for v in e.outvars]
-    changing |= jx.reached(jaxpr.eqns, effects)
+    changing |= reached(jaxpr.eqns, effects)
     ys, fresh = jaxpr.outvars[:count], jaxpr.outvars[count:]
     stays = [var in changing for var in fresh]
     hoisted, kept = values.part(fresh, stays)
@@ -169,7 +169,7 @@ def hoist(half: Halves, consts: int) -> tuple[ClosedJaxpr, Halves]:
     outer = jx.closed(
         jaxpr.invars[:consts],
         hoisted,
-        jx.live(equations, hoisted),
+        live(equations, hoisted),
         jaxpr.debug_info,
         jaxpr.constvars,
         half.first.consts,
@@ -183,7 +183,7 @@ def _without(half: Halves, outputs: list, moved: dict[Var, Source]) -> Halves:
     """The halves of which the first gives fewer residuals, and where the second finds each."""
     fresh = half.first.jaxpr.outvars[half.count :]
     sources = [moved[fresh[s.at]] if s.kind == "fresh" else s for s in half.sources]
-    return half._replace(first=jx.giving(half.first, outputs), sources=sources)
+    return half._replace(first=giving(half.first, outputs), sources=sources)
 
 
 def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Source], Halves]:
@@ -201,7 +201,7 @@ def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Source], Halve
     read = [Source("in", i) for i in range(len(jaxpr.invars)) if Source("in", i) in half.sources]
     found: dict[Any, Source] = {jaxpr.invars[source.at]: source for source in read}
     found |= {y: Source("out", i) for i, y in enumerate(ys) if i >= carry and isinstance(y, Var)}
-    needed = {var for equation in jx.live(jaxpr.eqns, ys) for var in equation.outvars}
+    needed = {var for equation in live(jaxpr.eqns, ys) for var in equation.outvars}
     made: dict[Any, JaxprEqn] = {
         equation.outvars[0]: equation
         for equation in jaxpr.eqns
@@ -215,7 +215,7 @@ def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Source], Halve
             can_be_made.add(var)
     kept, later = values.part(fresh, [var in can_be_made for var in fresh])
     found |= dict(zip(kept, numbered("fresh", kept), strict=True))
-    equations = jx.live([e for var, e in made.items() if var not in found], later)
+    equations = live([e for var, e in made.items() if var not in found], later)
     own = {equation.outvars[0] for equation in equations}
     leaves = {
         a: found[a] for e in equations for a in e.invars if isinstance(a, Var) and a not in own
@@ -223,17 +223,3 @@ def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Source], Halve
     program = jx.closed(list(leaves), later, equations, jaxpr.debug_info)
     moved = found | dict(zip(later, numbered("later", later), strict=True))
     return program, list(leaves.values()), _without(half, [*ys, *kept], moved)
-
-
-def settle(derive: Callable, moving: Flags, feedback: Callable) -> tuple[Flags, Any]:
-    """Derive for all that moves in some step, where what comes out of a step goes into the next.
-
-    `derive(moving)` gives a named tuple that ends with the flags of what moves afterwards;
-    `feedback(moving, moved)` the flags with which the next step begins. Returns the fixed point.
-    """
-    while True:
-        derived = derive(moving)
-        after = feedback(moving, derived[-1])
-        if after == moving:
-            return moving, derived
-        moving = after

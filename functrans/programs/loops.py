@@ -53,7 +53,7 @@ def evaluate(program: ClosedJaxpr, *inputs: Any) -> list:
     sink = sink_of(jx.current_trace())
     if not isinstance(sink, Writing):
         return jx.evaluate(program, *inputs)
-    return [*map(sink.leave, sink.run(Template(program), [*map(sink.enter, inputs)], None))]
+    return [*map(sink.leave, sink.copy(Template(program), [*map(sink.enter, inputs)], None))]
 
 
 class _OpeningTrace(Trace):

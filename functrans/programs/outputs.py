@@ -15,7 +15,7 @@ from typing import NamedTuple
 from jax.extend.core import ClosedJaxpr, Literal, Var
 
 from functrans import caches
-from functrans import jaxpr as jx
+from functrans.programs.live import giving
 
 
 class NewOutputs(NamedTuple):
@@ -52,5 +52,5 @@ def new_outputs(program: ClosedJaxpr) -> NewOutputs:
         sources.append(source)
     # What is kept for a program must not keep the program.
     shorter = len(positions) < len(sources)
-    kept = jx.giving(program, [jaxpr.outvars[i] for i in positions]) if shorter else None
+    kept = giving(program, [jaxpr.outvars[i] for i in positions]) if shorter else None
     return NewOutputs(kept, positions, sources)

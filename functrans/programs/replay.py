@@ -19,7 +19,7 @@ from jax.extend.core import ClosedJaxpr, Literal, Var
 from functrans import caches
 from functrans import jaxpr as jx
 from functrans.rules import STAGING_RULES
-from functrans.templates import Template
+from functrans.templates import Template, Writing
 from functrans.tracer import StagingTrace, stage
 
 
@@ -28,8 +28,7 @@ def replay(trace: StagingTrace, program: ClosedJaxpr, args: Sequence[Any]) -> li
     atoms, here = [*map(trace.atom, args)], source_info_util.current()
     if Literal not in map(type, atoms):  # what is written depends on types alone
         kept = _replayed(program)
-        registers = [*map(trace.atom, kept.consts), *kept.literals, *atoms]
-        return [trace.value(a, here) for a in kept.splice(registers, trace.equations, None)]
+        return [trace.value(atom, here) for atom in Writing(trace).copy(kept, atoms, None)]
     return _replay_each(trace, program, args)
 
 

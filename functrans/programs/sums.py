@@ -19,6 +19,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 
 from functrans import jaxpr as jx
 from functrans import values
+from functrans.programs.live import giving, live, reached
 from functrans.rules import RULES
 
 
@@ -59,7 +60,7 @@ def sums_after(program: ClosedJaxpr, kinds: Sequence[str], sums: int) -> Sums:
     stacked = [var for var, kind in zip(jaxpr.invars, kinds, strict=True) if kind == "step"]
     seeds = [var for var, kind in zip(jaxpr.invars, kinds, strict=True) if kind != "const"]
 
-    products = _sums_of_products(jaxpr.eqns, jx.reached(jaxpr.eqns, seeds))
+    products = _sums_of_products(jaxpr.eqns, reached(jaxpr.eqns, seeds))
     positions = {var: i for i, var in enumerate(stacked)}
     free, taken, stay = _size(stacked) / 2, {}, []
     for total in jaxpr.outvars[:sums]:
@@ -73,9 +74,9 @@ def sums_after(program: ClosedJaxpr, kinds: Sequence[str], sums: int) -> Sums:
             positions |= {var: len(positions) + i for i, var in enumerate(more)}
             free -= _size(more)
     gone, kept = values.part(jaxpr.outvars[:sums], stay)
-    body = jx.giving(program, [*kept, *jaxpr.outvars[sums:], *list(positions)[len(stacked) :]])
+    body = giving(program, [*kept, *jaxpr.outvars[sums:], *list(positions)[len(stacked) :]])
     rest = [e for e in jaxpr.eqns if not e.effects and taken.keys().isdisjoint(e.outvars)]
-    after = jx.closed(list(taken), gone, jx.live(rest, gone), jaxpr.debug_info)
+    after = jx.closed(list(taken), gone, live(rest, gone), jaxpr.debug_info)
     products = [(e, positions[e.invars[0]], positions[e.invars[1]]) for e in taken.values()]
     return Sums(body, stay, products, after)
 
