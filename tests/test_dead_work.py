@@ -146,7 +146,7 @@ def branches(w):
 
 
 def steps(w):
-    return lax.scan(lambda c, _: (jnp.sin(c @ w), None), X, None, length=3)[0]
+    return lax.scan(lambda c, _: (jnp.sin(c @ w), None), jnp.asarray(X), None, length=3)[0]
 
 
 MODELS: dict[str, Callable] = {

@@ -109,8 +109,8 @@ class CallRule(Rule):
         return either([reached_outputs(body, flags) for body in self.bodies(params)])
 
     def trim(self, params, wanted):
-        bodies, read = self.derive(params, trimmed_bodies, wanted)
-        kept = self.with_bodies(params, bodies, read, wanted)
+        bodies, read = self.derive(params, trimmed_bodies, tuple(wanted))
+        kept = self.with_bodies(params, bodies, read, tuple(wanted))
         return None if kept is None else Trimmed(kept, (*[True] * self.head, *read), wanted)
 
     def split(self, primitive, inputs, owned, params):

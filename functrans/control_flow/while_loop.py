@@ -78,7 +78,7 @@ class Loop(NamedTuple):
 def _staged(function: Callable, origin: ClosedJaxpr, consts: Any, carry: list) -> tuple:
     """The program of a function of constants and the carry; and all constants that it takes."""
     inputs, tree = jax.tree.flatten((consts, carry))
-    info, avals = origin.jaxpr.debug_info, map(values.typeof, inputs)
+    info, avals = origin.jaxpr.debug_info, [*map(values.typeof, inputs)]
     program, _ = stage(lambda *xs: (function(*jax.tree.unflatten(tree, xs)), None), avals, info)
     jaxpr, inputs = jx.opened(program, inputs[: len(inputs) - len(carry)])
     return jx.with_constants(jaxpr, []), inputs
