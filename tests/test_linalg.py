@@ -20,6 +20,7 @@ import pytest
 from jax import lax
 
 import functrans as ft
+from functrans.control_flow import library
 from functrans.testing import check_grads
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -177,18 +178,161 @@ def test_functions_of_repeated_eigenvalues(a: np.ndarray, eigenvalues: Callable)
     close(ft.grad(lambda a: jnp.sum(jnp.log(eigenvalues(a))).real)(a), np.linalg.inv(a))
 
 
-@repeated
-def test_the_trace_of_a_matrix_function_with_repeated_eigenvalues(a: np.ndarray) -> None:
-    """The vectors have a cotangent here, and it cancels: d tr exp(A) = tr(exp(A) dA)."""
+def nan_or_close(got: Any, want: Any) -> None:
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.shape == want.shape
+    error = np.where(np.isnan(got), 0, got - want)
+    assert np.max(np.abs(error)) < 1e-9, (got, want)
 
-    def trace(a):
+
+def derivative_of_a_matrix_function(a: np.ndarray, f: Callable, slope: Callable) -> np.ndarray:
+    """Daleckii and Krein: V (F o V^H dA V) V^H, with F_ij = (f(w_i) - f(w_j)) / (w_i - w_j), and
+    f'(w_i) where these are equal; at `[k, l, i, j]` is what A_ij makes of the entry kl."""
+    w, v = np.linalg.eigh(a)
+    gap = w[:, None] - w
+    equal = abs(gap) < 1e-9
+    f_w, mean = f(w), (w[:, None] + w) / 2
+    quotients = np.where(equal, slope(mean), (f_w[:, None] - f_w) / np.where(equal, 1, gap))
+    whole = np.einsum("kp,pq,lq,ip,jq->klij", v, quotients, v.conj(), v.conj(), v)
+    return (whole + np.swapaxes(whole, 2, 3)) / 2 if np.isrealobj(a) else whole
+
+
+OF_EIGENVALUES = {
+    "exp": (jnp.exp, np.exp, np.exp),
+    "log": (jnp.log, np.log, lambda w: 1 / w),  # log 1 = 0: no cotangent reaches the vectors
+    "square of a difference": (lambda w: (w - 1) ** 2, lambda w: (w - 1) ** 2, lambda w: 2 * w - 2),
+}
+MATRICES = [*REPEATED.values(), np.diag([1.0, 1.0, 2.0]), np.diag([0.5, 1.0, 4.0]), A @ A.T]
+
+
+@pytest.mark.parametrize("name", OF_EIGENVALUES)
+def test_a_matrix_function_by_its_factors_is_right_or_not_a_number(name: str) -> None:
+    """Vectors with equal eigenvalues cannot say how f(A) moves: at the identity exp(A + dA) is
+    e (1 + dA + ...), of which w_dot has the diagonal alone, in the basis that V happens to be."""
+    f, value, slope = OF_EIGENVALUES[name]
+
+    def function(a):
         w, v = jnp.linalg.eigh(a)
-        return jnp.trace((v * jnp.exp(w)) @ v.T)
+        return (v * f(w)) @ v.T
 
-    close(ft.grad(trace)(a), jax.scipy.linalg.expm(a))
-    direction = symmetric(array(3, 3))
-    pushed = ft.jvp(trace, (a,), (direction,))[1]
-    close(pushed, np.sum(jax.scipy.linalg.expm(a) * direction))
+    matrices = np.stack(MATRICES)
+    want = np.stack([derivative_of_a_matrix_function(a, value, slope) for a in matrices])
+    for jacobian in (ft.jacfwd, ft.jacrev):
+        got = np.asarray(jax.jit(jax.vmap(jacobian(function)))(matrices))
+        nan_or_close(got, want)
+        assert not np.any(np.isnan(got[-2:]))
+
+
+@pytest.mark.parametrize("name", ["real", "complex"])
+def test_a_vector_of_a_simple_eigenvalue_beside_repeated_ones(name: str) -> None:
+    """dv_j = sum_i v_i (v_i^H dA v_j) / (w_j - w_i), in both modes; the other vectors are NaN, and
+    values and vectors may be asked for together (jax#4646)."""
+    basis = Q if name == "real" else np.linalg.qr(A + 1j * array(3, 3, seed=1))[0]
+    exact, rounded = np.diag([1.0, 1.0, 4.0]), basis @ np.diag([4.0, 1.0, 1.0]) @ basis.conj().T
+    matrices = np.stack([exact + 0 * basis, (rounded + rounded.conj().T) / 2])
+    direction = A + A.T if name == "real" else rounded + A + A.T
+
+    def factors(a):
+        w, v = jnp.linalg.eigh(a)
+        return w, v
+
+    def pulled(a, at):
+        (w, v), pull = ft.vjp(factors, a)
+        value = jnp.arange(3) == at
+        both = pull((0 * w, jnp.where(value, jnp.cos(jnp.arange(3.0))[:, None] + 0 * v, 0)))
+        return both[0], pull((jnp.where(value, 1.0, 0 * w), 0 * v))[0]
+
+    @jax.jit
+    @jax.vmap
+    def derivatives(a):
+        return ft.jvp(factors, (a,), (direction,)), [pulled(a, at) for at in range(3)]
+
+    ((_, v), (w_dot, v_dot)), cotangents = derivatives(matrices)
+    for k, a in enumerate(matrices):
+        w, vectors = np.linalg.eigh(a)[0], np.asarray(v[k])
+        p = vectors.conj().T @ direction @ vectors
+        close(w_dot[k], np.diag(p).real)
+        assert np.all(np.isnan(v_dot[k][:, :2]))
+        want = vectors[:, :2] @ (p[:2, 2] / (w[2] - w[:2]))
+        close(v_dot[k][:, 2], want)
+        of_vector, of_value = (
+            [np.asarray(c[k]) for c in cs] for cs in zip(*cotangents, strict=True)
+        )
+        assert np.all(np.isnan(of_vector[:2]))
+        assert np.all(np.isnan(of_value[:2]))
+        weights = np.cos(np.arange(3.0))
+        close(np.sum(of_vector[2] * direction).real, np.sum(weights * want).real)
+        close(np.sum(of_value[2] * direction).real, p[2, 2].real)
+    close(jax.jit(jax.vmap(ft.grad(lambda a: jnp.linalg.eigvalsh(a).sum().real)))(matrices),
+          np.stack([np.eye(3)] * 2))  # fmt: skip
+
+
+def test_second_derivatives_with_repeated_eigenvalues() -> None:
+    """Of a simple eigenvalue: d^2 w_j = 2 sum_i |v_i^H dA v_j|^2 / (w_j - w_i). Of tr A^3, which is
+    6 tr(A dA dA), the eigenvalues and vectors do not tell enough."""
+    a, direction = np.diag([1.0, 1.0, 4.0]), symmetric(array(3, 3))
+    want = 2 * np.sum(direction[:2, 2] ** 2) / 3
+
+    def largest(a):
+        return jnp.linalg.eigvalsh(a)[-1]
+
+    def cubes(a):
+        return jnp.sum(jnp.linalg.eigvalsh(a) ** 3)
+
+    def pushed(f):
+        return lambda a: ft.jvp(f, (a,), (direction,))[1]
+
+    @jax.jit
+    def derivatives(a):
+        return (
+            [pushed(pushed(largest))(a), jnp.sum(ft.grad(pushed(largest))(a) * direction)],
+            [pushed(pushed(cubes))(a), jnp.sum(direction * pushed(ft.grad(cubes))(a))],
+            [jnp.sum(direction * pushed(ft.grad(largest))(a))],
+        )
+
+    of_simple, of_all, forward_over_reverse = derivatives(a)
+    close(of_simple, [want, want])
+    nan_or_close(of_all, [6 * np.trace(a @ direction @ direction)] * 2)
+    nan_or_close(forward_over_reverse, [want])
+
+
+def test_derivatives_of_jax_around_those_of_eigenvectors() -> None:
+    """What is written for `eigh`, `svd` and `eig` is differentiated by JAX as well."""
+    a, direction = A @ A.T + np.diag([0.0, 1.0, 3.0]), symmetric(array(3, 3))
+
+    def loss(a):
+        (w, v), (u, s, vt) = jnp.linalg.eigh(a), jnp.linalg.svd(a + A)
+        return jnp.sum(jnp.sin(w) * v[0] ** 2) + jnp.sum(s * u[0] * vt[:, 1])
+
+    @jax.jit
+    def second(a):
+        return [
+            outer.jvp(inner.grad(loss), (a,), (direction,))[1]
+            for outer, inner in ((jax, ft), (ft, ft), (ft, jax), (jax, jax))
+        ]
+
+    *got, want = second(a)
+    for value in got:
+        close(value, want)
+
+
+def test_a_defective_matrix() -> None:
+    """Equal eigenvalues that share one vector have no derivative; the same values with two have."""
+    jordan, diagonable = np.array(
+        [[[1.0, 1, 0], [0, 1, 0], [0, 0, 3]], [[1, 0, 1], [0, 1, 0], [0, 0, 3]]]
+    )
+
+    def cubes(a):
+        return jnp.sum(jnp.linalg.eigvals(a) ** 3).real
+
+    def last(a):
+        return jnp.linalg.eig(a)[1][:, 2].real
+
+    gradient, of_vector = jax.jit(lambda a: (ft.grad(cubes)(a), ft.jacfwd(last)(a)))(diagonable)
+    close(gradient, 3 * (diagonable @ diagonable).T)
+    assert np.all(np.isfinite(of_vector))
+    assert np.all(np.isnan(ft.grad(cubes)(jordan)))
+    assert np.all(np.isnan(ft.jvp(jnp.linalg.eigvals, (jordan,), (A,))[1]))
 
 
 def test_the_projector_onto_a_simple_eigenvalue_beside_a_repeated_one() -> None:
@@ -208,17 +352,12 @@ def test_the_projector_onto_a_simple_eigenvalue_beside_a_repeated_one() -> None:
     check_grads(lambda a: projector(symmetric(a)), (a,), order=1)
 
 
-def test_what_vectors_with_equal_eigenvalues_cannot_say() -> None:
-    """At the identity exp(A + dA) = e (1 + dA + ...), of which eigenvalues and vectors have only
-    the part that is diagonal in the basis that they happen to be."""
+def of_singular(f: Callable) -> Callable:
+    def function(a):
+        u, s, vt = jnp.linalg.svd(a, full_matrices=False)
+        return (u * f(s)) @ vt
 
-    def exponential(a):
-        w, v = jnp.linalg.eigh(a)
-        return (v * jnp.exp(w)) @ v.T
-
-    direction = symmetric(array(3, 3))
-    got = ft.jvp(exponential, (np.eye(3),), (direction,))[1]
-    close(got, np.e * np.diag(np.diag(direction)))
+    return function
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
@@ -226,19 +365,42 @@ def test_repeated_singular_values(scale: float) -> None:
     """At a multiple of an orthogonal matrix, where the nuclear norm and the polar factor U V^T are
     smooth: the gradient of the norm is U V^T, and d(U V^T) = U V^T skew(V U^T dA) / scale."""
     a, direction = scale * Q, array(3, 3)
-
-    def nuclear(a):
-        return jnp.linalg.norm(a, "nuc")
-
-    def polar(a):
-        u, _, vt = jnp.linalg.svd(a)
-        return u @ vt
-
-    close(ft.grad(nuclear)(a), Q)
+    nuclear = ft.grad(lambda a: jnp.linalg.norm(a, "nuc"))
     m = Q.T @ direction / scale
-    close(ft.jvp(polar, (a,), (direction,))[1], Q @ (m - m.T) / 2)
-    check_grads(polar, (a,), order=1)
-    close(ft.jvp(ft.grad(nuclear), (a,), (direction,))[1], Q @ (m - m.T) / 2)
+    close(nuclear(a), Q)
+    for function in (of_singular(jnp.ones_like), nuclear):
+        nan_or_close(ft.jvp(function, (a,), (direction,))[1], Q @ (m - m.T) / 2)
+    for jacobian in (ft.jacfwd, ft.jacrev):
+        got = jacobian(of_singular(lambda s: s))(a)
+        nan_or_close(got, np.eye(9).reshape(3, 3, 3, 3))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (4, 3), (3, 4)])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_matrix_put_together_again_without_full_rank(shape: tuple[int, int], rank: int) -> None:
+    """`U S V^H = A`, of which singular values that are zero take what moves their vectors."""
+    exact = np.zeros(shape)
+    exact[range(rank), range(rank)] = range(2, 2 + rank)
+    turned = orthogonal(shape[0]) @ exact @ orthogonal(shape[1], seed=1)
+    identity = np.eye(exact.size).reshape(*shape, *shape)
+    both = jax.jit(lambda a: [j(of_singular(lambda s: s))(a) for j in (ft.jacfwd, ft.jacrev)])
+    for a in (exact, turned):
+        for got in both(a):
+            nan_or_close(got, identity)
+    if rank == 2:  # the null vector of the shorter side has the derivative of a simple eigenvector
+        k = 2 if shape[0] >= shape[1] else 0
+
+        def null(a):
+            u, _, vt = jnp.linalg.svd(a, full_matrices=False)
+            return jnp.outer(vt[2], vt[2]) if k else jnp.outer(u[:, 2], u[:, 2])
+
+        def projector(a):
+            b = a.T @ a if k else a @ a.T
+            v = jnp.linalg.eigh(b)[1][:, 0]
+            return jnp.outer(v, v)
+
+        for jacobian in (ft.jacfwd, ft.jacrev):
+            close(jacobian(null)(turned), ft.jacfwd(projector)(turned))
 
 
 def test_the_product_of_the_factors() -> None:
@@ -420,6 +582,66 @@ def test_library_functions(name: str, is_complex: bool) -> None:
     got, want = jax.jit(lambda: (derivatives(ft), derivatives(jax)))()
     chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
     jax.tree.map(close, got, want)
+
+
+# The root of a matrix.
+
+TRIANGULAR = np.array([[1.0, 1.0, 0.0], [0.0, 2.0, 1.0], [0.0, 0.0, 3.0]])
+ROOTS = {
+    "symmetric": symmetric(A) + 4 * np.eye(3),
+    "diagonal": np.diag([1.0, 4.0, 9.0]),
+    "identity": np.eye(3),
+    "of a root with a zero": TRIANGULAR @ TRIANGULAR,
+    "general": A + 4 * np.eye(3),
+    "with a complex root": np.array([[1.0, 2.0, 0.5], [-2.0, 1.0, 0.3], [0.1, 0.2, -3.0]]),
+}
+
+
+def sylvester(x: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The Y for which X Y + Y X is the right side."""
+    one = np.eye(len(x))
+    return np.linalg.solve(np.kron(x, one) + np.kron(one, x.T), right.ravel()).reshape(x.shape)
+
+
+def test_the_root_of_a_matrix() -> None:
+    """X X = A: X dX + dX X = dA, and X ddX + ddX X = -2 dX dX. The program of jax.scipy has a
+    `where` on exact zeros, which hides derivatives; JAX has no rule for Schur's form, and none."""
+    matrices, direction, weights = np.stack([*ROOTS.values()]), array(3, 3), array(3, 3, seed=1)
+
+    def pushed(f):
+        return lambda a: ft.jvp(f, (a,), (direction,))[1]
+
+    def loss(a):
+        return jnp.sum(weights * jsp.sqrtm(a)).real
+
+    @jax.jit
+    @jax.vmap
+    def derivatives(a):
+        return jsp.sqrtm(a), pushed(jsp.sqrtm)(a), pushed(pushed(jsp.sqrtm))(a), ft.grad(loss)(a)
+
+    x, first, second, gradient = map(np.asarray, derivatives(matrices))
+    for k in range(len(matrices)):
+        dx = sylvester(x[k], direction)
+        close(first[k], dx)
+        close(second[k], sylvester(x[k], -2 * dx @ dx))
+        close(np.sum(gradient[k] * direction), np.sum(weights * dx).real)
+    batched = jax.vmap(jsp.sqrtm)
+    for f in (batched, ft.jit(batched)):
+        close(ft.jvp(f, (matrices,), (np.stack([direction] * len(matrices)),))[1], first)
+    with pytest.raises(NotImplementedError, match=r"sqrtm at .*test_linalg.py"):
+        ft.jvp(jax.vmap(jsp.sqrtm, 2), (matrices.T,), (matrices.T,))
+
+
+def test_the_names_of_jax_by_which_the_root_is_known() -> None:
+    (call,) = jax.make_jaxpr(jsp.sqrtm)(A).eqns
+    assert library.derivative_of(call.params) is library.sqrtm_tangent
+
+
+def test_schur_with_repeated_eigenvalues_is_not_a_number() -> None:
+    """Equal up to rounding as well, where a division would give any number."""
+    for a in (np.eye(3), REPEATED["two of three"]):
+        tangents = ft.jvp(lax.linalg.schur, (a,), (A,))[1]
+        assert all(np.any(np.isnan(t)) and not np.any(abs(t) > 1e3) for t in tangents)
 
 
 # What has no derivative.

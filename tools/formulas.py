@@ -237,19 +237,19 @@ ORTHOGONAL = {
 SPECTRAL = {
     "eigh": (
         "`P = V^H A_dot V`: `w_dot = diag(P)`, `V_dot = V X`, with `X_ij = P_ij / (w_j - w_i)`, "
-        "`X_ii = 0`"
+        "`X_ii = 0`; NaN in the vectors of repeated eigenvalues"
     ),
     "svd": (
         "`P = U^H A_dot V`: `s_dot = Re diag(P)`, `U_dot = U X + (1 - U U^H) A_dot V S^-1`, and so "
-        "for `V`, with `P = X S + S_dot - S Y` and skew-Hermitian `X` and `Y`"
+        "for `V`, with `P = X S + S_dot - S Y` and skew-Hermitian `X` and `Y`; NaN as for `eigh`"
     ),
     "eig": (
         "`P = V^-1 A_dot V`: `w_dot = diag(P)`, `V_dot = V X` with `X_ij = P_ij / (w_j - w_i)`, "
-        "but for what would change the length and phase of a vector"
+        "but for what would change the length and phase of a vector; NaN as for `eigh`"
     ),
     "schur": (
         "`S = Q^H A_dot Q`: `T_dot = S - X T + T X`, `Q_dot = Q X`, with the skew-Hermitian `X` "
-        "for which `T_dot` is upper triangular"
+        "for which `T_dot` is upper triangular; NaN where `T_ii = T_jj`"
     ),
 }
 

@@ -1,6 +1,7 @@
 """The primitives that carry jaxprs: what forward, linearize and transpose do with what is inside.
 
     base          what the others share              two halves of a call, bound one by one
+    library       functions of JAX under a name      the equation that they solve
     jit           one function                       a call in each half
     cond          one of several functions           residuals of all branches share slots
     scan          a loop of a known length           a loop for each half; the transpose runs back
@@ -26,6 +27,7 @@ from functrans.control_flow import (
     custom,
     hi,
     jit,
+    library,
     linear_solve,
     reduce,
     reflections,
@@ -41,6 +43,7 @@ __all__ = [
     "custom",
     "hi",
     "jit",
+    "library",
     "linear_solve",
     "reduce",
     "reflections",

@@ -11,7 +11,7 @@ differentiating, or by what depends on what.
 
 A primitive says which programs it carries, and how it is bound again with others.
 
-Read next: `jit.py`, a call of one function.
+Read next: `library.py`, functions of JAX with a derivative of their own.
 """
 
 from __future__ import annotations

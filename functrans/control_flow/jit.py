@@ -20,6 +20,7 @@ from jax.extend.core.primitives import jit_p
 
 from functrans import values
 from functrans.control_flow.base import CallRule
+from functrans.control_flow.library import derivative_of
 from functrans.programs.jitted import bind_jit, model_params
 from functrans.programs.replay import replay
 from functrans.rules import call, staging_rule
@@ -42,6 +43,17 @@ class JitRule(CallRule):
 
     def again(self, primitive, params, bodies, inputs, ins, outs):
         return bind_jit(bodies[0], inputs, params["name"], params, ins, outs)
+
+    def forward(self, primitive, primals, tangents, params):
+        own = derivative_of(params)
+        if own is None:
+            return super().forward(primitive, primals, tangents, params)
+        (y,) = primitive.bind(*primals, **params)
+        return [y], [own(y, *primals, *tangents)]
+
+    def linearize(self, primitive, primals, tangents, params):
+        how = super().linearize if derivative_of(params) is None else self.forward
+        return how(primitive, primals, tangents, params)
 
 
 def inlined(trace, primitive, inputs, params):

@@ -5,18 +5,18 @@
 
 so that `w_dot` is the diagonal of the left side, and `X_ij = (V^-1 A_dot V)_ij / (w_j - w_i)`.
 
-Where two eigenvalues are equal, their vectors are any basis of a plane, and have no derivative; a
-result in which the choice of that basis cancels may have one.  Here vectors with equal eigenvalues
-do not turn into each other, `X_ij = 0`, and so the derivatives are right, with repeated eigenvalues
-too, of
+Where two eigenvalues are equal, their vectors are any basis of a plane, and have no derivative. The
+values and the vectors alone cannot tell the derivative of a result in which the choice of that
+basis cancels, such as `V f(w) V^H`: with `V = 1` its tangent has entries `f'(w) (A_dot)_ij` that no
+`w_dot` and no `V_dot` contain.  So nothing is claimed of such vectors, in either mode:
 
-    - the symmetric functions of the eigenvalues, such as their sum or the sum of their logarithms;
-    - what depends on no more than the space that equal eigenvalues have in common, such as the
-      projector onto it, or onto another.
+    - their tangents are NaN;
+    - a cotangent that reaches them makes that of A NaN.
 
-They are not right, and no values for V_dot could make them so, where the result depends on how the
-perturbation splits equal eigenvalues: `V f(w) V^H` as a matrix, and second derivatives of functions
-of the eigenvalues.  The same holds of singular values.
+All other vectors, and all eigenvalues where the vectors are not used, are right as ever.  Of equal
+eigenvalues `w_dot` is the diagonal in the basis that `V` happens to be, as in JAX: the symmetric
+functions of the eigenvalues, their sum say, have the right derivatives.  Values are equal if they
+are so up to the rounding of the largest.  The same holds of singular values.
 
 Read next: `fft.py`, the Fourier transforms.
 """
@@ -42,6 +42,7 @@ from functrans.derivatives.linalg import (
     places,
     scale_columns,
     solve,
+    spread,
     upper_part,
 )
 from functrans.rules import checks, general, instantiate
@@ -57,15 +58,19 @@ def pairs(values: Any) -> tuple[Any, Any]:
     return rows, lax.broadcast_in_dim(values, shape, (*batch, last))
 
 
-def reciprocal(x: Any, values: Any) -> Any:
-    """`1 / x`, and 0 where x, one of the values or a sum or difference of two, is zero.
+def near_zero(x: Any, values: Any) -> Any:
+    """Where x, one of the values or a sum or difference of two, is zero.
 
     The values are known up to rounding, which is relative to the largest: so x is zero up to that.
     """
     largest = lax.reduce_max(lax.abs(values), (values.ndim - 1,))
     rounding = mul(values.shape[-1] * float(np.finfo(values.dtype).eps), largest)
-    rounding = lax.broadcast_in_dim(rounding, x.shape, range(rounding.ndim))
-    is_zero = lax.le(lax.abs(x), rounding)
+    return lax.le(lax.abs(x), lax.broadcast_in_dim(rounding, x.shape, range(rounding.ndim)))
+
+
+def reciprocal(x: Any, values: Any) -> Any:
+    """`1 / x`, and 0 where x, one of the values or a sum or difference of two, is zero."""
+    is_zero = near_zero(x, values)
     return lax.select(is_zero, zeros_like(x), div(1, lax.select(is_zero, lax.full_like(x, 1), x)))
 
 
@@ -73,6 +78,22 @@ def gap_reciprocals(values: Any) -> Any:
     """`1 / (w_j - w_i)`"""
     rows, columns = pairs(values)
     return reciprocal(sub(columns, rows), values)
+
+
+def equal_pairs(values: Any) -> Any:
+    """Which two values are equal, of all pairs of them."""
+    rows, columns = pairs(values)
+    equal = near_zero(sub(columns, rows), values)
+    return lax.bitwise_and(equal, lax.ne(*places(equal)))
+
+
+def repeated(values: Any) -> Any:
+    """Which values are equal to another."""
+    return any_of(equal_pairs(values), -1)
+
+
+def any_of(mask: Any, *axes: int) -> Any:
+    return lax.reduce_or(mask, [mask.ndim + axis for axis in axes])
 
 
 def times(weights: Any, x: Any) -> Any:
@@ -93,6 +114,64 @@ def only_whole(subset: Any, what: str) -> None:
         )
 
 
+# ---- vectors that have no derivative -------------------------------------------------------------
+
+
+# Forward, the tangents of these vectors are NaN. Transposed, NaN times a cotangent would be NaN
+# also where the cotangent is zero, since the function reads other vectors only. To look at
+# cotangents is not linear, and `custom_linear_solve` is the way to declare a transpose of one's own: here of
+# the identity, `1 x = b`. It passes the cotangents on, or else NaN in their place.
+#
+# Zero cotangents of undetermined vectors say that the function does not read them, or that it is a
+# `V f(w) V^H` with f(w) = 0. At A = 1 that is log A, and without full rank a matrix put together
+# again from its singular values; neither has a derivative that is zero. So cotangents pass only if
+#
+#     - undetermined vectors, and the values that belong to them, have none,
+#     - and others have some, which shows that the function reads those;
+#
+# or if no vectors are used, only values. To see that, `uses`, copies of the tangents of the
+# values, are multiplied by NaN and added to the undetermined vectors. That makes these NaN, and the
+# cotangent of a copy is NaN if the vectors are used, and else zero.
+def with_undetermined(w_dot: Any, vectors_dot: list, masks: list) -> tuple[Any, list]:
+    """The tangents of values, and of vectors, of which those in the masks are undetermined."""
+
+    def transpose(_, cotangents):
+        w_bar, vectors_bar, uses_bar = cotangents
+        is_used = is_read = shows = lax.full(w_bar.shape[:-1], False)
+        for x_bar, use_bar, mask in zip(vectors_bar, uses_bar, masks, strict=True):
+            moves = lax.bitwise_or(lax.ne(w_bar, zeros_like(w_bar)), any_moves(x_bar))
+            used = lax.bitwise_and(mask, lax.ne(use_bar, use_bar))
+            is_used = lax.bitwise_or(is_used, any_of(used, -1))
+            is_read = lax.bitwise_or(is_read, any_of(lax.bitwise_and(used, moves), -1))
+            shown = lax.bitwise_and(lax.bitwise_not(mask), moves)
+            shows = lax.bitwise_or(shows, any_of(shown, -1))
+        passes = lax.bitwise_and(lax.bitwise_not(is_read), shows)
+        refused = lax.bitwise_and(is_used, lax.bitwise_not(passes))
+
+        def passed(x_bar):
+            at_all = lax.broadcast_in_dim(refused, x_bar.shape, range(refused.ndim))
+            return lax.select(at_all, lax.full_like(x_bar, np.nan), x_bar)
+
+        return passed(w_bar), [*map(passed, vectors_bar)], [*map(zeros_like, uses_bar)]
+
+    w_dot, vectors_dot, uses = lax.custom_linear_solve(
+        lambda x: x,
+        (w_dot, vectors_dot, [w_dot] * len(masks)),
+        solve=lambda _, b: b,
+        transpose_solve=transpose,
+    )
+    marked = []
+    for x_dot, use, mask in zip(vectors_dot, uses, masks, strict=True):
+        nans = lax.select(mask, lax.full(mask.shape, np.nan, use.dtype), zeros_like(use))
+        marked.append(add(x_dot, spread(mul(nans, use), x_dot, -1)))
+    return w_dot, marked
+
+
+def any_moves(x_bar: Any) -> Any:
+    """Which columns are not zero."""
+    return any_of(lax.ne(x_bar, zeros_like(x_bar)), -2)
+
+
 # ---- Hermitian matrices --------------------------------------------------------------------------
 
 
@@ -103,7 +182,9 @@ def eigh_jvp(primals, tangents, *, lower, subset_by_index, **params):
     v, w = eigh_p.bind(*primals, lower=lower, subset_by_index=subset_by_index, **params)
     moved = matmul(hermitian(tangents[0], lower), v)
     x = times(gap_reciprocals(w), matmul(adjoint(v), moved))
-    return [v, w], [matmul(v, x), real_part(inner(v, moved))]
+    w_dot, v_dot = real_part(inner(v, moved)), [matmul(v, x)]
+    w_dot, v_dot = with_undetermined(w_dot, v_dot, [repeated(w)])
+    return [v, w], [*v_dot, w_dot]
 
 
 def real_part(x):
@@ -158,6 +239,14 @@ def svd_jvp(primals, tangents, *, full_matrices, compute_uv, subset_by_index, **
     if n > m:
         outside = sub(matmul(adjoint(a_dot), u), matmul(v, adjoint(p)))
         v_dot = add(v_dot, scale_columns(outside, reciprocal(s, s)))
+    of_u = of_v = repeated(s)
+    # Without a singular value a vector of the longer side is one of the complement; and a complex U
+    # takes the phase that V does not.
+    if m > n or is_complex(p):
+        of_u = lax.bitwise_or(of_u, near_zero(s, s))
+    if n > m:
+        of_v = lax.bitwise_or(of_v, near_zero(s, s))
+    s_dot, (u_dot, v_dot) = with_undetermined(s_dot, [u_dot, v_dot], [of_u, of_v])
     return [s, u, vh], [s_dot, u_dot, adjoint(v_dot)]
 
 
@@ -167,7 +256,8 @@ general(svd_p, svd_jvp)
 
 
 # The left eigenvectors, W^H A = diag(w) W^H, are the eigenvectors of A^H, whose eigenvalues are
-# those of A, conjugated.
+# those of A, conjugated. Where equal eigenvalues have one and the same vector, V has no inverse,
+# the eigenvalues have no derivative, and all is NaN.
 def eig_jvp(primals, tangents, *, compute_left_eigenvectors, compute_right_eigenvectors, **params):
     (a,), (a_dot,) = primals, tangents
     w, *left, v = eig_p.bind(
@@ -177,14 +267,25 @@ def eig_jvp(primals, tangents, *, compute_left_eigenvectors, compute_right_eigen
         **params,
     )
     a_dot = lax.convert_element_type(a_dot, w.dtype)
-    p = solve(v, matmul(a_dot, v))
-    outs, tangents_out = [w, *left], [diagonal(p)]
+    defect = lax.select(is_defective(w, v), lax.full_like(v, np.nan), lax.full_like(v, 1))
+    p = mul(solve(v, matmul(a_dot, v)), defect)
+    w_dot, outs, vectors_dot = diagonal(p), [w, *left], []
     for u in left:
         p_left = solve(u, matmul(adjoint(a_dot), u))
-        tangents_out.append(vectors_tangent(conj(w), u, p_left))
+        vectors_dot.append(vectors_tangent(conj(w), u, p_left))
     if compute_right_eigenvectors:
-        outs, tangents_out = [*outs, v], [*tangents_out, vectors_tangent(w, v, p)]
-    return outs, tangents_out
+        outs, vectors_dot = [*outs, v], [*vectors_dot, vectors_tangent(w, v, p)]
+    if vectors_dot:
+        masks = [repeated(w)] * len(vectors_dot)
+        w_dot, vectors_dot = with_undetermined(w_dot, vectors_dot, masks)
+    return outs, [w_dot, *vectors_dot]
+
+
+def is_defective(w, v):
+    """Whether vectors of equal eigenvalues are parallel, at each place of the matrix."""
+    parallel = lax.ge(lax.abs(matmul(adjoint(v), v)), 1 - float(np.finfo(v.dtype).eps) ** 0.5)
+    found = any_of(lax.bitwise_and(equal_pairs(w), parallel), -1, -2)
+    return lax.broadcast_in_dim(found, v.shape, range(found.ndim))
 
 
 # Each vector has length 1, and its largest component, number k, is real. What of v_dot = (V X)_j
@@ -222,9 +323,10 @@ general(eig_p, eig_jvp)
 #
 #     (T_jj - T_>j,>j) X_>j,j = S_>j,j - X_>j,<j T_<j,j
 #
-# The phases of the columns of Q are free; here they do not turn, X_jj = 0. Two complex eigenvalues
-# of a real matrix are a block on the diagonal, which LAPACK brings to a standard form: there the
-# derivative is not this one, and NaN. (Take the complex form.)
+# The phases of the columns of Q are free; here they do not turn, X_jj = 0. Where T_ii = T_jj, up to
+# rounding, there is no derivative, and what is divided by the difference is NaN. Two complex
+# eigenvalues of a real matrix are a block on the diagonal, which LAPACK brings to a standard form:
+# there the derivative is not this one, and NaN. (Take the complex form.)
 def schur_jvp(primals, tangents, *, compute_schur_vectors, **params):
     (a,), a_dot = primals, instantiate(tangents[0])
     t, q = schur_p.bind(a, compute_schur_vectors=True, **params)
@@ -242,6 +344,7 @@ def schur_jvp(primals, tangents, *, compute_schur_vectors, **params):
 def rotation(t, s):
     """The skew-Hermitian X for which `X t - t X` and s are equal below the diagonal."""
     axis, batch = t.ndim - 1, range(t.ndim - 2)
+    equal = lax.select(equal_pairs(diagonal(t)), lax.full_like(t, np.nan), zeros_like(t))
     columns: list = []
     for j in range(t.shape[-1] - 1):
         right = s[..., j + 1 :, j : j + 1]
@@ -249,7 +352,9 @@ def rotation(t, s):
             before = lax.concatenate(columns, axis)[..., j + 1 :, :]
             right = sub(right, matmul(before, t[..., :j, j : j + 1]))
         corner = lax.broadcast_in_dim(t[..., j, j], t.shape, batch)
-        left = sub(mul(eye_like(t), corner), t)[..., j + 1 :, j + 1 :]
+        left = sub(mul(eye_like(t), corner), t)
+        undefined = spread(equal[..., j], t, -2)
+        left = lax.select(eq(*places(t)), add(left, undefined), left)[..., j + 1 :, j + 1 :]
         column = triangular_solve(left, right, left_side=True, lower=False)
         above = [(0, 0, 0)] * len(batch) + [(j + 1, 0, 0), (0, 0, 0)]
         columns.append(lax.pad(column, number(0, column), above))
