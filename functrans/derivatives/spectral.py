@@ -119,8 +119,8 @@ def only_whole(subset: Any, what: str) -> None:
 
 # Forward, the tangents of these vectors are NaN. Transposed, NaN times a cotangent would be NaN
 # also where the cotangent is zero, since the function reads other vectors only. To look at
-# cotangents is not linear, and `custom_linear_solve` is the way to declare a transpose of one's own: here of
-# the identity, `1 x = b`. It passes the cotangents on, or else NaN in their place.
+# cotangents is not linear, and `custom_linear_solve` is the way to declare a transpose of one's
+# own: here of the identity, `1 x = b`. It passes the cotangents on, or else NaN in their place.
 #
 # Zero cotangents of undetermined vectors say that the function does not read them, or that it is a
 # `V f(w) V^H` with f(w) = 0. At A = 1 that is log A, and without full rank a matrix put together
@@ -154,12 +154,13 @@ def with_undetermined(w_dot: Any, vectors_dot: list, masks: list) -> tuple[Any, 
 
         return passed(w_bar), [*map(passed, vectors_bar)], [*map(zeros_like, uses_bar)]
 
-    w_dot, vectors_dot, uses = lax.custom_linear_solve(
+    solved: Any = lax.custom_linear_solve(
         lambda x: x,
         (w_dot, vectors_dot, [w_dot] * len(masks)),
         solve=lambda _, b: b,
         transpose_solve=transpose,
     )
+    w_dot, vectors_dot, uses = solved
     marked = []
     for x_dot, use, mask in zip(vectors_dot, uses, masks, strict=True):
         nans = lax.select(mask, lax.full(mask.shape, np.nan, use.dtype), zeros_like(use))
