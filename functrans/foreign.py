@@ -6,7 +6,7 @@ A package that brings a primitive of its own declares its derivative through `ja
 JAX's public door for that; functrans takes the declaration over.  It never does so for JAX's own
 primitives: where the functions in a declaration come from tells them apart.
 
-Read next: `errors/__init__.py`, what functrans says of mistakes.
+Read next: `appearance.py`, what other packages make of a tracer.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class ForeignRule(Rule):
                 f"the package that defines the primitive '{primitive}' has registered a transpose "
                 "for it in jax.interpreters.ad, but no jvp. Declare one: help(functrans.rules)"
             )
-        given = [ad.Zero(t.aval) if type(t) is Zero else t for t in tangents]
-        outs, tangents_out = ad.primitive_jvps[primitive](primals, given, **params)
+        given = tuple([ad.Zero(t.aval) if type(t) is Zero else t for t in tangents])
+        outs, tangents_out = ad.primitive_jvps[primitive](tuple(primals), given, **params)
         if not primitive.multiple_results:
             outs, tangents_out = [outs], [tangents_out]
         return list(outs), [_from_jax(t) for t in tangents_out]

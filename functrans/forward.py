@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax.core
 from jax.extend.core import ClosedJaxpr, Literal, set_current_trace
 
-from functrans import caches, values
+from functrans import appearance, caches, values
 from functrans import jaxpr as jx
 from functrans.jaxpr import Operation
 from functrans.rules import rule_of
@@ -62,7 +62,7 @@ def pushed_program(operation: Operation, moving: Flags) -> Pushed:
     return _staged(lambda *pair: push(operation, *pair), operation.avals, moving, info)
 
 
-class ForwardTracer(jax.core.Tracer):
+class ForwardTracer(appearance.Tracer):
     """A primal and its tangent; Python sees the primal's type, and its value if there is one."""
 
     __slots__ = ("primal", "tangent")

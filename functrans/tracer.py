@@ -31,15 +31,15 @@ from jax.extend import core as jex
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, set_current_trace
 
+from functrans import appearance
 from functrans import jaxpr as jx
-from functrans.errors import checks
 from functrans.jaxpr import Atom
 from functrans.programs.live import each_depends, live_and_free
 from functrans.rules import CALL, RULES, STAGING_RULES, low_params
 from functrans.values import Flags
 
 
-class Tracer(jax.core.Tracer):
+class Tracer(appearance.Tracer):
     """Stands for the value of one atom (a variable, or a literal) of the jaxpr being written."""
 
     __slots__ = ("atom",)
@@ -47,9 +47,6 @@ class Tracer(jax.core.Tracer):
     def __init__(self, trace: StagingTrace, atom: Atom, source: Any = None):
         super().__init__(trace, atom.aval)
         self.atom, self._line_info = atom, source
-
-    def _origin_msg(self):
-        return checks.traced_value(self._line_info)
 
 
 class Trace(jax.core.Trace):

@@ -167,6 +167,21 @@ def test_nothing_registered() -> None:
         ft.jvp(unknown_p.bind, (X,), (X,))
 
 
+def test_a_rule_is_given_tuples() -> None:
+    """It may hand them to `jax.vmap`, whose `in_axes` tells tuples from lists."""
+    each_p = declared("test_each", lambda x, y: x * y)
+
+    def jvp(primals, tangents):
+        assert type(primals) is type(tangents) is tuple
+        assert type(tangents[1]) is ad.Zero
+        product = jax.vmap(lambda pair: pair[0] * pair[1], in_axes=((0, 0),))
+        return product(primals), product((tangents[0], primals[1]))
+
+    ad.primitive_jvps[each_p] = jvp
+    x_bar = ft.grad(lambda x: jnp.sum(jax.vmap(each_p.bind)(x, x[::-1] * 0 + 2.0)))(X)
+    np.testing.assert_array_equal(x_bar, np.full(3, 2.0))
+
+
 # Those of JAX.
 
 
