@@ -5,22 +5,21 @@
 The interpreters know flat lists alone.  Here is the bookkeeping between them and what a user
 writes: the structures of arguments and results, and which arguments are differentiated.
 
-Read next: `transforms.py`, where all of this gets its names.
+Read next: `signatures.py`, what a transformed function says of itself.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
+import jax.core
 from jax import tree
 
 from functrans import jaxpr as jx
+from functrans import values
 from functrans.errors import checks
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Argnums = int | Sequence[int]
 
 
@@ -32,6 +31,7 @@ class Flat:
         self.__name__ = jx.name_of(fun)
         self.out_tree: Any = None
         self.aux_tree: Any = None
+        self.traced: list[bool] = []  # which leaves of `aux` depend on what is traced
 
     def __call__(self, *leaves: Any) -> tuple[list, list]:
         out, aux = self.fun(*tree.unflatten(self.in_tree, leaves)), None
@@ -39,13 +39,15 @@ class Flat:
             out, aux = checks.pair(out)
         outs, self.out_tree = tree.flatten(out)
         aux, self.aux_tree = tree.flatten(aux)
+        self.traced = [isinstance(x, jax.core.Tracer) for x in aux]
         checks.are_values(self.fun, outs)
         return outs, aux
 
     def result(self, outs: Sequence, second: Any, aux: Sequence) -> tuple:
         """`(output, second)`, or `(output, second, aux)`."""
+        aux = [values.result(x) if t else x for x, t in zip(aux, self.traced, strict=True)]
         rest = [tree.unflatten(self.aux_tree, aux)] if self.has_aux else []
-        return tree.unflatten(self.out_tree, outs), second, *rest
+        return tree.unflatten(self.out_tree, map(values.result, outs)), second, *rest
 
 
 def select(name: str, fun: Callable, args: tuple, kwargs: dict, argnums: Any) -> tuple:
@@ -57,13 +59,3 @@ def select(name: str, fun: Callable, args: tuple, kwargs: dict, argnums: Any) ->
         return fun(*(given.get(i, x) for i, x in enumerate(args)), **kwargs, **more)
 
     return jx.named_like(fun, partial), tuple(args[i] for i in positions)
-
-
-def typed_like(model: Callable[P, T]) -> Callable[[Callable], Callable[P, T]]:
-    """Declare that a function takes the arguments of another."""
-
-    def decorator(function: Callable) -> Callable[P, T]:
-        function.__signature__ = inspect.signature(model)
-        return function
-
-    return decorator

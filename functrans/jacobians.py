@@ -23,9 +23,10 @@ from jax import lax, tree
 from functrans import jaxpr as jx
 from functrans import values
 from functrans.errors import checks
-from functrans.flat import Argnums, select, typed_like
+from functrans.flat import Argnums, select
 from functrans.jit import transformed, transformed_at_primals
 from functrans.programs.bases import at_identity
+from functrans.signatures import of_the_arguments, typed_like
 from functrans.transforms import drop_value, grad, jvp, linearize, vjp
 
 
@@ -77,7 +78,7 @@ def _with_jacobian(
         )
         return ((out, *aux) if has_aux else out), jacobian
 
-    return jx.named_like(fun, with_jacobian_at)
+    return of_the_arguments(fun, "value and the Jacobian", with_jacobian_at)
 
 
 def _columns(pushforward: Callable, primals: tuple, out: Any, chunk_size: int | None) -> list:

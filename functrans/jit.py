@@ -17,6 +17,7 @@ Read next: `flat.py`, between pytrees and flat lists.
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,7 @@ class Jitted:
         self._root, self._key, self._make, self._options = root, key, make, options
         self._has_options_of_arguments = any(map(options.get, _OF_ARGUMENTS))
         self._version: int | None = None
-        self._compiled()
+        self.__doc__ = self._compiled().__doc__  # of the derivative, if it is one
 
     def _compiled(self) -> Any:
         """The compiled function, for the rules that are declared now."""
@@ -73,7 +74,7 @@ class Jitted:
             raise
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else types.MethodType(self, instance)
 
     def __repr__(self) -> str:
         return f"<functrans.jit of {self._root!r}>"

@@ -12,26 +12,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import tree
-from jax.extend.core import ClosedJaxpr, Jaxpr
-from jax.tree_util import register_dataclass
+from jax.extend.core import ClosedJaxpr
 
 from functrans import jaxpr as jx
 from functrans import values
 from functrans.errors import checks
 from functrans.errors.tracebacks import briefly
-from functrans.flat import Argnums, Flat, select, typed_like
+from functrans.flat import Argnums, Flat, select
 from functrans.forward import forward
 from functrans.jit import Jitted, transformed, transformed_at_primals
+from functrans.linear_functions import LinearFunction, Pullback, Pushforward, Spec, Transposed
 from functrans.linearize import linearize as linearize_flat
-from functrans.reverse import transpose, transpose_function
+from functrans.signatures import of_the_arguments, typed_like, without_value
 from functrans.tracer import stage
-from functrans.values import Flags, Linear
 
 
 def make_jaxpr(
@@ -116,91 +113,10 @@ def _jvp(fun: Callable, has_aux: bool) -> Callable:
         flat = Flat(fun, in_tree, has_aux)
         given = checks.tangents(leaves, in_tree, tangents)
         outs, out_tangents, aux = jx.within("jvp", forward)(flat, leaves, given)
-        out_tangent = tree.unflatten(flat.out_tree, map(values.instantiate, out_tangents))
+        out_tangent = tree.unflatten(flat.out_tree, map(values.result, out_tangents))
         return flat.result(outs, out_tangent, aux)
 
     return jvp_at
-
-
-@dataclass(frozen=True, eq=False)
-class Spec:
-    """What is static in a linear function: its jaxpr, and the structures of input and output."""
-
-    jaxpr: Jaxpr
-    moving: Flags
-    """Which inputs have tangents: those that are no integers."""
-    moved: Flags
-    """Which outputs depend on these."""
-    in_tree: Any
-    out_tree: Any
-    in_avals: Sequence
-    out_avals: Sequence
-
-
-@dataclass(frozen=True, repr=False)
-class LinearFunction:
-    """A linear function that an evaluation has left behind; a pytree whose leaves are residuals."""
-
-    residuals: list
-    spec: Spec = field(metadata={"static": True})
-    compiled: Callable | None = field(default=None, metadata={"static": True})
-    apply: ClassVar[Callable]  # `spec, residuals, vector -> vector`
-
-    @property
-    def jaxpr(self) -> ClosedJaxpr:
-        """The linear jaxpr, `tangents in -> tangents out`, with the residuals as constants.
-
-        Small calls in it are replaced by their equations.
-        """
-        program = jx.with_constants(self.spec.jaxpr, self.residuals)
-
-        def run(*tangents):
-            return jx.evaluate(program, *tangents), None
-
-        return stage(run, program.in_avals, program.jaxpr.debug_info)[0]
-
-    def at(self, vector: Any) -> Any:
-        """The value at a tangent or a cotangent, checked."""
-        apply = self.compiled or functools.partial(self.apply, self.spec)
-        return apply(self.residuals, vector)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.jaxpr})"
-
-
-@register_dataclass
-@dataclass(frozen=True, repr=False)
-class Pushforward(LinearFunction):
-    """`x_dot -> J x_dot`, what `linearize` returns; call it with a tangent for each argument."""
-
-    def __call__(self, *tangents: Any) -> Any:
-        return self.at(tangents)
-
-    @staticmethod
-    def apply(spec, residuals, vector):
-        given = checks.linear_input(checks.PUSHFORWARD, spec.in_tree, spec.in_avals, vector)
-        x_dots = values.pick(given, spec.moving)
-        outs = jx.evaluate(jx.with_constants(spec.jaxpr, residuals), *x_dots)
-        y_dots = values.with_zeros(outs, spec.moved, spec.out_avals)
-        return tree.unflatten(spec.out_tree, map(values.instantiate, y_dots))
-
-
-@register_dataclass
-@dataclass(frozen=True, repr=False)
-class Pullback(LinearFunction):
-    """`y_bar -> J^T y_bar`, what `vjp` returns; call it with a cotangent of the output."""
-
-    def __call__(self, cotangent: Any) -> Any:
-        return self.at(cotangent)
-
-    @staticmethod
-    def apply(spec, residuals, vector):
-        given = checks.linear_input(checks.PULLBACK, spec.out_tree, spec.out_avals, vector)
-        inputs = map(Linear, values.pick(spec.in_avals, spec.moving))
-        y_bars = values.pick(given, spec.moved)
-        x_bars = jx.within("transpose", transpose)(spec.jaxpr, [*residuals, *inputs], y_bars)
-        x_bars = values.with_zeros(x_bars, spec.moving, spec.in_avals)
-        return tree.unflatten(spec.in_tree, map(values.instantiate, x_bars))
 
 
 def _linear_part(linearized: Callable, kind: type[LinearFunction], spec: Spec) -> Callable:
@@ -299,14 +215,10 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
     flat = Flat(fun, in_tree)
     program, _ = stage(flat, avals, jx.debug_info("linear_transpose", fun))
     checks.linear_types([*avals, *program.out_avals])
-
-    def transposed(cotangent: Any) -> Any:
-        given = checks.linear_input(checks.TRANSPOSE, flat.out_tree, program.out_avals, cotangent)
-        # On a tape, so that the nonlinear work inside a call runs now.
-        x_bars = transpose_function(functools.partial(jx.evaluate, program), avals, given)
-        return tree.unflatten(in_tree, map(values.instantiate, x_bars))
-
-    return briefly(transposed)
+    jaxpr, constants = jx.opened(program, [])
+    every = [True] * len(avals), [True] * len(program.out_avals)
+    spec = Spec(jaxpr, *every, in_tree, flat.out_tree, avals, program.out_avals)
+    return Transposed(constants, spec)
 
 
 def value_and_grad(
@@ -348,13 +260,11 @@ def _value_and_grad(fun: Callable, argnums: Any, has_aux: bool, **allowed: bool)
         checks.numbers("grad", "inputs", selected, complex_too=True, **allowed)
         out, pullback, *aux = _linearize(partial, has_aux, Pullback)(*selected)
         checks.scalar(out, allowed["holomorphic"])
-        seed = values.constant(1, jax.typeof(out))
-        # The seed is a Python constant. An identity returns it as it is: make it an array.
-        gradient = tree.map(lambda g: jnp.asarray(g) if g is seed else g, pullback(seed))
+        gradient = pullback(values.constant(1, jax.typeof(out)))
         gradient = gradient[0] if isinstance(argnums, int) else gradient
         return (out, *aux) if has_aux else out, gradient
 
-    return jx.named_like(fun, value_and_grad_at)
+    return of_the_arguments(fun, "value and the gradient", value_and_grad_at)
 
 
 def drop_value(value_and: Callable, args: tuple, kwargs: dict) -> Callable:
@@ -368,7 +278,7 @@ def _second(both: Callable, has_aux: bool) -> Callable:
         value, derivative = both(*args, **kwargs)
         return (derivative, value[1]) if has_aux else derivative
 
-    return jx.named_like(both, derivative)
+    return without_value(both, derivative)
 
 
 @typed_like(value_and_grad)

@@ -19,6 +19,7 @@ from itertools import compress
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Literal, Var
@@ -67,8 +68,9 @@ def tangent_aval(aval: Any) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def cotangent_aval(aval: Any) -> Any:
-    """The type of the cotangents of values of this type."""
-    return aval.to_ct_aval()
+    """The type of the cotangents of values of this type; of a linear function of integers too."""
+    bar = aval.to_ct_aval()
+    return aval if bar.dtype == jax.dtypes.float0 else bar
 
 
 @functools.lru_cache(maxsize=4096)
@@ -145,6 +147,12 @@ def zeros(aval: Any) -> Any:
 def instantiate(x: Any) -> Any:
     """An array in place of a `Zero`; anything else as it is."""
     return zeros(x.aval) if type(x) is Zero else x
+
+
+def result(x: Any) -> Any:
+    """What a transform returns for `x`: an array, also where it is a `Zero` or a number."""
+    x = instantiate(x)
+    return jnp.asarray(x) if np.isscalar(x) else x
 
 
 def constant(value: Any, aval: Any) -> Any:

@@ -62,6 +62,8 @@ def assert_same(ours: Any, theirs: Any, rtol: float = 1e-5) -> None:
     """The same structure, and leaves of the same type and (nearly) the same value."""
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for our, their in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        if isinstance(our, jax.Array) and np.ndim(their) == 0:
+            their = jnp.asarray(their)  # JAX may return the number that it was given
         assert isinstance(our, jax.Array) == isinstance(their, jax.Array), (our, their)
         if not isinstance(their, (jax.Array, np.ndarray, np.generic)):
             assert our == their

@@ -98,12 +98,12 @@ def is_function(fun: Any) -> None:
 
 
 def type_of(name: str, x: Any) -> Any:
-    """The abstract value of an argument, which may also be a `jax.ShapeDtypeStruct`."""
-    if isinstance(x, jax.ShapeDtypeStruct):
-        return jax.make_jaxpr(lambda y: y)(x).in_avals[0]
+    """The abstract value of an argument, which may also have a `shape` and a `dtype` alone."""
     try:
         return jax.typeof(x)
     except TypeError:
+        if hasattr(x, "shape") and hasattr(x, "dtype"):
+            return jax.make_jaxpr(lambda y: y)(x).in_avals[0]
         raise TypeError(
             f"{name}: {x!r} of type {type(x).__name__} is not an array or a number. If it is not "
             "to be differentiated, close over it, or leave it out of argnums."

@@ -53,4 +53,6 @@ def briefly(fun: Callable[P, R]) -> Callable[P, R]:
             shorten(error)
             raise
 
+    # What the function says that it wraps, the wrapper says too.
+    wrapper.__wrapped__ = getattr(fun, "__wrapped__", fun)
     return wrapper

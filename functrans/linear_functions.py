@@ -1,0 +1,128 @@
+"""Linear functions that an evaluation leaves behind: pytrees whose leaves are their residuals.
+
+    Pushforward :  x_dot -> J x_dot           of `linearize`
+    Pullback    :  y_bar -> J^T y_bar         of `vjp`
+    Transposed  :  y_bar -> A^T y_bar         of `linear_transpose`
+
+As pytrees they pass into and out of a compiled function.
+
+Read next: `transforms.py`, where all of this gets its names.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from jax import tree
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.tree_util import register_dataclass
+
+from functrans import jaxpr as jx
+from functrans import values
+from functrans.errors import checks
+from functrans.errors.tracebacks import briefly
+from functrans.reverse import transpose, transpose_function
+from functrans.tracer import stage
+from functrans.values import Flags, Linear
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """What is static in a linear function: its jaxpr, and the structures of input and output."""
+
+    jaxpr: Jaxpr
+    moving: Flags
+    """Which inputs have tangents: those that are no integers."""
+    moved: Flags
+    """Which outputs depend on these."""
+    in_tree: Any
+    out_tree: Any
+    in_avals: Sequence
+    out_avals: Sequence
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class LinearFunction:
+    """A linear function that an evaluation has left behind; a pytree whose leaves are residuals."""
+
+    residuals: list
+    spec: Spec = field(metadata={"static": True})
+    compiled: Callable | None = field(default=None, metadata={"static": True})
+    apply: ClassVar[Callable]  # `spec, residuals, vector -> vector`
+
+    @property
+    def jaxpr(self) -> ClosedJaxpr:
+        """The linear jaxpr, `tangents in -> tangents out`, with the residuals as constants.
+
+        Small calls in it are replaced by their equations.
+        """
+        program = jx.with_constants(self.spec.jaxpr, self.residuals)
+
+        def run(*tangents):
+            return jx.evaluate(program, *tangents), None
+
+        return stage(run, program.in_avals, program.jaxpr.debug_info)[0]
+
+    def at(self, vector: Any) -> Any:
+        """The value at a tangent or a cotangent, checked."""
+        apply = self.compiled or functools.partial(self.apply, self.spec)
+        return apply(self.residuals, vector)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.jaxpr})"
+
+
+@register_dataclass
+@dataclass(frozen=True, repr=False, eq=False)
+class Pushforward(LinearFunction):
+    """`x_dot -> J x_dot`, what `linearize` returns; call it with a tangent for each argument."""
+
+    def __call__(self, *tangents: Any) -> Any:
+        return self.at(tangents)
+
+    @staticmethod
+    def apply(spec, residuals, vector):
+        given = checks.linear_input(checks.PUSHFORWARD, spec.in_tree, spec.in_avals, vector)
+        x_dots = values.pick(given, spec.moving)
+        outs = jx.evaluate(jx.with_constants(spec.jaxpr, residuals), *x_dots)
+        y_dots = values.with_zeros(outs, spec.moved, spec.out_avals)
+        return tree.unflatten(spec.out_tree, map(values.result, y_dots))
+
+
+@register_dataclass
+@dataclass(frozen=True, repr=False, eq=False)
+class Pullback(LinearFunction):
+    """`y_bar -> J^T y_bar`, what `vjp` returns; call it with a cotangent of the output."""
+
+    def __call__(self, cotangent: Any) -> Any:
+        return self.at(cotangent)
+
+    @staticmethod
+    def apply(spec, residuals, vector):
+        given = checks.linear_input(checks.PULLBACK, spec.out_tree, spec.out_avals, vector)
+        inputs = map(Linear, values.pick(spec.in_avals, spec.moving))
+        y_bars = values.pick(given, spec.moved)
+        x_bars = jx.within("transpose", transpose)(spec.jaxpr, [*residuals, *inputs], y_bars)
+        x_bars = values.with_zeros(x_bars, spec.moving, spec.in_avals)
+        return tree.unflatten(spec.in_tree, map(values.result, x_bars))
+
+
+@register_dataclass
+@dataclass(frozen=True, repr=False, eq=False)
+class Transposed(LinearFunction):
+    """`y_bar -> A^T y_bar`, what `linear_transpose` returns for `A`; its `jaxpr` is that of `A`."""
+
+    @briefly
+    def __call__(self, cotangent: Any) -> Any:
+        return self.at(cotangent)
+
+    @staticmethod
+    def apply(spec, residuals, vector):
+        given = checks.linear_input(checks.TRANSPOSE, spec.out_tree, spec.out_avals, vector)
+        # On a tape, so that the nonlinear work inside a call runs now.
+        linear = functools.partial(jx.evaluate, jx.with_constants(spec.jaxpr, residuals))
+        x_bars = transpose_function(linear, spec.in_avals, given)
+        return tree.unflatten(spec.in_tree, map(values.result, x_bars))

@@ -1,0 +1,57 @@
+"""What a function that is made of another one takes over from it: name, signature, documentation.
+
+    grad f :  takes the arguments of f,  and says so to `inspect.signature` and to `help`
+
+`jit` finds static arguments by this signature, whether they are given by position or by name.
+
+Read next: `linear_functions.py`, what `vjp` and `linearize` return.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from functrans import jaxpr as jx
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def typed_like(model: Callable[P, T]) -> Callable[[Callable], Callable[P, T]]:
+    """Declare that a function takes the arguments of another."""
+
+    def decorator(function: Callable) -> Callable[P, T]:
+        function.__signature__ = inspect.signature(model)
+        return function
+
+    return decorator
+
+
+def of_the_arguments(fun: Callable, what: str, derived: Callable) -> Callable:
+    """`derived`, which computes something of `fun` and takes its arguments: documented as such.
+
+    What `functools.wraps` copies is copied. The documentation begins with a sentence on the result.
+    """
+    name, documented = jx.name_of(fun), fun
+    functools.update_wrapper(derived, fun)
+    while isinstance(documented, functools.partial):  # it has the documentation of its class
+        documented = documented.func
+    own: str = getattr(documented, "__doc__", None) or ""
+    of_name = f" of `{name}`, as a function of the same arguments."
+    if own.partition("\n\n")[0].endswith(of_name):  # the gradient of the gradient of f
+        sentence = f"The {what} of the{own.removeprefix('The')}"
+    else:
+        sentence = f"The {what}{of_name}" + (f"\n\n{own}" if own else "")
+    derived.__name__, derived.__doc__ = name, sentence  # not every callable has a name
+    return derived
+
+
+def without_value(both: Callable, derivative: Callable) -> Callable:
+    """`derivative`, the second result of a function to a value and a derivative: documented."""
+    functools.update_wrapper(derivative, both)
+    derivative.__wrapped__ = getattr(both, "__wrapped__", both)
+    derivative.__doc__ = (both.__doc__ or "").replace("value and the ", "", 1)
+    return derivative
