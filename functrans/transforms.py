@@ -216,8 +216,8 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
     program, _ = stage(flat, avals, jx.debug_info("linear_transpose", fun))
     checks.linear_types([*avals, *program.out_avals])
     jaxpr, constants = jx.opened(program, [])
-    every = [True] * len(avals), [True] * len(program.out_avals)
-    spec = Spec(jaxpr, *every, in_tree, flat.out_tree, avals, program.out_avals)
+    ins, outs = (True,) * len(avals), (True,) * len(program.out_avals)
+    spec = Spec(jaxpr, ins, outs, in_tree, flat.out_tree, avals, program.out_avals)
     return Transposed(constants, spec)
 
 
