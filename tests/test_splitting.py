@@ -160,6 +160,51 @@ def put_on_a_device(x: Any, x_dot: Any) -> Pair:
     return jax.device_put(step(*jax.device_put((x, x_dot), jax.devices()[0])))
 
 
+def halved(y: Any) -> Any:
+    return jax.tree.map(lambda y: y / 2.0, y)
+
+
+def doubled(y: Any) -> Any:
+    return jax.tree.map(lambda y: 2.0 * y, y)
+
+
+def solved(fun: Callable) -> Callable:
+    """One system for values and tangents, twice the identity."""
+
+    def call(x, x_dot):
+        def solve(_, right):
+            return halved(right)
+
+        return lax.custom_linear_solve(doubled, doubled(fun(x, x_dot)), solve, solve)
+
+    return call
+
+
+def rooted(fun: Callable) -> Callable:
+    """The root of `2 (y - fun(x))`."""
+
+    def call(x, x_dot):
+        right = fun(x, x_dot)
+
+        def equation(y):
+            return doubled(jax.tree.map(jnp.subtract, y, right))
+
+        def solve(f, start):
+            return jax.tree.map(jnp.subtract, start, halved(f(start)))
+
+        start = jax.tree.map(jnp.zeros_like, right)
+        return lax.custom_root(equation, start, solve, lambda g, y: halved(y))
+
+    return call
+
+
+def mapped(fun: Callable) -> Callable:
+    """On one device of several."""
+    return lambda *pair: jax.tree.map(
+        lambda y: y[0], jax.pmap(fun)(*(jnp.asarray(x)[None] for x in pair))
+    )
+
+
 def inside(*wraps: Callable) -> Callable:
     """`step`, or another call, inside of others, the first of which is the innermost."""
 
@@ -234,6 +279,11 @@ ONE: dict[str, Callable] = {
     "shard_map, not checked": by_shard_map(False),
     "jit(shard_map)": lambda *pair: jax.jit(by_shard_map(True))(*pair),
     "checkpoint(shard_map)": lambda *pair: jax.checkpoint(by_shard_map(True))(*pair),
+    "custom_linear_solve": inside(solved),
+    "jit(custom_linear_solve)": inside(solved, jax.jit),
+    "custom_root": inside(rooted),
+    "jit(custom_root)": inside(rooted, jax.jit),
+    "pmap": inside(mapped),
     "optimization_barrier": after_a_barrier,
     "jit(optimization_barrier)": lambda *pair: jax.jit(after_a_barrier)(*pair),
     "device_put": put_on_a_device,
@@ -351,6 +401,146 @@ def test_nothing_is_computed_twice(name: str) -> None:
     call, times = CALLS[name]
     program = ft.make_jaxpr(ft.grad(total(squared(call, times))))(X)
     assert (count(program.jaxpr, "sin"), count(program.jaxpr, "cos")) == (1, 1)
+
+
+# ---- in the backward rule of a custom_vjp --------------------------------------------------------
+
+
+def with_a_backward_rule(call: Callable, times: int) -> Callable:
+    """As `squared`, with a rule that pulls back; in forward mode the rule is transposed."""
+
+    @jax.custom_vjp
+    def fun(x):
+        for _ in range(times):
+            x = jnp.sin(x)
+        return x * x
+
+    def backward(x, y_bar):
+        a, x_bar = call(x, y_bar)
+        return (2 * a * x_bar,)
+
+    fun.defvjp(lambda x: (fun(x), x), backward)
+    return fun
+
+
+def along(f: Callable) -> Callable:
+    """The derivative in one direction, by forward mode."""
+    return lambda x: ft.jvp(f, (x,), (X,))[1]
+
+
+def pulled_along(f: Callable) -> Callable:
+    return lambda x: jnp.vdot(ft.grad(f)(x), X)
+
+
+EITHER_MODE: dict[str, Callable] = {
+    "forward, eager": along,
+    "forward, compiled": lambda f: ft.jit(along(f)),
+    "forward, of a compiled function": lambda f: along(ft.jit(f)),
+    "reverse, eager": pulled_along,
+    "reverse, compiled": lambda f: ft.jit(pulled_along(f)),
+    "reverse, of a compiled function": lambda f: pulled_along(ft.jit(f)),
+}
+KINDS = ["jax.jit", "ft.jit", "checkpoint", "scan over constants", "cond", "custom_jvp"]
+KINDS += ["custom_vjp", "custom_linear_solve", "custom_root", "shard_map", "pmap", "custom_vmap"]
+KINDS += ["composite", "closed_call", "device_put", "optimization_barrier"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_call_in_a_backward_rule(name: str) -> None:
+    fun = total(with_a_backward_rule(*CALLS[name]))
+    want = np.vdot(slope(X, CALLS[name][1]) * (X + 1), X)
+    for way in EITHER_MODE.values():
+        chex.assert_trees_all_close(way(fun)(X), want, rtol=1e-12)
+
+
+# ---- calls of which everything is linear ---------------------------------------------------------
+
+
+def mixing(u: Any, v: Any) -> Pair:
+    """A linear step: it mixes two vectors."""
+    return 2.0 * u - v, 3.0 * v
+
+
+def ruled(fun: Callable) -> Callable:
+    call = jax.custom_jvp(fun)
+    call.defjvp(lambda primals, tangents: jax.jvp(fun, primals, tangents))
+    return call
+
+
+def ruled_backward(fun: Callable) -> Callable:
+    call = jax.custom_vjp(fun)
+    call.defvjp(lambda *xs: (fun(*xs), None), lambda _, bars: jax.linear_transpose(fun, X, X)(bars))
+    return call
+
+
+def batched(fun: Callable) -> Callable:
+    call = custom_vmap(fun)
+    call.def_vmap(lambda size, flags, *xs: (jax.vmap(fun)(*xs), (True, True)))
+    return call
+
+
+def closed(fun: Callable) -> Callable:
+    def call(*xs):
+        params = {"call_jaxpr": jax.make_jaxpr(fun)(*map(jax.typeof, xs))}
+        return tuple(closed_call_p.bind(*xs, **closed_call_p.get_bind_params(params)))
+
+    return call
+
+
+def sharded(fun: Callable) -> Callable:
+    spec = PartitionSpec("i")
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(AxisType.Auto,))
+    return jax.shard_map(fun, mesh=mesh, in_specs=(spec, spec), out_specs=(spec, spec))
+
+
+WRAPS: dict[str, Callable] = {
+    "jax.jit": jax.jit,
+    "ft.jit": ft.jit,
+    "checkpoint": jax.checkpoint,
+    "scan": scanned,
+    "cond": lambda f: lambda *xs: lax.cond(True, f, lambda u, v: (v, u), *xs),
+    "cond at run time": lambda f: lambda *xs: lax.cond(jnp.sum(X) > 0, f, lambda u, v: (v, u), *xs),
+    "custom_jvp": ruled,
+    "custom_vjp": ruled_backward,
+    "custom_linear_solve": solved,
+    "shard_map": sharded,
+    "pmap": mapped,
+    "custom_vmap": batched,
+    "composite": lambda f: lax.composite(f, name="tests.mixing"),
+    "closed_call": closed,
+    "device_put": lambda f: lambda *xs: jax.device_put(f(*xs)),
+    "optimization_barrier": lambda f: lambda *xs: lax.optimization_barrier(f(*xs)),
+}
+"""All but `while_loop`, which has no transpose, and `custom_root`, whose solver is not linear."""
+
+
+@pytest.mark.parametrize("name", WRAPS)
+def test_a_call_of_which_everything_is_linear(name: str) -> None:
+    """In a forward rule, in a backward rule, and by itself, transposed."""
+    call = WRAPS[name](mixing)
+
+    def both(x_dot):
+        u, v = call(x_dot, 2.0 * x_dot)
+        return 4.0 * u + v  # (4 (2 - 2) + 3 * 2) x_dot
+
+    @jax.custom_jvp
+    def fun(x):
+        return 6.0 * x
+
+    fun.defjvp(lambda primals, tangents: (6.0 * primals[0], both(*tangents)))
+
+    @jax.custom_vjp
+    def pulled(x):
+        return 6.0 * x
+
+    pulled.defvjp(lambda x: (6.0 * x, None), lambda _, y_bar: (both(y_bar),))
+    for way in EITHER_MODE.values():
+        for f in (fun, pulled):
+            want = 6 * np.vdot(X + 1, X)
+            chex.assert_trees_all_close(way(total(f))(X), want, rtol=1e-12)
+    for around in (lambda f: f, ft.jit):
+        (got,) = around(ft.linear_transpose(both, X))(X)
+        chex.assert_trees_all_close(got, 6 * X, rtol=1e-12)
 
 
 # ---- loops without end ---------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from functrans import jaxpr as jx
 from functrans import values
 from functrans.errors import checks
 from functrans.forward import jvp_jaxpr
+from functrans.programs.halves import reached_outputs
 from functrans.rules import NotLinear, Rule, call
 from functrans.values import Linear, Zero
 
@@ -44,6 +45,8 @@ def exchanged(parts: Any) -> Any:
 
 class LinearSolveRule(Rule):
     """Solve again."""
+
+    may_split = True
 
     def forward(self, primitive: Primitive, primals: list, tangents: list, params: dict) -> tuple:
         outs = primitive.bind(*primals, **params)
@@ -79,6 +82,22 @@ class LinearSolveRule(Rule):
         swapped = {"const_lengths": exchanged(lengths), "jaxprs": exchanged(jaxprs)}
         r_bar = primitive.bind(*given, *x_bar, **params | swapped)[: len(b)]
         return [*[None] * (len(inputs) - len(b)), *r_bar]
+
+    def depends(self, params: dict, inputs: Sequence[bool]) -> Sequence[bool]:
+        consts, b = parts_of(inputs, params["const_lengths"])
+        if any(any(part) for part in consts.values()):
+            return [True] * len(params["jaxprs"].solve.out_avals)
+        return reached_outputs(params["jaxprs"].solve, (*[False] * len(consts["solve"]), *b))
+
+    def split(
+        self, primitive: Primitive, inputs: list, owned: Sequence[bool], params: dict
+    ) -> list:
+        """A system of several that are independent: what is known is solved now, beside zeros."""
+        known = [values.zeros(x.aval) if flag else x for x, flag in zip(inputs, owned, strict=True)]
+        outs = primitive.bind(*known, **params)
+        written = jx.current_trace().write(primitive, inputs, params)
+        linear = self.depends(params, owned)
+        return values.merge(values.part(outs, linear)[0], values.pick(written, linear), linear)
 
 
 call(lax.linear_solve_p, LinearSolveRule())
