@@ -141,7 +141,7 @@ def place_of(equation: JaxprEqn | None) -> Place:
 def source_of(equation: JaxprEqn) -> Any:
     """The user's line of an equation, and its scope within the one that runs now."""
     outer, own = source_info_util.current_name_stack(), equation.source_info
-    return scoped(own.replace(name_stack=outer), equation) if outer else own
+    return own.replace(name_stack=outer + own.name_stack) if outer else own
 
 
 def scoped(source: Any, equation: JaxprEqn) -> Any:

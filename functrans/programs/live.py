@@ -34,10 +34,10 @@ def live_and_free(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> tupl
     needed = {atom: None for atom in outputs if isinstance(atom, Var)}
     kept = []
     for equation in reversed(equations):
-        wanted = tuple([variable in needed for variable in equation.outvars])
-        if equation.effects or any(wanted):
-            if not (equation.effects or all(wanted)):
-                equation = trimmed(equation, wanted)
+        if equation.effects or not needed.keys().isdisjoint(equation.outvars):
+            if len(equation.outvars) > 1 and not equation.effects:
+                wanted = tuple([variable in needed for variable in equation.outvars])
+                equation = equation if all(wanted) else trimmed(equation, wanted)
             kept.append(equation)
             for variable in equation.outvars:
                 needed.pop(variable, None)
