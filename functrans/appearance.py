@@ -14,7 +14,7 @@ import jax.core
 from jax.interpreters import ad
 
 from functrans import values
-from functrans.errors import checks
+from functrans.errors import operations
 
 _MOVES: Any = ad.JVPTracer(None, 0.0, 0.0)
 """Of what JAX takes for differentiable the simplest: nobody computes with it."""
@@ -33,4 +33,6 @@ class Tracer(jax.core.Tracer):
         return [("moves", _MOVES)] if values.is_differentiable(self.aval) else []
 
     def _origin_msg(self):
-        return checks.traced_value(self._line_info) if hasattr(self, "_line_info") else ""
+        if hasattr(self, "_line_info"):
+            return operations.staged_value(self._line_info)
+        return operations.dual_value()

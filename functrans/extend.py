@@ -99,7 +99,7 @@ def staged(fun: Callable, *args: Any) -> Staged:
     >>> extend.staged(lambda x: 2.0 * x, 3.0).program
     { lambda ; a:f32[]. let b:f32[] = mul 2.0:f32[] a in (b,) }
     """
-    checks.is_function(fun)
+    checks.is_function("staged", fun)
     leaves, in_tree = tree.flatten(args)
     flat = Flat(fun, in_tree)
     avals = [checks.type_of("staged", x) for x in leaves]

@@ -59,3 +59,10 @@ def select(name: str, fun: Callable, args: tuple, kwargs: dict, argnums: Any) ->
         return fun(*(given.get(i, x) for i, x in enumerate(args)), **kwargs, **more)
 
     return jx.named_like(fun, partial), tuple(args[i] for i in positions)
+
+
+def answer(name: str, value: Any, derivative: Any, aux: Sequence) -> Any:
+    """What the public function of this name returns: `value_and_...` gives the value too."""
+    if name.startswith("value_and_"):
+        return (value, *aux) if aux else value, derivative
+    return (derivative, *aux) if aux else derivative

@@ -23,11 +23,11 @@ from jax import lax, tree
 from functrans import jaxpr as jx
 from functrans import values
 from functrans.errors import checks
-from functrans.flat import Argnums, select
+from functrans.flat import Argnums, answer, select
 from functrans.jit import transformed, transformed_at_primals
 from functrans.programs.bases import at_identity
 from functrans.signatures import of_the_arguments, typed_like
-from functrans.transforms import drop_value, grad, jvp, linearize, vjp
+from functrans.transforms import jvp, linearize, vjp, with_gradient
 
 
 def basis_vector(leaves: Sequence, i: Any) -> list:
@@ -61,24 +61,32 @@ def split_basis(stacked: Any, leaves: Sequence, axis: int) -> list:
     return [part.reshape(before + a.shape + after) for part, a in zip(parts, avals, strict=True)]
 
 
-def _with_jacobian(
-    fun: Callable, name: str, argnums: Any, has_aux: bool, chunk_size: int | None, **allowed: bool
-) -> Callable:
-    def with_jacobian_at(*args, **kwargs):
+def _jacobian(name: str, mode: Callable, fun: Callable, argnums: Any, **settings: Any) -> Callable:
+    """A function to the Jacobian, for the public function of this name.
+
+    `mode` is `linearize`, for columns, or `vjp`, for rows.
+    """
+    settings |= {"name": name, "mode": mode, "argnums": checks.argnums(argnums)}
+    return transformed(fun, _jacobian_at, **settings)
+
+
+def _jacobian_at(fun, name, mode, argnums, has_aux, chunk_size, holomorphic, allow_int=False):
+    by_rows = mode is vjp
+
+    def jacobian_at(*args, **kwargs):
         partial, selected = select(name, fun, args, kwargs, argnums)
         point = selected[0] if isinstance(argnums, int) else selected
-        checks.numbers(name, "inputs", selected, complex_too=name == "jacrev", **allowed)
-        mode = linearize if name == "jacfwd" else vjp
+        checks.inputs(name, fun, argnums, args, selected, holomorphic, by_rows, allow_int)
         out, linear, *aux = mode(partial, *selected, has_aux=has_aux)
-        if name == "jacrev" or allowed["holomorphic"]:  # the columns may be of any type
-            checks.numbers(name, "outputs", out, holomorphic=allowed["holomorphic"])
-        blocks = (_columns if name == "jacfwd" else _rows)(linear, selected, out, chunk_size)
+        if by_rows or holomorphic:  # the columns may be of any type
+            checks.outputs(name, out, holomorphic)
+        blocks = (_rows if by_rows else _columns)(linear, selected, out, chunk_size)
         jacobian = tree.unflatten(
             tree.structure(out), [tree.unflatten(tree.structure(point), row) for row in blocks]
         )
-        return ((out, *aux) if has_aux else out), jacobian
+        return answer(name, out, jacobian, aux)
 
-    return of_the_arguments(fun, "value and the Jacobian", with_jacobian_at)
+    return of_the_arguments(fun, name, "Jacobian", jacobian_at)
 
 
 def _columns(pushforward: Callable, primals: tuple, out: Any, chunk_size: int | None) -> list:
@@ -138,12 +146,12 @@ def value_and_jacfwd(
     >>> float(value), float(jacobian)
     (9.0, 6.0)
     """
-    settings = {"argnums": checks.argnums(argnums), "has_aux": has_aux, "chunk_size": chunk_size}
-    return transformed(fun, _with_jacobian, name="jacfwd", holomorphic=holomorphic, **settings)
+    settings = {"has_aux": has_aux, "chunk_size": chunk_size, "holomorphic": holomorphic}
+    return _jacobian("value_and_jacfwd", linearize, fun, argnums, **settings)
 
 
 @typed_like(value_and_jacfwd)
-def jacfwd(*args: Any, **kwargs: Any) -> Callable:
+def jacfwd(**given: Any) -> Callable:
     """The Jacobian, column by column in forward mode: for functions with few inputs.
 
     Args:
@@ -166,7 +174,7 @@ def jacfwd(*args: Any, **kwargs: Any) -> Callable:
     >>> ft.jacfwd(lambda x: x * x)(jnp.array([1.0, 2.0])).tolist()
     [[2.0, 0.0], [0.0, 4.0]]
     """
-    return drop_value(value_and_jacfwd, args, kwargs)
+    return _jacobian("jacfwd", linearize, **given)
 
 
 def value_and_jacrev(
@@ -187,13 +195,12 @@ def value_and_jacrev(
     >>> float(value), float(jacobian)
     (9.0, 6.0)
     """
-    settings = {"argnums": checks.argnums(argnums), "has_aux": has_aux, "chunk_size": chunk_size}
-    settings |= {"holomorphic": holomorphic, "allow_int": allow_int}
-    return transformed(fun, _with_jacobian, name="jacrev", **settings)
+    settings = {"has_aux": has_aux, "chunk_size": chunk_size, "holomorphic": holomorphic}
+    return _jacobian("value_and_jacrev", vjp, fun, argnums, allow_int=allow_int, **settings)
 
 
 @typed_like(value_and_jacrev)
-def jacrev(*args: Any, **kwargs: Any) -> Callable:
+def jacrev(**given: Any) -> Callable:
     """The Jacobian, row by row in reverse mode: for functions with few outputs.
 
     The arguments and the result are those of `jacfwd`; `allow_int` is that of `grad`.
@@ -202,21 +209,22 @@ def jacrev(*args: Any, **kwargs: Any) -> Callable:
     >>> ft.jacrev(lambda x: x * x)(jnp.array([1.0, 2.0])).tolist()
     [[2.0, 0.0], [0.0, 4.0]]
     """
-    return drop_value(value_and_jacrev, args, kwargs)
+    return _jacobian("jacrev", vjp, **given)
 
 
 jacobian = jacrev
 
 
 @typed_like(value_and_jacfwd)
-def hessian(fun: Callable, *args: Any, **kwargs: Any) -> Callable:
+def hessian(fun: Callable, **given: Any) -> Callable:
     """The matrix of second derivatives, forward over reverse; the arguments are those of `jacfwd`.
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> ft.hessian(lambda x: x[0] * x[1] ** 2)(jnp.array([1.0, 2.0])).tolist()
     [[0.0, 4.0], [4.0, 2.0]]
     """
-    return jacfwd(jacrev(fun, *args, **kwargs), *args, **kwargs)
+    gradient = _jacobian("hessian", vjp, fun=fun, **given)
+    return _jacobian("hessian", linearize, fun=gradient, **given)
 
 
 def hvp(fun: Callable, x: Any, v: Any) -> Any:
@@ -239,4 +247,11 @@ def hvp(fun: Callable, x: Any, v: Any) -> Any:
 
 
 def _hvp(fun: Callable) -> Callable:
-    return lambda x, v: jvp(grad(fun), (x,), (v,))[1]
+    gradient = with_gradient("hvp", fun, 0, ())
+
+    def hvp_at(x, v):
+        checks.inputs("hvp", fun, 0, (x,), (x,), False, True)
+        checks.tangents(*tree.flatten(x), v, "hvp", "v")
+        return jvp(gradient, (x,), (v,))[1]
+
+    return hvp_at

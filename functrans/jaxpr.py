@@ -184,7 +184,9 @@ def in_place_of(equation: JaxprEqn | None, source: Any = None, own_lines: bool =
         yield
         return
     source = source or source_of(equation)
-    line = None if own_lines else source.traceback
+    # What a library has written has no user's line: it keeps that of the call around it.
+    keeps_line = own_lines or not source_info_util.summarize(source)
+    line = None if keeps_line else source.traceback
     scope = source_info_util.user_context(line, name_stack=source.name_stack)
     with scope, equation.ctx.manager:
         yield

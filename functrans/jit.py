@@ -106,7 +106,7 @@ def transformed(fun: Callable, transform: Callable, **settings: Any) -> Callable
     """`transform(fun, **settings)`, compiled if `fun` is; it takes the arguments of `fun`."""
     if isinstance(fun, Jitted):
         return fun._transform(transform, settings)
-    checks.is_function(fun)
+    checks.is_function(settings.get("name") or transform.__name__.strip("_"), fun)
     return briefly(transform(fun, **settings))
 
 
@@ -144,7 +144,7 @@ def jit(fun: Callable | None = None, /, **options: Any) -> Any:
     """
     if fun is None:
         return functools.partial(jit, **options)
-    checks.is_function(fun)
+    checks.is_function("jit", fun)
     leaves, structure = jax.tree.flatten(options)
     key = ("jit", *leaves, structure)
     if isinstance(fun, Jitted):

@@ -50,8 +50,8 @@ from jax.extend.core import Primitive, jaxprs_in_params
 
 from functrans import caches, values
 from functrans import jaxpr as jx
-from functrans.errors import checks
-from functrans.errors.checks import NotLinear
+from functrans.errors import checks, operations
+from functrans.errors.operations import NotLinear
 from functrans.values import Linear, Zero
 
 Pair = tuple[list, list]
@@ -113,7 +113,7 @@ class Rule:
 
     def transpose(self, primitive: Primitive, cotangents: list, inputs: list, params: dict) -> list:
         """Pull the cotangents back to each input that is `Linear`; `None` or `Zero` where none."""
-        raise NotLinear.at(primitive)
+        raise NotLinear.at(primitive, inputs)
 
     def is_linear(self, count: int) -> bool:
         """Whether the operation is linear in all of its inputs, `count` of them, together."""
@@ -181,7 +181,7 @@ class Elementwise(Rule):
             partial = self.partials[i]
             # `LINEAR` means in each by itself, not in all together.
             if partial not in (1, -1, LINEAR) or (partial is LINEAR and linear > 1):
-                raise NotLinear.at(primitive)
+                raise NotLinear.at(primitive, inputs)
             x_bar = self._linear_term(primitive, i, cotangents[0], inputs, params)
             return values.sum_to(x_bar, x.aval)
 
@@ -204,35 +204,49 @@ class LinearRule(Rule):
     depends_on_types_only = True
 
     def __init__(
-        self, transpose: Callable, argnums: int | Sequence[int] | None, jvp: Callable | None = None
+        self, transpose: Callable, argnums: int | Sequence | slice | None, jvp: Any = None
     ):
         self.single = isinstance(argnums, int)
-        self.argnums = (argnums,) if isinstance(argnums, int) else argnums
+        self.argnums: Any = slice(None) if argnums is None else argnums
         self.pull = _reader(transpose)
         if jvp is not None:
             self.forward = General(jvp).forward
 
     def forward(self, primitive, primals, tangents, params):
         outs = jx.results(primitive, primitive.bind(*primals, **params))
-        argnums = range(len(primals)) if self.argnums is None else self.argnums
         moved = list(primals)
-        for i in argnums:
+        for i in self.places(len(primals)):
             moved[i] = values.instantiate(tangents[i])
         return outs, jx.results(primitive, primitive.bind(*moved, **params))
 
     def transpose(self, primitive, cotangents, inputs, params):
         result: list = [None] * len(inputs)
-        argnums = range(len(inputs)) if self.argnums is None else self.argnums
+        places = self.places(len(inputs))
         cotangent = cotangents if primitive.multiple_results else cotangents[0]
+        fits = [i in places and not _rounds(x, cotangent) for i, x in enumerate(inputs)]
+        wrong = [None if fit else x for x, fit in zip(inputs, fits, strict=True)]
+        if any(values.linear(wrong)):
+            raise NotLinear.at(primitive, wrong)
         pulled = self.pull(cotangent, *inputs, params=params)
-        for i, x_bar in zip(argnums, [pulled] if self.single else pulled, strict=True):
+        for i, x_bar in zip(places, [pulled] if self.single else pulled, strict=True):
             result[i] = x_bar if type(inputs[i]) is Linear else None
-        if any(type(x) is Linear and i not in argnums for i, x in enumerate(inputs)):
-            raise NotLinear.at(primitive)
         return result
 
+    def places(self, count: int) -> Sequence[int]:
+        """Where the arguments are in which the operation is linear."""
+        if isinstance(self.argnums, slice):
+            return range(count)[self.argnums]
+        return (self.argnums,) if self.single else self.argnums
+
     def is_linear(self, count):
-        return self.argnums is None or len(self.argnums) == count
+        return len(self.places(count)) == count
+
+
+def _rounds(x: Any, y_bar: Any) -> bool:
+    """Whether an operation with one result takes real numbers to integers, or the reverse."""
+    if type(x) is not Linear or isinstance(y_bar, list):
+        return False
+    return values.is_differentiable(x.aval) != values.is_differentiable(values.aval_of(y_bar))
 
 
 class Multilinear(Elementwise):
@@ -248,7 +262,7 @@ class Multilinear(Elementwise):
         linear = values.linear(inputs)
         pull = self.pulls[linear.index(True)]
         if sum(linear) != 1 or pull is None:
-            raise NotLinear.at(primitive)
+            raise NotLinear.at(primitive, inputs)
         x_bar = pull(cotangents[0], *inputs, params=params)
         return [x_bar if is_linear else None for is_linear in linear]
 
@@ -300,7 +314,7 @@ def elementwise(primitive: Primitive, *partials: Any, jvp: Callable | None = Non
 def linear(
     primitive: Primitive,
     transpose: Callable,
-    argnums: int | Sequence[int] | None = 0,
+    argnums: int | Sequence[int] | slice | None = 0,
     jvp: Callable | None = None,
 ) -> None:
     """Declare an operation that is linear in the arguments `argnums`, taken together.
@@ -310,7 +324,7 @@ def linear(
       transpose: a function of the cotangent and the inputs (those in which the operation is linear
         come as `Linear`, with a `shape` and a `dtype` but no value) that returns the cotangent of
         the one linear argument, or a sequence with one for each of `argnums`.
-      argnums: an integer, several, or `None` for all arguments.
+      argnums: an integer, several, a slice of all arguments, or `None` for all of them.
       jvp: its derivative in all arguments, as for `general`, if it is not linear in the others.
     """
     RULES[primitive] = LinearRule(transpose, argnums, jvp)
@@ -383,7 +397,7 @@ varying_as = values.varying_as
 def rule_of(primitive: Primitive) -> Rule:
     """The rule of a primitive, or an error that says how to give it one."""
     if primitive not in RULES and not any(declare(primitive) for declare in FALLBACKS):
-        raise checks.no_rule(primitive)
+        raise operations.no_rule(primitive)
     return RULES[primitive]
 
 

@@ -21,20 +21,29 @@ T = TypeVar("T")
 
 
 def typed_like(model: Callable[P, T]) -> Callable[[Callable], Callable[P, T]]:
-    """Declare that a function takes the arguments of another."""
+    """Let a function take the arguments of another; it gets all of them by name."""
+    signature = inspect.signature(model)
 
     def decorator(function: Callable) -> Callable[P, T]:
-        function.__signature__ = inspect.signature(model)
-        return function
+        @functools.wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            return function(**given.arguments)
+
+        wrapper.__signature__ = signature
+        return wrapper
 
     return decorator
 
 
-def of_the_arguments(fun: Callable, what: str, derived: Callable) -> Callable:
+def of_the_arguments(fun: Callable, transform: str, what: str, derived: Callable) -> Callable:
     """`derived`, which computes something of `fun` and takes its arguments: documented as such.
 
+    `transform` is the public function by which it was made: `value_and_...` gives the value too.
     What `functools.wraps` copies is copied. The documentation begins with a sentence on the result.
     """
+    what = f"value and the {what}" if transform.startswith("value_and_") else what
     name, documented = jx.name_of(fun), fun
     functools.update_wrapper(derived, fun)
     while isinstance(documented, functools.partial):  # it has the documentation of its class
@@ -47,11 +56,3 @@ def of_the_arguments(fun: Callable, what: str, derived: Callable) -> Callable:
         sentence = f"The {what}{of_name}" + (f"\n\n{own}" if own else "")
     derived.__name__, derived.__doc__ = name, sentence  # not every callable has a name
     return derived
-
-
-def without_value(both: Callable, derivative: Callable) -> Callable:
-    """`derivative`, the second result of a function to a value and a derivative: documented."""
-    functools.update_wrapper(derivative, both)
-    derivative.__wrapped__ = getattr(both, "__wrapped__", both)
-    derivative.__doc__ = (both.__doc__ or "").replace("value and the ", "", 1)
-    return derivative

@@ -22,12 +22,12 @@ from functrans import jaxpr as jx
 from functrans import values
 from functrans.errors import checks
 from functrans.errors.tracebacks import briefly
-from functrans.flat import Argnums, Flat, select
+from functrans.flat import Argnums, Flat, answer, select
 from functrans.forward import forward
 from functrans.jit import Jitted, transformed, transformed_at_primals
 from functrans.linear_functions import LinearFunction, Pullback, Pushforward, Spec, Transposed
 from functrans.linearize import linearize as linearize_flat
-from functrans.signatures import of_the_arguments, typed_like, without_value
+from functrans.signatures import of_the_arguments, typed_like
 from functrans.tracer import stage
 
 
@@ -55,7 +55,7 @@ def make_jaxpr(
     >>> ft.make_jaxpr(lambda x: 2.0 * x)(3.0)
     { lambda ; a:f32[]. let b:f32[] = mul 2.0:f32[] a in (b,) }
     """
-    checks.is_function(fun)
+    checks.is_function("make_jaxpr", fun)
     static = {static_argnums} if isinstance(static_argnums, int) else {*static_argnums}
 
     @briefly
@@ -104,10 +104,10 @@ def jvp(fun: Callable, primals: Sequence, tangents: Sequence, has_aux: bool = Fa
     (9.0, 6.0)
     """
     checks.sequences("jvp", primals, tangents)
-    return transformed_at_primals(fun, _jvp, has_aux=has_aux)(primals, tangents)
+    return transformed_at_primals(fun, _jvp, name="jvp", has_aux=has_aux)(primals, tangents)
 
 
-def _jvp(fun: Callable, has_aux: bool) -> Callable:
+def _jvp(fun: Callable, name: str, has_aux: bool) -> Callable:
     def jvp_at(primals, tangents):
         leaves, in_tree = tree.flatten(primals)
         flat = Flat(fun, in_tree, has_aux)
@@ -124,9 +124,9 @@ def _linear_part(linearized: Callable, kind: type[LinearFunction], spec: Spec) -
 
 
 def _linear_function(
-    fun: Callable, primals: Sequence, has_aux: bool, kind: type[LinearFunction]
+    name: str, fun: Callable, primals: Sequence, has_aux: bool, kind: type[LinearFunction]
 ) -> tuple:
-    at = transformed_at_primals(fun, _linearize, has_aux=has_aux, kind=kind)
+    at = transformed_at_primals(fun, _linearize, name=name, has_aux=has_aux, kind=kind)
     out, linear, *aux = at(*primals)
     # Keep the compiled linear part with the function, as its other transforms are kept.
     spec, jitted = linear.spec, isinstance(at, Jitted)
@@ -134,10 +134,10 @@ def _linear_function(
     return out, kind(linear.residuals, spec, compiled), *aux
 
 
-def _linearize(fun: Callable, has_aux: bool, kind: type) -> Callable:
+def _linearize(fun: Callable, name: str, has_aux: bool, kind: type) -> Callable:
     def linearize_at(*primals):
         leaves, in_tree = tree.flatten(primals)
-        in_avals = [values.tangent_aval(checks.type_of("linearize", x)) for x in leaves]
+        in_avals = [values.tangent_aval(checks.type_of(name, x)) for x in leaves]
         moving = tuple(map(values.is_differentiable, in_avals))
         flat = Flat(fun, in_tree, has_aux)
         outs, aux, (jaxpr, residuals, moved) = linearize_flat(flat, leaves, moving)
@@ -165,7 +165,7 @@ def linearize(fun: Callable, *primals: Any, has_aux: bool = False) -> Any:
     >>> float(pushforward(2.0))
     2.0
     """
-    return _linear_function(fun, primals, has_aux, Pushforward)
+    return _linear_function("linearize", fun, primals, has_aux, Pushforward)
 
 
 def vjp(fun: Callable, *primals: Any, has_aux: bool = False, reduce_axes: Sequence = ()) -> Any:
@@ -187,7 +187,7 @@ def vjp(fun: Callable, *primals: Any, has_aux: bool = False, reduce_axes: Sequen
     (3.0, 2.0)
     """
     checks.no_reduce_axes(reduce_axes)
-    return _linear_function(fun, primals, has_aux, Pullback)
+    return _linear_function("vjp", fun, primals, has_aux, Pullback)
 
 
 def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -> Callable:
@@ -208,7 +208,7 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
     >>> float(ft.linear_transpose(lambda x: 3.0 * x, 1.0)(2.0)[0])
     6.0
     """
-    checks.is_function(fun)
+    checks.is_function("linear_transpose", fun)
     checks.no_reduce_axes(reduce_axes)
     leaves, in_tree = tree.flatten(primals)
     avals = [checks.type_of("linear_transpose", x) for x in leaves]
@@ -248,41 +248,31 @@ def value_and_grad(
     >>> float(value), float(gradient)
     (9.0, 6.0)
     """
+    settings = {"has_aux": has_aux, "holomorphic": holomorphic, "allow_int": allow_int}
+    return with_gradient("value_and_grad", fun, argnums, reduce_axes, **settings)
+
+
+def with_gradient(name: str, fun: Any, argnums: Any, reduce_axes: Any, **settings: Any) -> Any:
+    """A function to the gradient, for the public function of this name."""
     checks.no_reduce_axes(reduce_axes)
-    settings = {"holomorphic": holomorphic, "allow_int": allow_int}
-    argnums = checks.argnums(argnums)
-    return transformed(fun, _value_and_grad, argnums=argnums, has_aux=has_aux, **settings)
+    settings |= {"name": name, "argnums": checks.argnums(argnums)}
+    return transformed(fun, _gradient, **settings)
 
 
-def _value_and_grad(fun: Callable, argnums: Any, has_aux: bool, **allowed: bool) -> Callable:
-    def value_and_grad_at(*args, **kwargs):
-        partial, selected = select("grad", fun, args, kwargs, argnums)
-        checks.numbers("grad", "inputs", selected, complex_too=True, **allowed)
-        out, pullback, *aux = _linearize(partial, has_aux, Pullback)(*selected)
-        checks.scalar(out, allowed["holomorphic"])
+def _gradient(fun, name, argnums, has_aux=False, holomorphic=False, allow_int=False) -> Callable:
+    def gradient_at(*args, **kwargs):
+        partial, selected = select(name, fun, args, kwargs, argnums)
+        checks.inputs(name, fun, argnums, args, selected, holomorphic, True, allow_int)
+        out, pullback, *aux = _linearize(partial, name, has_aux, Pullback)(*selected)
+        checks.scalar(name, out, holomorphic)
         gradient = pullback(values.constant(1, jax.typeof(out)))
-        gradient = gradient[0] if isinstance(argnums, int) else gradient
-        return (out, *aux) if has_aux else out, gradient
+        return answer(name, out, gradient[0] if isinstance(argnums, int) else gradient, aux)
 
-    return of_the_arguments(fun, "value and the gradient", value_and_grad_at)
-
-
-def drop_value(value_and: Callable, args: tuple, kwargs: dict) -> Callable:
-    """`value_and(*args, **kwargs)`, a function to `(value, derivative)`, without the value."""
-    has_aux = kwargs.get("has_aux", len(args) > 2 and args[2])
-    return transformed(value_and(*args, **kwargs), _second, has_aux=has_aux)
-
-
-def _second(both: Callable, has_aux: bool) -> Callable:
-    def derivative(*args, **kwargs):
-        value, derivative = both(*args, **kwargs)
-        return (derivative, value[1]) if has_aux else derivative
-
-    return without_value(both, derivative)
+    return of_the_arguments(fun, name, "gradient", gradient_at)
 
 
 @typed_like(value_and_grad)
-def grad(*args: Any, **kwargs: Any) -> Callable:
+def grad(**given: Any) -> Callable:
     """A function that evaluates the gradient of `fun`, which returns a scalar.
 
     Args:
@@ -305,4 +295,4 @@ def grad(*args: Any, **kwargs: Any) -> Callable:
     >>> float(ft.grad(lambda x: x ** 3)(2.0))
     12.0
     """
-    return drop_value(value_and_grad, args, kwargs)
+    return with_gradient("grad", **given)

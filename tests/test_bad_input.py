@@ -6,26 +6,33 @@ The message says what was wrong and what to do. The traceback is short: it is th
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.extend.core import Primitive
+from numpy import add as plus
 
 import functrans as ft
+from functrans.errors import lines, structures
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 V = jnp.arange(3.0)
+BY_ARGNUMS = ("grad", "value_and_grad", "jacfwd", "jacrev", "hessian")
+BY_ARGNUMS += ("value_and_jacfwd", "value_and_jacrev")
 FEW_FRAMES = 12
 
 
@@ -44,6 +51,9 @@ def check(case: Callable, *words: str, theirs: type | None = None) -> Exception:
         assert isinstance(ours, theirs)
     for word in words:
         assert re.search(word, str(ours)), f"no {word!r} in: {ours}"
+    # The names of our classes and an empty place help nobody. Of a custom rule JAX speaks itself.
+    if not str(ours).startswith("Custom "):
+        assert not re.search(r"(?m)PyTreeDef|functrans\.values| at [.,:;]| at$", str(ours))
     assert len(traceback.extract_tb(ours.__traceback__)) <= FEW_FRAMES
     return ours
 
@@ -73,7 +83,33 @@ def cases(table: dict[str, tuple]) -> Any:
             "has_aux",
         ),
         "a dict": (lambda t: t.grad(lambda x: {"a": x})(1.0), "scalar output", "'a'"),
-        "None": (lambda t: t.grad(lambda x: None)(1.0), "scalar output", "None"),
+        "None": (lambda t: t.grad(lambda x: None)(1.0), "it returned None: is a `return` missing"),
+        "None, jitted": (lambda t: t.grad(t.jit(lambda x: None))(1.0), "is a `return` missing"),
+        "None, value_and_grad": (
+            lambda t: t.value_and_grad(lambda x: None)(1.0),
+            "value_and_grad needs",
+            "None: is a `return` missing",
+        ),
+        "None beside aux": (
+            lambda t: t.grad(lambda x: (None, x), has_aux=True)(1.0),
+            "returned None: is a `return` missing",
+        ),
+        "None for a pair": (
+            lambda t: t.grad(lambda x: None, has_aux=True)(1.0),
+            r"pair \(output, aux\), but it returned None: is a `return` missing",
+        ),
+        "None, jacrev": (lambda t: t.jacrev(lambda x: None)(1.0), "jacrev", "return` missing"),
+        "None, hessian": (lambda t: t.hessian(lambda x: None)(1.0), "hessian", "return` missing"),
+        "None, pullback": (
+            lambda t: t.vjp(lambda x: None, 1.0)[1](1.0),
+            r"structure None, but got \*",
+            "None: is a `return` missing",
+        ),
+        "nothing": (lambda t: t.jacrev(lambda x: {"a": ()})(1.0), r"returned \{'a': \(\)\}"),
+        "a structure": (
+            lambda t: t.grad(lambda x: {"w": x, "b": (x, [x])})(1.0),
+            r"returned \{'b': \(\*, \[\*\]\), 'w': \*\}\.",
+        ),
         "an integer": (lambda t: t.grad(lambda x: jnp.int32(1))(1.0), "outputs", r"int32\[\]"),
         "a string": (lambda t: t.grad(lambda x: "text")(1.0), "'text'", "str", "not an array"),
         "an array, jitted": (lambda t: t.grad(t.jit(lambda x: x * 2))(V), r"scalar output.*\(3,\)"),
@@ -100,15 +136,58 @@ def test_the_function_returns(case, words):
 @cases(
     {
         "an integer": (
-            lambda t: t.grad(lambda x: x * 2.0)(1),
-            r"int32\[\]",
-            "allow_int|argnums|float",
+            lambda t: t.grad(lambda x: x * 2.0)(2),
+            r"grad needs inputs .*, but x is int32\[\]",
+            r"[Pp]ass 2\.0 for 2",
+            "allow_int=True",
+            "argnums",
         ),
-        "a boolean": (lambda t: t.grad(lambda x: x * 2.0)(True), r"bool\[\]", "astype"),
+        "a boolean": (lambda t: t.grad(lambda x: x * 2.0)(True), r"bool\[\]", "1.0 for True"),
+        "one of several": (
+            lambda t: t.value_and_grad(two, (0, 1))(1.0, np.int32(3)),
+            r"value_and_grad .* y is int32",
+            "3.0 for 3",
+        ),
+        "one in a dict": (
+            lambda t: t.grad(lambda a, p: a, (0, 1))(1.0, {"w": 1.0, "n": 7}),
+            r"p\['n'\] is int32\[\]",
+            "7.0 for 7",
+        ),
+        "an array": (
+            lambda t: t.jacrev(lambda p: p["w"][1])({"w": [V, jnp.arange(3)]}),
+            r"jacrev .* p\['w'\]\[1\] is int32\[3\]",
+            r"p\['w'\]\[1\]\.astype\(float\)",
+        ),
+        "in several": (lambda t: t.grad(lambda *xs: xs[0])(2), r"xs\[0\] is int32", "2.0 for 2"),
+        "of a function without names": (lambda t: t.grad(max)(2, 1.0), "int32", "2.0 for 2"),
+        "a static argument": (
+            lambda t: t.grad(t.jit(lambda n, x: x * n, static_argnums=0))(3, 1.0),
+            r"n is int32\[\]",
+            "3.0 for 3",
+        ),
+        "a traced one": (
+            lambda t: t.grad(t.jit(lambda p: p["n"] * 1.0))({"n": 3}),
+            r"p\['n'\] is int32\[\]",
+            r"p\['n'\]\.astype\(float\)",
+        ),
+        "a key": (lambda t: t.grad(lambda k: 1.0)(jax.random.key(0)), "k is key", "argnums"),
         "a string": (lambda t: t.grad(lambda x: 1.0)("text"), "'text'", "not an array", "argnums"),
-        "an integer, jacfwd": (lambda t: t.jacfwd(lambda x: x * 2.0)(1), "jacfwd", "int32"),
-        "an integer, jacrev": (lambda t: t.jacrev(lambda x: x * 2.0)(1), "jacrev", "int32"),
-        "an integer, hessian": (lambda t: t.hessian(lambda x: x * 2.0)(1), "int32"),
+        "a string in a dict": (
+            lambda t: t.grad(lambda p: 1.0)({"w": 1.0, "name": "text"}),
+            r"p\['name'\] is 'text' of type str",
+        ),
+        "an integer, jacfwd": (
+            lambda t: t.jacfwd(lambda x: x * 2.0)(1),
+            r"jacfwd .* x is int32",
+            r"1\.0 for 1, or choose other arguments with argnums\.$",  # it has no allow_int
+        ),
+        "an integer, jacrev": (lambda t: t.jacrev(lambda x: x * 2.0)(1), "jacrev", "allow_int"),
+        "an integer, hessian": (lambda t: t.hessian(lambda x: x * 2.0)(1), "hessian", "1.0 for 1"),
+        "an integer, jvp": (
+            lambda t: t.jvp(lambda p: p["n"] * 1.0, ({"n": 2},), ({"n": 1},)),
+            r"jvp: tangents\[0\]\['n'\] must have the type float0",
+            "Pass 2.0 for 2",
+        ),
         "a string, jacfwd": (lambda t: t.jacfwd(lambda x: 1.0)("text"), "'text'", "not an array"),
         "a string, jvp": (lambda t: t.jvp(lambda x: 1.0, ("text",), ("text",)), "'text'"),
         "a string, make_jaxpr": (lambda t: t.make_jaxpr(lambda x: x)("text"), "'text'"),
@@ -197,6 +276,14 @@ HALVES = V.astype(jnp.float16)
         "list for tuple": (lambda t: t.jvp(identity, (1.0,), [1.0]), "structure", r"\[\*\]"),
         "shape": (lambda t: t.jvp(identity, (V,), (V[:2],)), r"float32\[3\]", r"float32\[2\]"),
         "dtype": (lambda t: t.jvp(identity, (V,), (HALVES,)), r"float32\[3\]", r"float16\[3\]"),
+        "path": (
+            lambda t: t.jvp(identity, ({"w": [V, V]},), ({"w": [V, V[:2]]},)),
+            r"tangents\[0\]\['w'\]\[1\] must have the type float32\[3\]",
+        ),
+        "keys": (
+            lambda t: t.jvp(identity, ({"w": V},), ({"v": V},)),
+            r"\(\{'w': \*\},\), but got \(\{'v': \*\},\)",
+        ),
         "integers": (lambda t: t.jvp(identity, (V,), (jnp.arange(3),)), "float32", "int32"),
         "of integers": (lambda t: t.jvp(identity, (jnp.arange(3),), (V,)), "float0", "float32"),
         "no tuples": (lambda t: t.jvp(identity, 1.0, 1.0), "tuples or lists", "float"),
@@ -224,6 +311,14 @@ def pushforward(t, fun=identity):
         "shape": (lambda t: pullback(t)(V[:2]), "pullback", r"float32\[3\]", r"float32\[2\]"),
         "dtype": (lambda t: pullback(t)(HALVES), "float32", "float16", "dtypes must be equal"),
         "integers": (lambda t: pullback(t)(jnp.arange(3)), "float32", "int32"),
+        "path": (
+            lambda t: pullback(t, lambda x: {"a": x, "b": (x, x)})({"a": V, "b": (V, V[:2])}),
+            r"pullback: cotangent\['b'\]\[1\] must",
+        ),
+        "keys": (
+            lambda t: pullback(t, lambda x: {"w": x, "b": (x, x)})({"w": V}),
+            r"structure \{'b': \(\*, \*\), 'w': \*\}, but got \{'w': \*\}",
+        ),
         "string": (lambda t: pullback(t)("text"), "pullback", "'text'"),
         "two": (lambda t: pullback(t)(V, V), "argument"),
         "jitted": (lambda t: pullback(t, t.jit(identity))(V[:2]), r"float32\[3\]", r"float32\[2\]"),
@@ -262,6 +357,104 @@ def test_linear_transpose(case, words):
     check(case, *words)
 
 
+def line_of(fun: Callable) -> str:
+    """The line after the head of a function, as a message names it."""
+    return rf"test_bad_input\.py:{fun.__code__.co_firstlineno + 1}\b"
+
+
+def integer(t):
+    return lax.convert_element_type(t, "int32")
+
+
+# What chooses an element, a branch or a number of steps depends on the input.
+DECIDES: dict[str, tuple[Callable, str]] = {
+    "where": (lambda t: jnp.where(t > 0, t, 0.0), "select_n"),
+    "select": (lambda t: lax.select_n(integer(t), t, 2 * t, 3 * t), "select_n"),
+    "cond": (lambda t: lax.cond(t[0] > 0, lambda t: t, lambda t: 2 * t, t), "cond"),
+    "switch": (lambda t: lax.switch(integer(t[0]), [lambda t: t, jnp.negative], t), "cond"),
+    "index": (lambda t: V[integer(t)], "gather"),
+    "index of itself": (lambda t: t + t[integer(t[0])], "(dynamic_slice|gather)"),
+    "gather": (lambda t: jnp.take(t, integer(t)), "gather"),
+    "slice": (lambda t: lax.dynamic_slice(t, (integer(t[0]),), (3,)), "dynamic_slice"),
+    "update": (
+        lambda t: lax.dynamic_update_slice(t, V[:1], (integer(t[0]),)),
+        "dynamic_update_slice",
+    ),
+    "scatter": (lambda t: t.at[integer(t)].set(V), "scatter"),
+    "scatter_add": (lambda t: jnp.zeros(3).at[integer(t)].add(1.0), "scatter-add"),
+    "rounding": (lambda t: integer(t).astype("float32"), "convert_element_type"),
+    "floor": (jnp.floor, "floor"),
+}
+INSIDE: dict[str, Callable] = {
+    "by itself": lambda fun: fun,
+    "jit": jax.jit,
+    "ft.jit": ft.jit,
+    "checkpoint": jax.checkpoint,
+    "scan": lambda fun: lambda t: lax.scan(lambda c, _: (fun(c), None), t, None, length=2)[0],
+    "cond": lambda fun: lambda t: lax.cond(True, fun, lambda t: t, t),
+}
+
+
+@pytest.mark.parametrize("inside", INSIDE)
+@pytest.mark.parametrize("name", DECIDES)
+def test_linear_transpose_of_a_value_that_decides(name, inside):
+    """JAX raises an `AssertionError` that says nothing, a `NotImplementedError`, or nothing."""
+    fun, primitive = DECIDES[name]
+
+    def user(t):
+        return INSIDE[inside](fun)(t)
+
+    def own_line(t):
+        return fun(t)  # for the line below, without another function's
+
+    case = lambda t: t.linear_transpose(user, V)(V)  # noqa: E731
+    said = f"'{primitive}' at .*test_bad_input\\.py:"
+    check(case, "cannot transpose", said, "not linear in operand", theirs=ft.rules.NotLinear)
+    if name != "floor":
+        assert "An operand that decides" in str(error_of(case, ft))
+    else:
+        check(lambda t: t.linear_transpose(own_line, V)(V), line_of(own_line), theirs=TypeError)
+
+
+def test_linear_transpose_of_an_index_in_a_function_of_integers():
+    """Integers have no derivative, and yet functions that are linear in them."""
+    n = jnp.arange(3)
+    case = lambda t: t.linear_transpose(lambda n: n[n], n)(n)  # noqa: E731
+    check(case, "'gather'", r"operand 1 \(int32", theirs=ft.rules.NotLinear)
+
+    def fun(a, b):
+        return (2 * a[::-1], jnp.where(n > 1, a, -b), jnp.sum(a[jnp.array([0, 0])]) - jnp.cumsum(b))
+
+    y_bar = fun(n + 1, n)
+    want = jax.linear_transpose(fun, n, n)(y_bar)
+    for wrap in (ft.jit, jax.checkpoint):
+        x_bars = ft.linear_transpose(wrap(fun), n, n)(y_bar)
+        chex.assert_trees_all_equal(x_bars, want)
+        inner = [sum(map(jnp.vdot, u, v)) for u, v in ((fun(n, n), y_bar), ((n, n), x_bars))]
+        assert inner[0] == inner[1] != 0 and x_bars[0].dtype == jnp.int32
+
+
+@pytest.mark.parametrize("argnums", [0, 1, (0,), slice(1), slice(1, None)])
+def test_a_rule_of_a_user_that_is_linear_in_one_of_two_operands(argnums):
+    """However the declaration says which."""
+    place = argnums if isinstance(argnums, int) else range(2)[argnums][0] if argnums != (0,) else 0
+    primitive = Primitive("chosen")
+    primitive.def_impl(lambda x, y: x * y)
+    primitive.def_abstract_eval(lambda x, y: x)
+
+    def pull(z_bar, *operands):
+        x_bar = z_bar * operands[1 - place]
+        return x_bar if isinstance(argnums, int) else [x_bar]
+
+    ft.rules.linear(primitive, pull, argnums)
+    right, wrong = (lambda x: primitive.bind(x, 2.0)), (lambda y: primitive.bind(2.0, y))
+    if place == 1:
+        right, wrong = wrong, right
+    chex.assert_trees_all_close(ft.linear_transpose(right, 1.0)(3.0), (6.0,))
+    case = lambda t: t.linear_transpose(wrong, 1.0)(3.0)  # noqa: E731
+    check(case, "'chosen'", f"not linear in operand {1 - place} ", theirs=ft.rules.NotLinear)
+
+
 @pytest.mark.parametrize("fun", [jnp.sin, lambda x: x * x, lambda x: x / x, lambda x: x @ x])
 def test_linear_transpose_of_a_function_that_is_not_linear(fun):
     """JAX raises a `NotImplementedError` for some functions and an `AssertionError` for others."""
@@ -271,7 +464,207 @@ def test_linear_transpose_of_a_function_that_is_not_linear(fun):
     assert error_of(lambda t: t.linear_transpose(fun, V)(fun(V)), jax)
 
 
+# ---- the names of what was wrong -----------------------------------------------------------------
+
+
+class Layer(NamedTuple):
+    """A node of a pytree that shows its fields."""
+
+    weight: Any
+    bias: Any
+
+
+@jax.tree_util.register_pytree_node_class
+class Box:
+    """A node of a pytree that takes nothing but arrays, and so cannot show a star."""
+
+    def __init__(self, x):
+        self.x = jnp.asarray(x)
+
+    def tree_flatten(self):
+        return [self.x], None
+
+    @classmethod
+    def tree_unflatten(cls, _, xs):
+        return cls(*xs)
+
+
+def test_a_structure_is_shown_as_it_is_written():
+    for x, words in {
+        "a": "*",
+        None: "None",
+        (1.0, (2.0,)): "(*, (*,))",
+        Layer(1.0, (None, 2.0)): "Layer(weight=*, bias=(None, *))",
+        (Box(1.0),): "(CustomNode(Box[None], [*]),)",
+    }.items():
+        assert structures.shown(jax.tree.structure(x)) == words
+    deep = {f"layer {i}": {"w": 1.0, "b": 2.0} for i in range(50)}
+    shallow = {**deep, "layer 7": {"w": 1.0}}
+    case = lambda t: t.jvp(identity, (deep,), (shallow,))  # noqa: E731
+    error = check(case, r"missing: \[0\]\['layer 7'\]\['b'\]\)$")
+    assert len(str(error)) < 500
+    check(lambda t: t.jvp(identity, (shallow,), (deep,)), r"unexpected: \[0\]\['layer 7'\]\['b'\]")
+
+
+HVP: dict[str, tuple] = {
+    "structure": (lambda: ft.hvp(lambda x: x["a"] ** 2, {"a": 1.0}, {"b": 1.0}), TypeError),
+    "shape": (lambda: ft.hvp(lambda x: jnp.sum(x**2), V, V[:2]), ValueError, "v must have"),
+    "path": (lambda: ft.hvp(lambda x: x[0] ** 2, [1.0], [V]), ValueError, r"v\[0\] must have"),
+    "dtype": (lambda: ft.hvp(lambda x: jnp.sum(x**2), V, HALVES), TypeError, "float16"),
+    "integer": (lambda: ft.hvp(lambda x: x**2, 3, 1), TypeError, "x is int32", "3.0 for 3"),
+    "string": (lambda: ft.hvp(lambda x: 1.0, "text", 1.0), TypeError, "x is 'text'"),
+    "no scalar": (lambda: ft.hvp(lambda x: x**2, V, V), TypeError, r"scalar output.*\(3,\)"),
+    "no return": (lambda: ft.hvp(lambda x: None, 1.0, 1.0), TypeError, "`return` missing"),
+    "compiled": (lambda: ft.hvp(ft.jit(lambda x: jnp.sum(x**2)), V, V[:2]), ValueError),
+}
+
+
+@pytest.mark.parametrize("name", HVP)
+def test_hvp(name):
+    """JAX has no such function; the types are those of its `jvp` and its `grad`."""
+    case, error, *words = HVP[name]
+    check(lambda t: case(), "^hvp", *words, theirs=error)
+
+
+# Each public function, called with a wrong argument.
+SPEAKS: dict[str, Callable] = {
+    **{name: lambda t, name=name: getattr(t, name)(two, (0, 5))(1.0, 2.0) for name in BY_ARGNUMS},
+    "jvp": lambda t: t.jvp(identity, ("text",), ("text",)),
+    "linear_transpose": lambda t: t.linear_transpose(identity, "text"),
+    "make_jaxpr": lambda t: t.make_jaxpr(identity)("text"),
+}
+
+
+@pytest.mark.parametrize("name", SPEAKS)
+def test_each_function_speaks_of_itself(name):
+    theirs = None if hasattr(jax, name) else (TypeError, ValueError)
+    check(SPEAKS[name], f"^{name}[: ]", theirs=theirs)
+
+
+@pytest.mark.parametrize("name", ["vjp", "linearize"])
+def test_each_function_of_primals_speaks_of_itself(name):
+    check(lambda t: getattr(t, name)(identity, "text"), f"^{name}: 'text'", theirs=TypeError)
+
+
+TRANSFORMS: dict[str, Callable] = {
+    **{name: lambda t, f, name=name: getattr(t, name)(f) for name in (*BY_ARGNUMS, "jit")},
+    "make_jaxpr": lambda t, f: t.make_jaxpr(f),
+    "jvp": lambda t, f: t.jvp(f, (V,), (V,)),
+    "vjp": lambda t, f: t.vjp(f, V),
+    "linearize": lambda t, f: t.linearize(f, V),
+    "linear_transpose": lambda t, f: t.linear_transpose(f, V),
+    "hvp": lambda t, f: t.hvp(f, V, V),
+    "saved_residuals": lambda t, f: t.saved_residuals(f, V),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_the_value_of_a_function_in_its_place(name):
+    """`grad(f(x))` for `grad(f)(x)`."""
+    theirs = None if hasattr(jax, name) else TypeError
+    hint = "Pass the function f, and not its value"
+    for value in (jnp.sin(V), 3.0, (V, {"a": V})):
+        case = lambda t, value=value: TRANSFORMS[name](t, value)  # noqa: E731
+        check(case, f"^{name} expects a function", hint, theirs=theirs)
+    case = lambda t: TRANSFORMS[name](t, jnp.sin(V))  # noqa: E731
+    check(case, r"an array, float32\[3\]\.", theirs=theirs)
+    error = error_of(lambda t: TRANSFORMS[name](t, "sin"), ft)
+    assert "'sin'" in str(error) and hint not in str(error)
+
+
 # ---- what is traced ------------------------------------------------------------------------------
+
+
+def numpy_sin(x):
+    return np.sin(x)
+
+
+def numpy_norm(x):
+    return np.linalg.norm(
+        x * 2,
+    )
+
+
+def numpy_by_name(x):
+    return plus(x, 1.0)
+
+
+def math_exp(x):
+    return math.exp(x)
+
+
+NUMPY: dict[str, tuple] = {
+    "sin": (numpy_sin, r"np\.sin", r"jax\.numpy\.sin\b"),
+    "norm": (numpy_norm, r"np\.linalg\.norm", r"jax\.numpy\.linalg\.norm"),
+    "by name": (numpy_by_name, "plus", r"jax\.numpy\.add"),
+    "math": (math_exp, r"math\.exp", r"jax\.numpy\.exp"),
+}
+TRACED: dict[str, Callable] = {
+    "jit": lambda t, f: t.jit(f)(1.0),
+    "grad": lambda t, f: t.grad(f)(1.0),
+    "jvp": lambda t, f: t.jvp(f, (1.0,), (1.0,)),
+    "grad of jit": lambda t, f: t.grad(t.jit(f))(1.0),
+    "jit of grad": lambda t, f: t.jit(t.grad(f))(1.0),
+    "make_jaxpr": lambda t, f: t.make_jaxpr(f)(1.0),
+}
+
+
+@pytest.mark.parametrize("how", TRACED)
+@pytest.mark.parametrize("name", NUMPY)
+def test_a_function_of_numpy(name, how):
+    """The line, and what to write there."""
+    fun, called, better = NUMPY[name]
+    check(lambda t: TRACED[how](t, fun), f"{called} at .*{line_of(fun)}", f"Use {better}")
+
+
+def test_no_function_of_numpy():
+    """Nothing is said of a function that `jax.numpy` has not, or that is not NumPy's."""
+    for fun in (lambda x: np.lib.stride_tricks.as_strided(x), lambda x: float(x)):
+        assert "jax.numpy." not in str(error_of(lambda t, fun=fun: t.grad(fun)(1.0), ft))
+        text = str(error_of(lambda t, fun=fun: t.jit(fun)(1.0), ft))
+        assert "is traced, and not computed" in text and " at ." not in text
+
+
+def test_a_place_without_a_line_of_the_users():
+    """What a library has written is said to be where the library was called."""
+    head = test_a_place_without_a_line_of_the_users.__code__.co_firstlineno
+    for fun in (jnp.sin, ft.jit(jnp.sin), jax.jit(jnp.sin), jax.nn.gelu):
+        origins = [r.origin for r in ft.saved_residuals(fun, V)]
+        assert origins and all(" at " not in o or "test_bad_input.py:" in o for o in origins)
+        assert any(re.search(rf" at .*test_bad_input\.py:{head + 4}\b", o) for o in origins)
+
+    def user(x):
+        return jnp.round(x)  # a jitted function of JAX, whose own equations have no line
+
+    for wrap in (identity, ft.jit, jax.jit):
+        case = lambda t, wrap=wrap: t.linear_transpose(wrap(user), V)(V)  # noqa: E731
+        check(case, line_of(user), theirs=ft.rules.NotLinear)
+
+
+def test_a_thread_in_which_no_line_is_the_users():
+    with ThreadPoolExecutor(1) as pool:
+        line = pool.submit(lines.user_line).result()
+    assert line == "a line that is not known"
+
+
+MUTABLE: dict[str, Callable] = {
+    "grad": lambda f: ft.grad(f)(1.0),
+    "grad of jit": lambda f: ft.grad(ft.jit(f))(1.0),
+    "jvp": lambda f: ft.jvp(f, (1.0,), (1.0,)),
+    "hessian of checkpoint": lambda f: ft.hessian(jax.checkpoint(f))(1.0),
+}
+
+
+@pytest.mark.parametrize("how", MUTABLE)
+def test_a_mutable_array(how):
+    def user(x):
+        return jax.new_ref(x)[...]
+
+    error = check(lambda t: MUTABLE[how](user), "mutable", "new_ref", theirs=NotImplementedError)
+    assert re.search(line_of(user), str(error)) and "x.at[i].set(y)" in str(error)
+
+
+# ---- branches ------------------------------------------------------------------------------------
 
 
 def test_a_branch_on_a_traced_value():

@@ -223,7 +223,7 @@ def added(x):
 def test_mutable_arrays_have_no_derivative(fun: Callable, primitive: str, derivative: str) -> None:
     """They can be compiled and run; to differentiate through one is an error, not a number."""
     np.testing.assert_allclose(ft.jit(fun)(2.0), fun(2.0), rtol=1e-6)
-    with pytest.raises(NotImplementedError, match=f"'{primitive}', used at .*{HERE}:"):
+    with pytest.raises(NotImplementedError, match=f"mutable.*'{primitive}' at .*{HERE}:"):
         DERIVATIVES[derivative](fun)
 
 
@@ -234,11 +234,12 @@ def test_a_mutable_array_around_the_function() -> None:
         ref[...] = x
         return x * ref[...]
 
-    with pytest.raises(NotImplementedError, match=f"'swap', used at .*{HERE}:"):
+    with pytest.raises(NotImplementedError, match=f"mutable.*'swap' at .*{HERE}:"):
         ft.grad(writes)(2.0)
     assert ref[...] == 1.0
-    with pytest.raises(NotImplementedError, match=f"'get', used at .*{HERE}:"):
+    with pytest.raises(TypeError, match=r"ref is a mutable array, Ref\{float32\[\]\}.*ref\[...\]"):
         ft.grad(lambda ref: ref[...] ** 2)(ref)
+    assert ft.grad(lambda x, ref: x * ref[...])(2.0, ref) == 1.0  # plumbing, as in JAX
 
 
 def pure(x):

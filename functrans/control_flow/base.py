@@ -31,7 +31,7 @@ from functrans.programs.halves import Halves, Source, divided, located, reached_
 from functrans.programs.jitted import Role, roles
 from functrans.programs.live import either, reading, taking
 from functrans.reverse import transpose_jaxpr
-from functrans.rules import Rule, Trimmed
+from functrans.rules import NotLinear, Rule, Trimmed
 from functrans.tracer import stage
 from functrans.values import Flags
 
@@ -91,6 +91,8 @@ class CallRule(Rule):
         return ys, values.with_zeros(y_dots, cut.moved, [values.typeof(y) for y in ys])
 
     def transpose(self, primitive, cotangents, inputs, params):
+        if any(values.linear(inputs[: self.head])):
+            raise NotLinear.at(primitive, inputs[: self.head])
         linear = values.linear(inputs[self.head :])
         moving = values.moving(cotangents)
         programs, moved = self.derive(params, transposed_bodies, linear, moving)

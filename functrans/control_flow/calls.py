@@ -151,7 +151,7 @@ class LinearCallRule(Rule):
     def transpose(self, primitive, cotangents, inputs, params):
         known, _ = self.parts(params, inputs)
         if any(type(value) is Linear for value in known):
-            raise NotLinear.at(primitive)
+            raise NotLinear.at(primitive, known)
         program, consts = params["transpose_thunk"]()
 
         def transposed(known, y_bar):

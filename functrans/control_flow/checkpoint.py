@@ -24,7 +24,7 @@ from functrans import caches, values
 from functrans import jaxpr as jx
 from functrans.control_flow.base import CallRule
 from functrans.control_flow.scan import Loop
-from functrans.errors import checks
+from functrans.errors import operations
 from functrans.linearize import linearize_jaxpr
 from functrans.programs.halves import divided
 from functrans.programs.live import giving
@@ -50,7 +50,7 @@ def saves(policy: Callable | None, equation: Any) -> bool:
     answer = policy(equation.primitive, *avals, **equation.params)
     kind = type(answer).__name__
     if kind == "Offloadable":
-        warnings.warn(checks.not_offloaded(), stacklevel=2)
+        warnings.warn(operations.not_offloaded(), stacklevel=2)
     return bool(answer) and kind != "RecomputeType"
 
 

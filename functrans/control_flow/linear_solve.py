@@ -19,7 +19,7 @@ from jax.extend.core import Primitive
 
 from functrans import jaxpr as jx
 from functrans import values
-from functrans.errors import checks
+from functrans.errors import operations
 from functrans.forward import jvp_jaxpr
 from functrans.programs.halves import reached_outputs
 from functrans.rules import NotLinear, Rule, call
@@ -74,9 +74,9 @@ class LinearSolveRule(Rule):
         lengths, jaxprs = params["const_lengths"], params["jaxprs"]
         consts, b = parts_of(inputs, lengths)
         if any(type(x) is Linear for part in consts.values() for x in part):
-            raise NotLinear.at(primitive)
+            raise NotLinear.at(primitive, inputs[: len(inputs) - len(b)])
         if jaxprs.transpose_solve is None:
-            raise checks.no_transpose_solve()
+            raise operations.no_transpose_solve()
         given = [x for part in PARTS for x in consts[TRANSPOSED[part]]]
         x_bar = map(values.instantiate, cotangents[: len(b)])
         swapped = {"const_lengths": exchanged(lengths), "jaxprs": exchanged(jaxprs)}

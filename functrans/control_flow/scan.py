@@ -184,7 +184,7 @@ class ScanRule(Rule):
         loop, linear = Loop.of(params), values.linear(inputs)
         (consts, carry, xs), flags = loop.parts(inputs), loop.parts(linear)
         if not all(values.is_differentiable(values.aval_of(c)) for c in carry):
-            raise NotLinear.at(primitive)
+            raise NotLinear.at(primitive, inputs)
         # First derive the body. A carry that starts from a constant, as a rule zero, is linear all
         # the same in each step.
         in_body = (*flags[0], *[True] * loop.carry, *flags[2])

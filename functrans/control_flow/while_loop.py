@@ -26,7 +26,7 @@ from jax.extend.core.primitives import while_p
 
 from functrans import caches, values
 from functrans import jaxpr as jx
-from functrans.errors import checks
+from functrans.errors import operations
 from functrans.forward import jvp_jaxpr
 from functrans.programs.halves import divided, reached_outputs
 from functrans.programs.live import either, reading, settle, taking, trimmed_step
@@ -120,7 +120,7 @@ class WhileRule(Rule):
         return outs[:count], values.with_zeros(outs[count:], moving, avals)
 
     def transpose(self, primitive, cotangents, inputs, params):
-        raise checks.no_reverse(
+        raise operations.no_reverse(
             "a while_loop, or a fori_loop whose bounds are not Python integers,",
             "Use jax.lax.scan, or a fori_loop between Python integers, with a jax.lax.cond inside "
             "where it may end early; or forward mode (jvp, jacfwd).",

@@ -13,7 +13,7 @@ from jax import lax
 from jax.experimental import checkify, io_callback
 
 from functrans.derivatives.common import unnamed
-from functrans.errors import checks
+from functrans.errors import operations
 from functrans.rules import general, zero
 
 
@@ -30,7 +30,7 @@ zero(unnamed("dce_sink", lambda x: (lax.dce_sink(x), x)[1]))
 
 def refuses(what: str) -> Any:
     def jvp(primals, tangents, **params):
-        raise checks.no_derivative(what)
+        raise operations.no_derivative(what)
 
     return jvp
 

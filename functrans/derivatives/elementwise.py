@@ -198,16 +198,15 @@ def select_jvp(primals, tangents):
 
 def select_transpose(y_bar, which, *cases):
     rest = zeros_like(y_bar)
-    chosen = [
+    return [
         select_n(which, *(y_bar if i == k else rest for k in range(len(cases))))
         if type(case) is Linear
         else None
         for i, case in enumerate(cases)
     ]
-    return [None, *chosen]
 
 
-linear(lax.select_n_p, select_transpose, jvp=select_jvp, argnums=None)
+linear(lax.select_n_p, select_transpose, jvp=select_jvp, argnums=slice(1, None))
 
 # ---- complex numbers -----------------------------------------------------------------------------
 # The transpose has no conjugate: Re(y_bar Im(x)) = Re(-i y_bar x), so x_bar = -i y_bar.

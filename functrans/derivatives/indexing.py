@@ -25,7 +25,8 @@ from functrans.derivatives.common import (
     zeros_like,
 )
 from functrans.derivatives.reduction import before, compose
-from functrans.rules import Linear, Zero, checks, general, instantiate, linear, varying_as
+from functrans.errors.lines import user_line
+from functrans.rules import Linear, Zero, general, instantiate, linear, varying_as
 
 # ---- at one place --------------------------------------------------------------------------------
 
@@ -174,7 +175,7 @@ def require_plain(params):
     if params["update_jaxpr"] is not None:
         raise NotImplementedError(
             "there is no derivative of a scatter that applies a function to the elements, as "
-            f"`x.at[i].apply(f)` does at {checks.user_line()}; write `x.at[i].set(f(x[i]))`."
+            f"`x.at[i].apply(f)` does at {user_line()}; write `x.at[i].set(f(x[i]))`."
         )
 
 

@@ -3,127 +3,62 @@
 Each check returns the value in the form that the transforms use, or raises the type of exception
 that JAX raises for the same mistake.
 
-Read next: `tracebacks.py`, which frames of an error are shown.
+Read next: `wording.py`, what is said of an argument that cannot be differentiated.
 """
 
 from __future__ import annotations
 
+import functools
 import operator
-import os
-import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import tree
 from jax.dtypes import float0, issubdtype
-from jax.extend import source_info_util
-from jax.extend.core import Primitive
+from jax.ref import AbstractRef
 
 from functrans import jaxpr as jx
 from functrans import values
+from functrans.errors import structures, wording
+from functrans.errors.lines import user_line as user_line
+from functrans.errors.structures import compared, described
 from functrans.values import Zero
 
 
-def user_line() -> str:
-    """File and line of the user's code that runs now, or that wrote the equation being read."""
-    if line := source_info_util.summarize(source_info_util.current()):
-        return line
-    # An equation that a library wrote has no user's line; the program that runs it has.
-    libraries = (os.path.dirname(jax.__file__), os.path.dirname(jx.__file__))
-    frames = [f for f in traceback.extract_stack() if not f.filename.startswith(libraries)]
-    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})"
-
-
-class NotLinear(TypeError):
-    """An equation is not linear in an input with respect to which it was to be transposed."""
-
-    @classmethod
-    def at(cls, primitive: Primitive) -> NotLinear:
-        return cls(
-            f"cannot transpose '{primitive}' at {user_line()}: it is not linear in its input. "
-            "For the derivative of a nonlinear function use functrans.vjp or functrans.grad"
-        )
-
-
-def no_rule(primitive: Primitive) -> NotImplementedError:
-    return NotImplementedError(
-        f"functrans has no derivative rule for the primitive '{primitive}', used at "
-        f"{user_line()}. Declare one, such as functrans.rules.elementwise({primitive}_p, "
-        "lambda y, x: ...) if it acts on each element by itself; see help(functrans.rules)"
-    )
-
-
-def no_reverse(what: str, advice: str) -> ValueError:
-    return ValueError(f"{what} has no reverse-mode derivative, at {user_line()}. {advice}")
-
-
-def not_offloaded() -> str:
-    return (
-        f"the checkpoint policy at {user_line()} offloads values to the host's memory; functrans "
-        "saves them on the device instead"
-    )
-
-
-def no_derivative(primitive: Any) -> ValueError:
-    return ValueError(
-        f"'{primitive}' at {user_line()} calls a function outside of JAX, whose derivative is not "
-        "known. Give the function around it a jax.custom_jvp or jax.custom_vjp rule, or stop the "
-        "derivative with jax.lax.stop_gradient."
-    )
-
-
-def no_transpose_solve() -> TypeError:
-    return TypeError(
-        f"custom_linear_solve at {user_line()} has no transpose_solve, which its reverse-mode "
-        "derivative calls. Pass transpose_solve, or symmetric=True if the operator is; or use "
-        "forward mode (jvp, jacfwd)."
-    )
-
-
-def traced_value(source: Any) -> str:
-    """What JAX's errors say of a tracer's origin, when a value was needed."""
-    line = source_info_util.summarize(source or source_info_util.current())
-    return (
-        f"\nThe value was traced, not computed, at {line}. To branch on it use jax.lax.cond or "
-        "jax.numpy.where, make the argument it comes from static (static_argnums), or do not "
-        "jit: the other transforms of functrans run Python control flow on concrete values."
-    )
-
-
-def is_function(fun: Any) -> None:
+def is_function(name: str, fun: Any) -> None:
     if not callable(fun):
-        raise TypeError(f"expected a function, but got {fun!r} of type {type(fun).__name__}")
+        leaves = tree.leaves(fun)
+        is_result = bool(leaves) and all(map(values.is_value, leaves))
+        hint = ". Pass the function f, and not its value f(x)" if is_result else ""
+        raise TypeError(f"{name} expects a function, but got {described(fun)}{hint}")
 
 
 def type_of(name: str, x: Any) -> Any:
     """The abstract value of an argument, which may also have a `shape` and a `dtype` alone."""
-    try:
-        return jax.typeof(x)
-    except TypeError:
-        if hasattr(x, "shape") and hasattr(x, "dtype"):
-            return jax.make_jaxpr(lambda y: y)(x).in_avals[0]
-        raise TypeError(
-            f"{name}: {x!r} of type {type(x).__name__} is not an array or a number. If it is not "
-            "to be differentiated, close over it, or leave it out of argnums."
-        ) from None
+    if not values.is_value(x) and hasattr(x, "shape") and hasattr(x, "dtype"):
+        return jax.make_jaxpr(lambda y: y)(x).in_avals[0]
+    if not values.is_value(x):
+        raise wording.not_a_value(name, x)
+    return jax.typeof(x)
 
 
 def are_values(fun: Callable, outs: Iterable) -> None:
     for out in outs:
         if not values.is_value(out):
             raise TypeError(
-                f"the function {jx.name_of(fun)} returned {out!r} of type {type(out).__name__}, "
-                "which is not an array or a number. Return arrays or pytrees of arrays; with "
-                "has_aux=True anything may be returned beside them."
+                f"the function {jx.name_of(fun)} returned {described(out)}, which is not an array "
+                "or a number. Return arrays or pytrees of arrays; with has_aux=True anything may "
+                "be returned beside them."
             )
 
 
 def pair(out: Any) -> tuple:
     if not isinstance(out, (tuple, list)) or len(out) != 2:
         raise TypeError(
-            f"with has_aux=True the function must return a pair (output, aux), but got {out!r}"
+            "with has_aux=True the function must return a pair (output, aux), but it returned "
+            f"{described(out)}{wording.NO_RETURN if out is None else ''}"
         )
     return tuple(out)
 
@@ -134,8 +69,8 @@ def are_hashable(static: dict) -> dict:
             hash(x)
         except TypeError:
             raise ValueError(
-                f"the static argument {i} must be hashable, but it is {x!r} of type "
-                f"{type(x).__name__}. Pass a tuple for a list, or do not make it static."
+                f"the static argument {i} must be hashable, but it is {described(x)}. Pass a tuple "
+                "for a list, or do not make it static."
             ) from None
     return static
 
@@ -165,7 +100,7 @@ def positions(name: str, argnums: int | tuple[int, ...], count: int) -> list[int
     wanted = [argnums] if isinstance(argnums, int) else list(argnums)
     for i in wanted:
         if not -count <= i < count:
-            raise (TypeError if name == "grad" and i >= 0 else ValueError)(
+            raise (TypeError if name in ("grad", "value_and_grad") and i >= 0 else ValueError)(
                 f"{name}: argnums={i} is out of range: the function was called with {count} "
                 "positional argument(s). What is to be differentiated must be passed by position."
             )
@@ -173,6 +108,9 @@ def positions(name: str, argnums: int | tuple[int, ...], count: int) -> list[int
     if len(set(chosen)) != len(chosen):
         raise TypeError(f"{name}: argnums={argnums} names the same argument more than once")
     return chosen
+
+
+# ---- tangents and cotangents ---------------------------------------------------------------------
 
 
 def sequences(name: str, primals: Any, tangents: Any) -> None:
@@ -183,57 +121,69 @@ def sequences(name: str, primals: Any, tangents: Any) -> None:
         )
 
 
-def tangents(primals: Sequence, in_tree: Any, given: Any) -> list:
+def tangents(
+    primals: Sequence, in_tree: Any, given: Any, name: str = "jvp", word: str = "tangents"
+) -> list:
     """The leaves of the tangents; a `Zero` where the primal is an integer."""
     leaves, given_tree = tree.flatten(given)
     if given_tree != in_tree:
         raise TypeError(
-            f"jvp: primals and tangents have different structures, {in_tree} and {given_tree}"
+            f"{name}: {word} must have the structure of the point where the derivative is taken, "
+            f"{compared(in_tree, given_tree)}"
         )
-    avals = [type_of("jvp", x).to_tangent_aval() for x in primals]
-    return [
-        _same_type("jvp: the tangent", aval, x, TypeError, ValueError)
-        for aval, x in zip(avals, leaves, strict=True)
-    ]
+    avals = [type_of(name, x).to_tangent_aval() for x in primals]
+    return _typed(f"{name}: {word}", avals, leaves, given, TypeError, ValueError)
 
 
 class LinearCall(NamedTuple):
     """What is said, and raised, when a linear function is called with a wrong argument."""
 
     name: str
+    argument: str
     structure_error: type[Exception]
     type_error: type[Exception]
 
 
-PUSHFORWARD = LinearCall("the pushforward", TypeError, ValueError)
-PULLBACK = LinearCall("the pullback", ValueError, ValueError)
-TRANSPOSE = LinearCall("the transpose", TypeError, TypeError)
+PUSHFORWARD = LinearCall("the pushforward", "tangents", TypeError, ValueError)
+PULLBACK = LinearCall("the pullback", "cotangent", ValueError, ValueError)
+TRANSPOSE = LinearCall("the transpose", "cotangent", TypeError, TypeError)
 
 
 def linear_input(call: LinearCall, in_tree: Any, avals: Sequence, given: Any) -> list:
     """The leaves of what a linear function is called with; a `Zero` where it is a `float0`."""
     leaves, given_tree = tree.flatten(given)
     if given_tree != in_tree:
+        is_nothing = call is not PUSHFORWARD and in_tree == tree.structure(None)
+        hint = f". The function returned None{wording.NO_RETURN}" if is_nothing else ""
         raise call.structure_error(
-            f"{call.name} expects an argument of structure {in_tree}, but got {given_tree}"
+            f"{call.name} expects an argument of the structure "
+            f"{compared(in_tree, given_tree)}{hint}"
         )
-    what, error = f"the argument of {call.name}", call.type_error
     # As in JAX, a pullback does not look at what is given for an integer output.
     ignored = [call is PULLBACK and aval.dtype == float0 for aval in avals]
-    return [
-        Zero(aval) if ignore else _same_type(what, aval, x, error, error)
-        for aval, x, ignore in zip(avals, leaves, ignored, strict=True)
+    leaves = [
+        Zero(aval) if ignore else x for aval, x, ignore in zip(avals, leaves, ignored, strict=True)
     ]
+    error = call.type_error
+    return _typed(f"{call.name}: {call.argument}", avals, leaves, given, error, error)
 
 
-def _same_type(what: str, aval: Any, x: Any, dtype_error: type, shape_error: type) -> Any:
-    got = type_of(what, x)
-    if got.dtype != aval.dtype or got.shape != aval.shape:
-        raise (dtype_error if got.dtype != aval.dtype else shape_error)(
-            f"{what} must have the type {aval.str_short()}, but got {got.str_short()}. Shapes and "
-            "dtypes must be equal; float0 is the dtype of the tangents of integers and booleans."
-        )
-    return Zero(aval) if aval.dtype == float0 else x
+def _typed(
+    what: str, avals: Sequence, leaves: Sequence, given: Any, dtype_error: type, shape_error: type
+) -> list:
+    """The leaves, which must have these types; a `Zero` where that of an integer's tangent is."""
+    for i, (aval, x) in enumerate(zip(avals, leaves, strict=True)):
+        if type(x) is Zero:
+            continue
+        got = type_of(what, x)
+        if got.dtype == aval.dtype and got.shape == aval.shape:
+            continue
+        label = [label for label, _ in structures.leaves(what, given)][i]
+        error = dtype_error if got.dtype != aval.dtype else shape_error
+        raise error(wording.wrong_type(label, aval, got))
+    return [
+        Zero(aval) if aval.dtype == float0 else x for aval, x in zip(avals, leaves, strict=True)
+    ]
 
 
 def linear_types(avals: Sequence) -> None:
@@ -258,43 +208,66 @@ def rule_result(primitive: Any, returned: Any) -> tuple[list, list]:
             f"{name} returned {len(outs)} results and {len(tangents_out)} tangents; there must be "
             "one tangent for each result, a Zero where it is zero"
         )
-    for out, tangent in zip(outs, tangents_out, strict=True):
-        aval = jax.typeof(out).to_tangent_aval()
-        if type(tangent) is not Zero and aval.dtype != float0:
-            _same_type(f"{name}: the tangent", aval, tangent, TypeError, TypeError)
+    avals = [jax.typeof(out).to_tangent_aval() for out in outs]
+    kept = [Zero(a) if a.dtype == float0 else x for a, x in zip(avals, tangents_out, strict=True)]
+    _typed(f"{name}: the tangent ", avals, kept, tangents_out, TypeError, TypeError)
     return outs, tangents_out
+
+
+# ---- what is differentiated ----------------------------------------------------------------------
 
 
 def numbers(
     name: str,
     what: str,
     given: Any,
+    named: Callable[[], Iterator[tuple[str, Any]]],
     holomorphic: bool,
     complex_too: bool = False,
     allow_int: bool = False,
 ) -> None:
-    """Check that inputs or outputs have a dtype for which the derivative is defined."""
-    for aval in dict.fromkeys(type_of(name, x) for x in tree.leaves(given)):
-        is_complex = issubdtype(aval.dtype, np.complexfloating)
-        if holomorphic and not is_complex:
-            raise TypeError(
-                f"{name} with holomorphic=True needs complex {what}, but got {aval.str_short()}"
-            )
-        fits = (is_complex and (complex_too or holomorphic)) or issubdtype(aval.dtype, np.floating)
-        if not fits and not (allow_int and not values.is_differentiable(aval)):
-            raise TypeError(
-                f"{name} needs {what} of a real floating-point dtype, but got {aval.str_short()}. "
-                "Convert it (x.astype(float)), choose other arguments with argnums, pass "
-                "holomorphic=True for a holomorphic function, or use functrans.vjp."
-            )
+    """Check that inputs or outputs have a dtype for which the derivative is defined.
+
+    `named` lists them with the names by which a user knows them.
+    """
+
+    @functools.cache
+    def fits(aval: Any) -> bool:
+        if aval is None or isinstance(aval, AbstractRef):
+            return False
+        if holomorphic or issubdtype(aval.dtype, np.complexfloating):
+            return (holomorphic or complex_too) and issubdtype(aval.dtype, np.complexfloating)
+        is_real = issubdtype(aval.dtype, np.floating)
+        return is_real or (allow_int and not values.is_differentiable(aval))
+
+    def wrong(x: Any) -> bool:
+        return not fits(jax.typeof(x) if values.is_value(x) else None)
+
+    if any(map(wrong, tree.leaves(given))):
+        label, x = next(pair for pair in named() if wrong(pair[1]))
+        raise wording.wrong_number(name, what, label, x, holomorphic)
 
 
-def scalar(out: Any, holomorphic: bool) -> None:
-    if not values.is_value(out) or jax.typeof(out).shape != ():
-        got = f"the shape {jax.typeof(out).shape}" if values.is_value(out) else tree.structure(out)
-        raise TypeError(
-            f"grad needs a function with a scalar output, but it returned {got}. Reduce it to one "
-            "number (a sum, a mean), or use functrans.jacrev or functrans.vjp; with has_aux=True "
-            "the function returns (number, aux)."
+def inputs(name: str, fun: Callable, argnums: Any, args: tuple, given: tuple, *allowed: bool):
+    """Check the arguments that are differentiated; `allowed` goes to `numbers`."""
+
+    def named() -> Iterator[tuple[str, Any]]:
+        for i in positions(name, argnums, len(args)):
+            yield from structures.leaves(structures.parameter(fun, i), args[i])
+
+    numbers(name, "inputs", given, named, *allowed)
+
+
+def outputs(name: str, out: Any, holomorphic: bool) -> None:
+    """Check what is differentiated in reverse mode."""
+    if not tree.leaves(out):
+        raise ValueError(
+            f"{name} needs a function that returns arrays, but it returned {wording.returned(out)}"
         )
-    numbers("grad", "outputs", out, holomorphic)
+    numbers(name, "outputs", out, lambda: structures.leaves("the output", out), holomorphic)
+
+
+def scalar(name: str, out: Any, holomorphic: bool) -> None:
+    if not values.is_value(out) or jax.typeof(out).shape != ():
+        raise wording.not_a_scalar(name, out)
+    outputs(name, out, holomorphic)

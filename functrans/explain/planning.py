@@ -35,7 +35,7 @@ def planned(name: str, fun: Callable, args: tuple, unfold: bool) -> Run:
     `name` is that of the function that the user has called, for its errors. With `unfold` no call
     of a jitted function remains.
     """
-    checks.is_function(fun)
+    checks.is_function(name, fun)
     paths, in_tree = tree_flatten_with_path(args)
     leaves = [known(x) for _, x in paths]
     flat, avals = Flat(fun, in_tree), [checks.type_of(name, x) for x in leaves]

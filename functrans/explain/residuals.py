@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend import source_info_util
 from jax.extend.core import Literal
 
 from functrans import jaxpr as jx
 from functrans import values
 from functrans.control_flow.checkpoint import inlined
 from functrans.errors import checks
+from functrans.errors.lines import user_line
 from functrans.linearize import linearize_jaxpr
 from functrans.tracer import stage
 
@@ -60,7 +60,7 @@ def saved_residuals(fun: Callable, *args: Any, **kwargs: Any) -> list[Residual]:
     float32[3] (12 bytes): cos at ...
     float32[3] (12 bytes): ... at ...
     """
-    checks.is_function(fun)
+    checks.is_function("saved_residuals", fun)
     paths, tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
     avals = [checks.type_of("saved_residuals", x) for _, x in paths]
 
@@ -80,7 +80,7 @@ def saved_residuals(fun: Callable, *args: Any, **kwargs: Any) -> list[Residual]:
     }
     origins.update((var, "a constant") for var in jaxpr.constvars)
     for equation in jaxpr.eqns:
-        line = source_info_util.summarize(equation.source_info)
+        line = user_line(equation.source_info)
         origins.update((var, f"{equation.primitive} at {line}") for var in equation.outvars)
     kept = dict.fromkeys(v for v in jaxpr.outvars[len(moved) :] if not isinstance(v, Literal))
     return [_residual(var.aval, origins[var]) for var in kept]
