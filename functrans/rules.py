@@ -69,6 +69,11 @@ class Table(dict):
             caches.Version.rules += primitive in self
             super().__setitem__(primitive, rule)
 
+    def __missing__(self, primitive: Primitive) -> Rule | None:
+        """The rule that a fallback declares, if one does."""
+        any(declare(primitive) for declare in FALLBACKS)
+        return self.get(primitive)
+
 
 RULES: dict[Primitive, Rule] = Table()
 STAGING_RULES: dict[Any, Callable] = {}
@@ -151,9 +156,7 @@ class Elementwise(Rule):
     depends_on_types_only = is_diagonal = True
 
     def __init__(self, partials: Sequence[Any], jvp: Callable | None = None):
-        self.partials: list[Any] = [
-            p if p in (None, 1, -1, LINEAR) else _reader(p) for p in partials
-        ]
+        self.partials: list = [p if p in (None, 1, -1, LINEAR) else _reader(p) for p in partials]
         if jvp is not None:
             self.forward = General(jvp).forward
 
@@ -396,9 +399,9 @@ varying_as = values.varying_as
 
 def rule_of(primitive: Primitive) -> Rule:
     """The rule of a primitive, or an error that says how to give it one."""
-    if primitive not in RULES and not any(declare(primitive) for declare in FALLBACKS):
+    if (rule := RULES[primitive]) is None:
         raise operations.no_rule(primitive)
-    return RULES[primitive]
+    return rule
 
 
 def low_params(params: dict) -> dict:
@@ -414,6 +417,4 @@ def _reader(function: Callable) -> Callable:
     if any(p.kind is p.VAR_KEYWORD for p in kinds):
         return lambda *args, params: function(*args, **params)
     names = [p.name for p in kinds if p.kind is p.KEYWORD_ONLY]
-    if not names:
-        return lambda *args, params: function(*args)
     return lambda *args, params: function(*args, **{n: params[n] for n in names if n in params})

@@ -222,7 +222,7 @@ def template(make: Callable, of: Operation, *flags: Any) -> Any:
     `make` stages the meaning that an interpreter gives to the operation. The result is `None` where
     the rule must be asked itself, on values: it runs Python functions, or looks at the values.
     """
-    rule = RULES.get(of.primitive)
+    rule = RULES[of.primitive]
     if rule is None or _asks_every_time:
         return None
     primitive, params, avals, at, _ = of

@@ -108,7 +108,7 @@ class StagingTrace(Trace):
         return atom.val if type(atom) is Literal else Tracer(self, atom, source)
 
     def process_primitive(self, primitive, args, params, /):
-        rule = RULES.get(primitive)
+        rule = RULES[primitive]
         if rule is None or not rule.depends_on_types_only:  # it may carry programs
             params = low_params(params)
         # A staging rule may do without an equation: `x` converted to the type that it has is `x`.
@@ -180,7 +180,7 @@ class RecordingTrace(StagingTrace):
 
     def split(self, primitive: Any, args: Sequence, owned: Flags, params: dict) -> list | None:
         """The results of an equation some of which do not depend on the tape, or `None`."""
-        rule = RULES.get(primitive)
+        rule = RULES[primitive]
         if rule is None or not rule.may_split or all(rule.depends(params, owned)):
             return None
         with set_current_trace(self):

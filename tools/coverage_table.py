@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import pkgutil
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.experimental
 from formulas import ROOMS, SINCE_11, UNTIL_10
 from jax.interpreters import ad
 
@@ -69,11 +72,30 @@ def name_of(primitive: Any) -> str:
     return primitive.name.removesuffix("_p")
 
 
-def primitives_of_jax() -> set[str]:
-    """Those for which JAX has a derivative.  Other packages, and the parts of JAX that are imported
-    by name (`jax.experimental.sparse`), add theirs when they are imported; nothing here does."""
+def import_all_of_jax() -> list[str]:
+    """Import all that there is of `jax.experimental`; some parts bring primitives of their own.
+
+    Returns the names of the modules for which another package is missing.
+    """
+    missing: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a module that is on its way out says so
+        for module in pkgutil.walk_packages(jax.experimental.__path__, "jax.experimental."):
+            try:
+                importlib.import_module(module.name)
+            except ImportError:
+                missing.append(module.name)
+    return missing
+
+
+def primitives_of_jax() -> dict[str, Any]:
+    """Those for which JAX has a derivative, in all that has been imported; and our rule, if any.
+
+    To look at each one is to declare the rules that wait until their primitives are met.
+    """
     parts = ("jvps", "transposes", "linearizations")
-    return {name_of(p) for part in parts for p in getattr(ad, f"primitive_{part}", ())}
+    found = {p: None for part in parts for p in getattr(ad, f"primitive_{part}", ())}
+    return {name_of(primitive): RULES[primitive] for primitive in found}
 
 
 def excluded() -> dict[str, str]:
@@ -142,8 +164,8 @@ def table(head: Sequence[str], cells: Mapping[str, Sequence[str]]) -> str:
 
 def sections() -> Iterator[str]:
     """The page, piece by piece."""
-    rules = {name_of(primitive): rule for primitive, rule in RULES.items()}
     known = primitives_of_jax()
+    rules = {name_of(primitive): rule for primitive, rule in RULES.items()}
     yield INTRO
     yield (
         f"There are {len(rules)} rules.  This page was written by `make coverage-table` with JAX "
@@ -165,6 +187,8 @@ def sections() -> Iterator[str]:
 
 def main(path: Path = PAGE) -> int:
     """Write the page; return 1 if it cannot be written, else 0."""
+    import_all_of_jax()
+    primitives_of_jax()
     wrong = gaps()
     if IS_OLD and path == PAGE:
         wrong.append("the page is for the newest JAX: make coverage-table PYTHON=python3.13")

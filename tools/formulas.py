@@ -107,6 +107,14 @@ SHAPE = {
     "layout_constraint": f"{COPIED}, with the same constraint",
     "relayout": f"{COPIED}, in the same layout",
     "reshard": f"{COPIED}, with the sharding of `x`",
+    "xla_metadata_value": COPIED,
+    "shard_alike": f"{COPIED}, both in one sharding",
+    **dict.fromkeys(
+        ("host_local_array_to_global_array", "global_array_to_host_local_array"),
+        f"{COPIED}, by the other of the two",
+    ),
+    "tie": "`z = y`: `y_bar = z_bar`",
+    **dict.fromkeys(("to_edtype", "from_edtype"), f"{COPIED}, in the type of the tangents of `x`"),
     **dict.fromkeys(("iota", "empty", "empty2", "create_token", "after_all"), SOURCE),
 }
 
@@ -304,7 +312,7 @@ EFFECTS = {
         ("debug_print", "debug_callback", "check", "dce_sink"),
         "no output; it happens once, with the primals",
     ),
-    **dict.fromkeys(("pure_callback", "io_callback", "ffi_call"), REFUSED),
+    **dict.fromkeys(("pure_callback", "io_callback", "ffi_call", "buffer_callback"), REFUSED),
 }
 
 # ---- functions inside functions ------------------------------------------------------------------
@@ -335,7 +343,44 @@ CONTROL_FLOW = {
     "tridiagonal": "as `hessenberg`, of the Hermitian matrix whose triangle is read",
     "reduce": "that of `f` on pairs of neighbours, and on pairs of those",
     "reduce_window": "that of `f` on pairs of neighbours, and on pairs of those",
+    **dict.fromkeys(
+        ("compute_on", "xla_metadata_call", "fused_call", "program_order"),
+        "the same call of the program that is derived from the one inside",
+    ),
+    "pallas_call": "the kernel of pairs of references, `(x, x_dot) -> (y, y_dot)`; none in reverse",
+    **dict.fromkeys(
+        ("get", "swap", "addupdate", "masked_load", "masked_swap"),
+        "in a kernel: the same is done to the reference of the tangent",
+    ),
+    "get_global": SOURCE,
     "shard_map": "`shard_map (jvp f)`; transposed, the specs of inputs and outputs change sides",
+}
+
+# ---- sparse arrays -------------------------------------------------------------------------------
+
+WRITTEN = "`y = E d`: `d_bar = E^T y_bar`"
+READ = "`d = E^T a`: `a_bar = E d_bar`"
+FOUND = "`d = E^T a`: `d_dot = E^T a_dot`, where the places are constant nearby"
+PRODUCT = "`y = (E d) x`: `d_bar = E^T (y_bar x^T)`, `x_bar = (E d)^T y_bar`"
+REARRANGED = "`d' = A d`: `d'_dot = A d_dot`, where A depends on the places alone"
+
+SPARSE = {
+    **dict.fromkeys(
+        ("bcoo_todense", "bcsr_todense", "coo_todense", "csr_todense", "todense"), WRITTEN
+    ),
+    **dict.fromkeys(("bcoo_extract", "bcsr_extract"), READ),
+    **dict.fromkeys(("bcoo_fromdense", "bcsr_fromdense", "coo_fromdense", "csr_fromdense"), FOUND),
+    **dict.fromkeys(
+        (
+            *("bcoo_dot_general", "bcsr_dot_general"),
+            *("coo_matvec", "coo_matmat", "csr_matvec", "csr_matmat"),
+        ),
+        PRODUCT,
+    ),
+    "bcoo_dot_general_sampled": "`d = E^T (a b)`: `a_bar = (E d_bar) b^T`, `b_bar = a^T (E d_bar)`",
+    **dict.fromkeys(("bcoo_transpose", "bcoo_sort_indices", "bcoo_sum_duplicates"), REARRANGED),
+    "bcoo_spdot_general": "`d' = A(d, e)`: `d'_dot = A(d_dot, e) + A(d, e_dot)`",
+    "spsolve": SOLVED,
 }
 
 # ---- the page ------------------------------------------------------------------------------------
@@ -429,6 +474,12 @@ ROOMS: dict[str, tuple[str, str, dict[str, str]]] = {
         "that is known.",
         EFFECTS,
     ),
+    "derivatives.sparse": (
+        "Sparse arrays",
+        "Of an array that is zero but in some places, the values there: `E d` puts the values `d` "
+        "where they stand, and `E^T a` reads them there. The places have no derivative.",
+        SPARSE,
+    ),
     "derivatives.staging": (
         "Staging",
         "An identity that is always an equation of its own.",
@@ -442,16 +493,17 @@ ROOMS: dict[str, tuple[str, str, dict[str, str]]] = {
     ),
 }
 
-UNTIL_10 = {"call", "closed_call"}
+UNTIL_10 = {"call", "closed_call", "shard_alike"}
 """What has a rule with JAX 0.10 only."""
 
 SINCE_11 = {
     "relayout",
     "call_hi_primitive",
-    "eval_jaxpr",
+    "get_global",
     "log2",
     "one_minus_square",
     "pbroadcast_dynamic",
     "polynomial",
+    "program_order",
 }
 """What has a rule since JAX 0.11."""

@@ -14,6 +14,8 @@
     calls         functions for other transforms     as if their equations stood there
     hi            functions under one name           the function; a root is implicit
     shard_map     a function of each device's part   a call in each half, with specs
+    tagged        a function in a place              the same place, in each half
+    pallas        a kernel that writes references    forward mode alone
 
 A file here may use the interpreters; those of `derivatives/` may not.
 
@@ -29,10 +31,12 @@ from functrans.control_flow import (
     jit,
     library,
     linear_solve,
+    pallas,
     reduce,
     reflections,
     scan,
     shard_map,
+    tagged,
     while_loop,
 )
 
@@ -45,9 +49,11 @@ __all__ = [
     "jit",
     "library",
     "linear_solve",
+    "pallas",
     "reduce",
     "reflections",
     "scan",
     "shard_map",
+    "tagged",
     "while_loop",
 ]

@@ -61,6 +61,10 @@ class CallRule(Rule):
         cannot be said."""
         return None
 
+    def derived(self, params: dict) -> dict:
+        """The params of the equations that are made of tangents or of cotangents alone."""
+        return params
+
     def derive(self, params: dict, derivation: Callable, *key: Any) -> Any:
         """What a derivation makes of the programs.
 
@@ -87,7 +91,8 @@ class CallRule(Rule):
         cut = self.derive(params, linearized_bodies, moving)
         known = [*primals[self.head :]], [True] * len(moving), [True] * len(cut.moved)
         linear = values.pick(dots, moving), moving, cut.moved
-        ys, y_dots = self.twice(primitive, params, cut, primals[: self.head], known, linear)
+        both = params, self.derived(params)
+        ys, y_dots = self.twice(primitive, both, cut, primals[: self.head], known, linear)
         return ys, values.with_zeros(y_dots, cut.moved, [values.typeof(y) for y in ys])
 
     def transpose(self, primitive, cotangents, inputs, params):
@@ -100,7 +105,7 @@ class CallRule(Rule):
         ins = [*roles("in", [not flag for flag in linear]), *roles("out", moving)]
         outs = values.pick(roles("in", linear), moved)
         given = [*inputs[: self.head], *known, *values.pick(cotangents, moving)]
-        pulled = self.again(primitive, params, programs, given, ins, outs)
+        pulled = self.again(primitive, self.derived(params), programs, given, ins, outs)
         x_bars = values.with_zeros(pulled, moved, [x.aval for x in symbols])
         return [*[None] * self.head, *values.merge([None] * len(known), x_bars, linear)]
 
@@ -121,27 +126,28 @@ class CallRule(Rule):
         xs, x_dots = values.part(inputs[self.head :], flags)
         known = xs, [not flag for flag in flags], [not flag for flag in cut.moved]
         linear = x_dots, flags, cut.moved
-        outs = self.twice(primitive, params, cut, inputs[: self.head], known, linear)
+        both = params, params
+        outs = self.twice(primitive, both, cut, inputs[: self.head], known, linear)
         return values.merge(*outs, cut.moved)
 
     def twice(
-        self, primitive: Any, params: dict, cut: Cut, head: list, known: tuple, linear: tuple
+        self, primitive: Any, params: tuple, cut: Cut, head: list, known: tuple, linear: tuple
     ) -> tuple[list, list]:
         """Bind both halves, and hand over what the second reads.
 
-        `known` and `linear` are the inputs of a half, and for the original equation the flags of
-        the inputs and the outputs that they stand for.
+        `params` are those of either half. `known` and `linear` are the inputs of a half, and for
+        the original equation the flags of the inputs and the outputs that they stand for.
         """
         (xs, x_flags, y_flags), (x_dots, dot_flags, moved) = known, linear
         ins, outs, new = roles("in", x_flags), roles("out", y_flags), [None] * len(cut.slots)
-        results = self.again(primitive, params, cut.first, [*head, *xs], ins, [*outs, *new])
+        results = self.again(primitive, params[0], cut.first, [*head, *xs], ins, [*outs, *new])
         ys, slots = results[: len(outs)], results[len(outs) :]
         at_hand = {"in": (xs, ins), "out": (ys, outs)}
         read = [[column[at] for column in at_hand[kind]] for kind, at in cut.read]
         inputs = [*head, *(x for x, _ in read), *slots, *x_dots]
         in_roles = [*(role for _, role in read), *new, *roles("in", dot_flags)]
         out_roles = roles("out", moved)
-        return ys, self.again(primitive, params, cut.second, inputs, in_roles, out_roles)
+        return ys, self.again(primitive, params[1], cut.second, inputs, in_roles, out_roles)
 
 
 # ---- derived programs, of which all bodies give the same -----------------------------------------

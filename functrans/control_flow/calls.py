@@ -22,7 +22,7 @@ from jax.extend.core.primitives import call_p, closed_call_p
 
 from functrans import jaxpr as jx
 from functrans import values
-from functrans.derivatives.common import emitted
+from functrans.derivatives.common import emitted, when_met
 from functrans.forward import forward, jvp_jaxpr
 from functrans.linearize import LinearizeTrace
 from functrans.programs.halves import reached_outputs
@@ -186,3 +186,8 @@ def declare_custom_vmap() -> None:
 def declare_linear_call() -> None:
     for primitive in emitted(lambda x: linear_call(lambda r, x: x, lambda r, x: x, (), x)):
         call(primitive, LinearCallRule())
+
+
+@when_met("eval_jaxpr")  # until JAX 0.10: a step of a loop under `jax.disable_jit`
+def declare_evaluation(primitive: Any) -> None:
+    call(primitive, InlinedRule("jaxpr"))

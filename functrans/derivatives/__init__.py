@@ -18,6 +18,7 @@ else: it reads as a table of derivatives, and importing it fills `functrans.rule
     collectives   psum, all_gather, ...       sum over devices and copy to devices are transposes
     random        keys and bits               zero
     effects       prints and callbacks        zero, or a refusal
+    sparse        values at places            to write there and to read there are transposes
 
 Read next: `common.py`, what the rules share; or `elementwise.py`, the table of the textbooks.
 """
@@ -35,6 +36,7 @@ from functrans.derivatives import (
     reduction,
     shape,
     sorting,
+    sparse,
     special,
     spectral,
     windows,
@@ -53,6 +55,7 @@ __all__ = [
     "reduction",
     "shape",
     "sorting",
+    "sparse",
     "special",
     "spectral",
     "windows",

@@ -10,14 +10,26 @@ Read next: `elementwise.py`, the table of the textbooks.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.experimental
 from jax import lax
 from jax.extend.core import Primitive, primitives
 
-from functrans.rules import FAILURES, Absent, Linear, cast, constant, varying_as
+from functrans.rules import (
+    FAILURES,
+    FALLBACKS,
+    RULES,
+    Absent,
+    Linear,
+    cast,
+    constant,
+    varying_as,
+    without_name,
+)
 
 
 def _with_numbers(operation: Callable) -> Callable:
@@ -122,3 +134,45 @@ def unnamed(
     if not found and not optional:
         FAILURES.append(f"{name}: {reason}")
     return found[0] if found else Absent(name)
+
+
+def when_met(name: str) -> Callable[[Callable[[Primitive], None]], Callable[[Primitive], None]]:
+    """Declare a primitive of JAX that has no public name, and that no function is known to bind.
+
+    The function below is called with the primitive, when one of this name is first met.
+    """
+
+    def register(declare: Callable[[Primitive], None]) -> Callable[[Primitive], None]:
+        def fallback(primitive: Primitive) -> bool:
+            if primitive.name == name:
+                declare(primitive)
+            return primitive in RULES
+
+        FALLBACKS.append(fallback)
+        return declare
+
+    return register
+
+
+def when_imported(name: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Declare the primitives of a module of `jax.experimental` once it has been imported.
+
+    The function below is called with the module, when a primitive is first met that has no rule: to
+    import functrans imports no such module.
+    """
+
+    def register(declare: Callable[[Any], None]) -> Callable[[Any], None]:
+        def fallback(primitive: Primitive) -> bool:
+            module: Any = jax.experimental
+            for part in name.split("."):
+                module = module and vars(module).get(part)
+            if module and not declared:
+                declared.append(module)
+                without_name(functools.wraps(declare)(lambda: declare(module)))
+            return primitive in RULES
+
+        declared: list = []
+        FALLBACKS.append(fallback)
+        return declare
+
+    return register

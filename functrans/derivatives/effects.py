@@ -3,7 +3,7 @@
     print x,    check x        d = 0: it happens once, where the primals are computed
     y = callback(x)            what it does to x is not known here
 
-Read next: `../control_flow/__init__.py`, the primitives that carry jaxprs.
+Read next: `sparse.py`, where only some elements of an array are stored.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import jax
 from jax import lax
 from jax.experimental import checkify, io_callback
 
-from functrans.derivatives.common import unnamed
+from functrans.derivatives.common import unnamed, when_met
 from functrans.errors import operations
 from functrans.rules import general, zero
 
@@ -49,3 +49,8 @@ def foreign(x):
 
 for function, name in ((pure, "pure_callback"), (impure, "io_callback"), (foreign, "ffi_call")):
     general(unnamed(name, function), refuses(name))
+
+
+@when_met("buffer_callback")
+def declare_buffer_callback(primitive: Any) -> None:
+    general(primitive, refuses("buffer_callback"))

@@ -8,7 +8,7 @@ from, sums the copies, and puts zero where nothing was read.
 Read next: `reduction.py`, sums and extrema.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,17 @@ from jax import lax
 from jax.experimental import layout
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from functrans.derivatives.common import mul, named, sharding_of, unnamed, zeros_like
-from functrans.rules import Linear, Rule, Zero, call, instantiate, linear, zero
+from functrans.derivatives.common import (
+    emitted,
+    mul,
+    named,
+    sharding_of,
+    unnamed,
+    when_imported,
+    when_met,
+    zeros_like,
+)
+from functrans.rules import Linear, Rule, Zero, call, elementwise, instantiate, linear, zero
 
 
 def zero_of(x: Any) -> Any:
@@ -233,6 +242,65 @@ def reshard_transpose(y_bar, x):
 
 
 linear(unnamed("reshard", _reshard), reshard_transpose)
+
+
+@when_imported("xla_metadata")
+def declare_metadata(module: Any) -> None:
+    (tagged_p,) = emitted(lambda x: module.set_xla_metadata(x, key="value"))
+    linear(tagged_p, lambda y_bar, x: y_bar)
+
+
+class Alike(EachToEach):
+    """`x` and `y` in one sharding, which their tangents share where both move."""
+
+    def split(self, primitive, inputs, owned, params):
+        return inputs
+
+    def _move(self, primitive, tangents, params):
+        still = any(type(t) is Zero for t in tangents)
+        return list(tangents) if still else list(primitive.bind(*tangents, **params))
+
+
+@when_imported("shard_alike")  # until JAX 0.10
+def declare_shard_alike(module: Any) -> None:
+    (alike_p,) = emitted(lambda x: module.shard_alike(x, x)[0])
+    call(alike_p, Alike(lambda params, live: params, lambda params: params))
+
+
+# What each host has, as an array of all of them; and back. Each undoes the other.
+@when_imported("multihost_utils")
+def declare_hosts(module: Any) -> None:
+    whole_p = module.host_local_array_to_global_array_p
+    parts_p = module.global_array_to_host_local_array_p
+    linear(whole_p, lambda y_bar, x, **params: parts_p.bind(y_bar, **params))
+    linear(parts_p, lambda y_bar, x, **params: whole_p.bind(y_bar, **params))
+
+
+@when_met("tie")  # y, but not before x is there
+def declare_tie(primitive: Any) -> None:
+    elementwise(primitive, None, 1)
+
+
+# ---- numbers as elements of an extended dtype, which says what type their tangents have ----------
+
+
+def converted_jvp(primitive: Any) -> Callable:
+    def jvp(primals, tangents, **params):
+        y = primitive.bind(*primals, **params)
+        return y, lax.convert_element_type(tangents[0], jax.typeof(y).to_tangent_aval().dtype)
+
+    return jvp
+
+
+def converted_transpose(y_bar, x):
+    return lax.convert_element_type(y_bar, x.aval.to_ct_aval().dtype)
+
+
+@when_met("from_edtype")
+@when_met("to_edtype")
+def declare_conversion(primitive: Any) -> None:
+    linear(primitive, converted_transpose, jvp=converted_jvp(primitive))
+
 
 # ---- no argument that could have a tangent -------------------------------------------------------
 

@@ -3,6 +3,7 @@
     rules  =  (primitives with a jvp or a transpose in JAX)  -  exclusions  +  others
 
 What is excluded is a mutable object, and no value, or it is written by no public function of JAX.
+The primitives are those that there are when all of `jax.experimental` has been imported.
 `tests/test_coverage.py` allows no other gap, and no entry without need; `docs/primitives.md` shows
 this table beneath those of the rules.
 
@@ -15,16 +16,10 @@ BOX = "a mutable object of an experiment that JAX has ended"
 EXCLUSIONS = {
     "new_ref": REFERENCE,
     "empty_ref": REFERENCE,
-    "get": REFERENCE,
-    "swap": REFERENCE,
-    "addupdate": REFERENCE,
     "freeze": REFERENCE,
     "free_ref": REFERENCE,
     "run_state": "a function that is run on mutable arrays",
     "accum_grad_in_ref": "a mutable array, in which JAX's reverse mode is to add up a gradient",
-    "tie": "one value, held back until there is another; no function of JAX binds it",
-    "to_edtype": "numbers as elements of an extended dtype; no dtype that JAX has allows it",
-    "from_edtype": "elements of an extended dtype as numbers; no dtype that JAX has allows it",
 }
 
 UNTIL_10 = {
@@ -36,7 +31,7 @@ UNTIL_10 = {
     "log_extend": BOX,
     "call_hi_primitive": "a primitive of the user's own; none of JAX's functions binds it yet",
     "custom_lin": "the linear part of a `custom_vjp` function, as JAX's own AD writes it",
-    "eval_jaxpr": "a function of mutable boxes, as it is lowered",
+    "mpmd_map": "a kernel of Pallas for several kinds of cores, which JAX refuses as well",
 }
 """More of them in JAX 0.10; later JAX has no such primitive, or functrans has a rule."""
 

@@ -49,7 +49,7 @@ def live_and_free(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> tupl
 
 def trimmed(equation: JaxprEqn, wanted: Flags) -> JaxprEqn:
     """The equation without the work that only its other outputs need."""
-    rule = RULES.get(equation.primitive)
+    rule = RULES[equation.primitive]
     found = rule and rule.trim(equation.params, wanted)
     if not found:
         return equation
@@ -108,7 +108,7 @@ def any_input(equation: JaxprEqn, inputs: Sequence[bool]) -> list[bool]:
 
 def depends(equation: JaxprEqn, inputs: Sequence[bool]) -> Sequence[bool]:
     """Which outputs of an equation depend on these inputs, as far as its rule knows."""
-    rule = RULES.get(equation.primitive)
+    rule = RULES[equation.primitive]
     if rule is not None and rule.may_split:
         return rule.depends(equation.params, inputs)
     return any_input(equation, inputs)
