@@ -17,10 +17,11 @@ import contextlib
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Any
 
 import jax
+import numpy as np
 
 SIZE = 8192
 """The most results that a cache by types keeps; then it drops the oldest."""
@@ -54,6 +55,20 @@ def clear_caches() -> None:
         empty()
 
 
+_SHOWN = frozenset([tuple, float, complex, np.float16, np.float32, np.float64])
+
+
+def kinds(params: Collection) -> tuple:
+    """What a key needs besides params: `0.0 == -0.0` and `1 == 1.0 == True`, but they differ.
+
+    It looks into tuples, and into no other containers.
+    """
+    found = (*map(type, params),)
+    if _SHOWN.isdisjoint(found):
+        return found
+    return *found, *[repr(param) for param in params if type(param) in _SHOWN]
+
+
 def by_types(function: Callable) -> Callable:
     """Remember `function(params, key, at)`; `params` are the items of an equation's params.
 
@@ -67,7 +82,8 @@ def by_types(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def cached(params: tuple, key: tuple, at: Any = None) -> Any:
-        entry = params, key, config.jax_enable_x64, config.jax_default_matmul_precision
+        entry = params, key, kinds([value for _, value in params])
+        entry = *entry, config.jax_enable_x64, config.jax_default_matmul_precision
         try:
             found = memory.get(entry)
         except TypeError:

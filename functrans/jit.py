@@ -146,7 +146,7 @@ def jit(fun: Callable | None = None, /, **options: Any) -> Any:
         return functools.partial(jit, **options)
     checks.is_function("jit", fun)
     leaves, structure = jax.tree.flatten(options)
-    key = ("jit", *leaves, structure)
+    key = ("jit", *leaves, caches.kinds(leaves), structure)
     if isinstance(fun, Jitted):
         inner_key = (*fun._key, *key)
         return Jitted(fun._root, inner_key, lambda: _compile(fun._compiled(), options), options)

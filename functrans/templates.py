@@ -231,8 +231,9 @@ def template(make: Callable, of: Operation, *flags: Any) -> Any:
     if rule.depends_on_types_only:
         made = _by_types((*params.items(),), key, at)
     elif rule.carried:
-        rest = (*{**params, rule.carried: None}.items(),)
-        made = _by_program(params[rule.carried], rest, *key, at=at)
+        rest = {**params, rule.carried: None}
+        program, kinds = params[rule.carried], caches.kinds(rest.values())
+        made = _by_program(program, (*rest.items(),), kinds, *key, at=at)
     else:
         return None
     return None if made is MUST_ASK else made
@@ -257,7 +258,7 @@ def _by_types(params: tuple, key: tuple, at: Any) -> Any:
 
 
 @caches.by_program
-def _by_program(program: Any, rest: tuple, mesh: Any, rule: Any, *key: Any, at: Any) -> Any:
+def _by_program(program: Any, rest: tuple, _: tuple, mesh: Any, rule: Any, *key: Any, at: Any):
     made = _made({**dict(rest), rule.carried: program}, key, at)
     # What the cache keeps for a program must not keep the program alive.
     kept = (t for t in made if isinstance(t, Template))

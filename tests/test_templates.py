@@ -525,6 +525,72 @@ def test_a_rule_that_looks_at_values_is_called_with_values() -> None:
         ft.jit(ft.grad(size.bind))(2.0)
 
 
+# ---- params that are equal and not the same ------------------------------------------------------
+
+SLOPES: dict[str, dict[Any, float]] = {
+    "the sign of zero": {"0.0": 1.0, "-0.0": 2.0},
+    "the type of one": {"1": 2.0, "1.0": 3.0, "True": 5.0, "(1+0j)": 7.0},
+    "in a tuple": {"(2, (0.0, 1))": 2.0, "(2, (-0.0, 1))": 3.0, "(2, (0.0, True))": 5.0},
+    "of NumPy": {"np.float32(0.0)": 2.0, "np.float32(-0.0)": 3.0, "np.int32(0)": 5.0},
+}
+
+
+@pytest.mark.parametrize("name", SLOPES)
+@pytest.mark.parametrize("of_result", [False, True])
+def test_params_that_are_equal_and_not_the_same(name: str, of_result: bool) -> None:
+    """`z = slope(p) x^2`: its rule, and its abstract evaluation, see the param `p`."""
+    slopes = {repr(eval(text)): slope for text, slope in SLOPES[name].items()}
+    given = [eval(text) for text in SLOPES[name]]
+    assert len(set(given)) == 1 and len(slopes) == len(given)
+    scaled = Primitive("scaled")
+    scaled.def_impl(lambda x, *, p: slopes[repr(p)] * x * x)
+    # The type of the result shows the param too: the number of its axes.
+    scaled.def_abstract_eval(
+        lambda x, *, p: x.update(shape=(1,) * int(slopes[repr(p)])) if of_result else x
+    )
+    ft.rules.elementwise(scaled, lambda z, x, *, p: 2 * slopes[repr(p)] * x)
+    for _ in range(2):  # the second time all is remembered
+        for p in given:
+            fun = partial(scaled.bind, p=p)
+            slope = slopes[repr(p)]
+            if of_result:
+                (aval,) = ft.make_jaxpr(fun)(1.0).out_avals
+                assert aval.ndim == slope
+                continue
+            chex.assert_trees_all_close(ft.grad(fun)(3.0), 6 * slope)
+            chex.assert_trees_all_close(ft.jvp(fun, (3.0,), (1.0,)), (9 * slope, 6 * slope))
+            chex.assert_trees_all_close(ft.grad(ft.grad(fun))(3.0), 2 * slope)
+            program = ft.make_jaxpr(ft.grad(fun))(3.0)  # as it is written down
+            chex.assert_trees_all_close(jx.evaluate(program, 3.0), [6 * slope])
+
+
+def test_a_param_of_a_call_that_is_equal_and_not_the_same() -> None:
+    """`jit` carries a program, and what is kept for it depends on the other params too."""
+    program = ft.make_jaxpr(ft.jit(jnp.sin))(1.0)
+    (equation,) = program.jaxpr.eqns
+
+    def kept(p):
+        params = {**equation.params, "name": p}
+        operation = jx.Operation(equation.primitive, params, tuple(program.in_avals))
+        return templates.template(pushed_program, operation, (True,))
+
+    made = [kept(p) for p in (0.0, -0.0, False, 0)]
+    assert len(set(map(id, made))) == 4
+    assert all(kept(p) is m for p, m in zip((0.0, -0.0, False, 0), made, strict=True))
+
+
+def test_options_of_jit_that_are_equal_and_not_the_same() -> None:
+    def fun(x):
+        return x * x
+
+    first, second = (
+        ft.jit(fun, compiler_options={"xla_llvm_disable_expensive_passes": on}) for on in (True, 1)
+    )
+    assert first._compiled() is not second._compiled()
+    again = ft.jit(fun, compiler_options={"xla_llvm_disable_expensive_passes": True})
+    assert again._compiled() is first._compiled()
+
+
 # ---- what is remembered --------------------------------------------------------------------------
 
 
