@@ -630,3 +630,78 @@ def test_of_several_results_each_is_in_its_half() -> None:
     (got,) = ft.linear_transpose(linear, X)(X)
     want = X * (KNOWN + 6 * np.sin(KNOWN) + np.sin(KNOWN) * (KNOWN + 1))
     chex.assert_trees_all_close(got, want, rtol=1e-12)
+
+
+# ---- effects in a checkpoint that is split -------------------------------------------------------
+
+POLICIES: dict[str, Any] = {
+    "none": None,
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+    "everything": jax.checkpoint_policies.everything_saveable,
+    "products": jax.checkpoint_policies.dots_saveable,
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_effects_in_a_checkpoint_happen_as_often_as_in_jax(policy: str, capfd: Any) -> None:
+    """Once where the values are computed, and again where they are computed again."""
+    seen: list[tuple[str, float]] = []
+
+    def note(name: str, x: Any) -> None:
+        jax.debug.callback(lambda x: seen.append((name, round(float(x), 6))), x)
+
+    def fun(x):
+        y = jnp.sin(x)
+        note("sine", y)
+        z = y * jnp.cos(x)
+        jax.debug.print("product {}", z)
+        note("product", z)
+        return z * x
+
+    remat = jax.checkpoint(fun, policy=POLICIES[policy])
+
+    @jax.custom_jvp
+    def in_a_rule(x):
+        return fun(x)
+
+    # One call for the value and the tangent, which is split.
+    in_a_rule.defjvp(lambda x, x_dot: jax.jvp(remat, x, x_dot))
+
+    def of_known_and_linear(x_dot, x=0.3):
+        def body(x, x_dot):
+            note("known", x)
+            note("linear", 2.0)
+            return jnp.sin(x), x_dot * jnp.cos(x)
+
+        known, linear = jax.checkpoint(body, policy=POLICIES[policy])(x, x_dot)
+        return known * linear
+
+    cases: dict[str, Callable] = {
+        "grad": lambda t: t.grad(remat)(0.5),
+        "rule": lambda t: t.grad(in_a_rule)(0.5),
+        "rule, compiled": lambda t: t.jit(t.grad(in_a_rule))(0.5),
+        "rule of a compiled function": lambda t: t.grad(t.jit(in_a_rule))(0.5),
+        "rule in a loop": lambda t: t.grad(
+            lambda x: lax.scan(lambda c, _: (in_a_rule(c), None), x, None, length=2)[0]
+        )(0.5),
+        "rule, pullback called twice": lambda t: [*map(t.vjp(in_a_rule, 0.5)[1], (1.0, 2.0))],
+        "rule, forward": lambda t: t.jvp(in_a_rule, (0.5,), (1.0,)),
+        "second order": lambda t: t.grad(t.grad(in_a_rule))(0.5),
+        "transpose": lambda t: t.linear_transpose(of_known_and_linear, 1.0)(1.0),
+    }
+
+    def effects(case: Callable, t: Any) -> tuple:
+        seen.clear()
+        result = jax.block_until_ready(case(t))
+        jax.effects_barrier()
+        return result, sorted(seen), sorted(capfd.readouterr().out.splitlines())
+
+    for name, case in cases.items():
+        (got, *ours), (want, *theirs) = effects(case, ft), effects(case, jax)
+        chex.assert_trees_all_close(got, want, rtol=1e-12)
+        if name == "transpose" and policy == "everything":
+            # JAX's transpose asks no policy. As all is saved, nothing is done again.
+            assert theirs[0] == sorted(2 * ours[0])
+            continue
+        assert ours == theirs, name
+        assert ours[0]

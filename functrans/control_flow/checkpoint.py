@@ -172,33 +172,54 @@ class Checkpointed(NamedTuple):
     """The jaxprs of `x -> (y, s)` and of `(x, s, x_dot) -> y_dot`."""
 
     primal: ClosedJaxpr
-    pushforward: ClosedJaxpr
+    linear: ClosedJaxpr
     moved: Flags
 
 
 @caches.by_program
 def checkpointed(program: ClosedJaxpr, moving: Flags, policy: Callable | None) -> Checkpointed:
-    """Linearize a program and save what the policy keeps, as far as the linear half needs it.
-
-    The equations of the pushforward are linear in `x_dot` or do not read it, so that they can be
-    transposed.
-    """
+    """Linearize a program and save what the policy keeps, as far as the linear half needs it."""
     first, second, moved = linearize_jaxpr(program, moving)
-    info, count, inputs = program.jaxpr.debug_info, len(moved), len(moving)
+    dot_avals = [values.tangent_aval(aval) for aval in values.pick(program.in_avals, moving)]
+    return Checkpointed(*_saved_between(first, second, len(moved), dot_avals, policy), moved)
+
+
+@caches.by_program
+def separated(program: ClosedJaxpr, owned: Flags, policy: Callable | None) -> Checkpointed:
+    """The same for a program that is linear in some inputs, which a tape owns: there `x` are the
+    other inputs, and `y` the outputs that do not depend on the tape."""
+    first, second, linear = divided(program, owned)
+    count, owned_avals = len(linear) - sum(linear), values.pick(program.in_avals, owned)
+    return Checkpointed(*_saved_between(first, second, count, owned_avals, policy), linear)
+
+
+def _saved_between(
+    first: ClosedJaxpr,
+    second: ClosedJaxpr,
+    count: int,
+    dot_avals: Sequence,
+    policy: Callable | None,
+) -> tuple[ClosedJaxpr, ClosedJaxpr]:
+    """Let the second of two halves compute the residuals again, but for what the policy keeps.
+
+    `first` gives `count` results, and then the residuals. The equations of the second program are
+    linear in `x_dot` or do not read it, so that they can be transposed.
+    """
+    info, inputs = first.jaxpr.debug_info, len(first.in_avals)
 
     def primal(*xs):
         outs, saved = saving(policy, first, xs)
         leaves, structure = jax.tree.flatten(saved)
         return [*outs[:count], *leaves], structure
 
-    whole, structure = stage(primal, program.in_avals, info)
+    whole, structure = stage(primal, first.in_avals, info)
     saved_avals = whole.out_avals[count:]
 
     def recomputed(*args):
         saved = jax.tree.unflatten(structure, args[inputs:])
         return using(policy, first, args[:inputs], iter(saved))[count:], None
 
-    again, _ = stage(recomputed, [*program.in_avals, *saved_avals], info)
+    again, _ = stage(recomputed, [*first.in_avals, *saved_avals], info)
     again = giving(again, again.jaxpr.outvars)
     atoms = [*again.jaxpr.outvars, *(a for eqn in again.jaxpr.eqns for a in eqn.invars)]
     read = {atom for atom in atoms if isinstance(atom, Var)}
@@ -207,32 +228,16 @@ def checkpointed(program: ClosedJaxpr, moving: Flags, policy: Callable | None) -
     kept_avals = values.pick(saved_avals, is_read)
     end = inputs + len(kept)
 
-    def pushforward(*args):
+    def linear(*args):
         rest = [values.zeros(a) for a, flag in zip(saved_avals, is_read, strict=True) if not flag]
         saved = values.merge(rest, args[inputs:end], is_read)
         with jax.named_scope("rematted_computation"):  # JAX's name, by which profilers group
             residuals = jx.evaluate(again, *args[:inputs], *saved)
         return jx.evaluate(second, *residuals, *args[end:]), None
 
-    dot_avals = [values.tangent_aval(aval) for aval in values.pick(program.in_avals, moving)]
-    avals = [*program.in_avals, *kept_avals, *dot_avals]
+    avals = [*first.in_avals, *kept_avals, *dot_avals]
     primal_program = giving(whole, [*whole.jaxpr.outvars[:count], *kept])
-    return Checkpointed(primal_program, stage(pushforward, avals, info)[0], moved)
-
-
-@caches.by_program
-def separated(program: ClosedJaxpr, owned: Flags) -> tuple[ClosedJaxpr, ClosedJaxpr, Flags]:
-    """The outputs that do not depend on what a tape owns, from the other inputs; and those that do,
-    from all inputs: each of its equations is linear in what is owned, or does not read it."""
-    first, second, linear = divided(program, owned)
-    count = len(linear) - sum(linear)
-
-    def whole(*xs):
-        known, rest = values.part(xs, owned)
-        return jx.evaluate(second, *jx.evaluate(first, *known)[count:], *rest), None
-
-    known = giving(first, first.jaxpr.outvars[:count])
-    return known, stage(whole, program.in_avals, program.jaxpr.debug_info)[0], linear
+    return primal_program, stage(linear, avals, info)[0]
 
 
 class CheckpointRule(CallRule):
@@ -256,13 +261,13 @@ class CheckpointRule(CallRule):
         return outs, values.with_zeros(y_dots, moved, [values.typeof(out) for out in outs])
 
     def split(self, primitive, inputs, owned, params):
-        """Nothing is handed over: the linear part computes again what it needs."""
         (program,), owned = self.bodies(params), tuple(owned)
-        first, second, moved = separated(program, owned)
-        known, _ = values.part(inputs, owned)
+        first, second, moved = separated(program, owned, params["policy"])
+        (known, rest), count = values.part(inputs, owned), len(moved) - sum(moved)
         outs = bind(first, known, params, params["differentiated"])
-        linear = bind(second, inputs, params, params["differentiated"])
-        return values.merge(outs, linear, moved)
+        linear = [*known, *outs[count:], *rest]
+        y_dots = bind(second, linear, params, params["differentiated"])
+        return values.merge(outs[:count], y_dots, moved)
 
 
 call(remat_p, CheckpointRule())

@@ -68,8 +68,8 @@ def in_place_of_numpy() -> str:
         return ""
     if package not in ("numpy", "math"):
         return ""
-    line, better = f"{frame.f_code.co_filename}:{frame.f_lineno}", ".".join(["jax.numpy", *path])
-    return f"{name} at {line} takes numbers, and no traced values. Use {better}."
+    line, better = f"{frame.f_code.co_filename}:{frame.f_lineno}", ".".join(["jnp", *path])
+    return f"{name} at {line} takes numbers, and no traced values. Use {better} (of jax.numpy)."
 
 
 def _called(frame: FrameType) -> str:
