@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from functrans import jaxpr as jx
 
@@ -25,14 +25,14 @@ def typed_like(model: Callable[P, T]) -> Callable[[Callable], Callable[P, T]]:
     signature = inspect.signature(model)
 
     def decorator(function: Callable) -> Callable[P, T]:
-        @functools.wraps(function)
-        def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        def by_name(*args: Any, **kwargs: Any) -> T:
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
             return function(**given.arguments)
 
-        wrapper.__signature__ = signature
-        return wrapper
+        named: Any = functools.wraps(function)(by_name)
+        named.__signature__ = signature
+        return named
 
     return decorator
 

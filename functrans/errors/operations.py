@@ -11,7 +11,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
+import jax.ref
 from jax.extend import source_info_util
 from jax.extend.core import Primitive
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
+import jax.core
 import numpy as np
 from jax import tree
 from jax.dtypes import float0, issubdtype
