@@ -12,21 +12,29 @@ Read next: `appearance.py`, what other packages make of a tracer.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
+from functrans import jaxpr as jx
 from functrans.rules import FALLBACKS, Linear, NotLinear, Rule, Zero, call
 
 _WRAPPERS = ad.defjvp.__module__
 """Where JAX keeps the functions in which it wraps what a package has declared."""
 
+_KEPT = vars(sys.modules[_WRAPPERS])
+LINEARIZATIONS: dict = _KEPT.get("primitive_linearizations", {})
+ACCUMULATING: dict = _KEPT.get("fancy_transposes", {})
+"""Kinds of rules that JAX asks before the others, in tables that have no public name: a pushforward
+in two parts, and a transpose that adds to the cotangents of the inputs."""
+
 
 def adopt(primitive: Primitive) -> bool:
     """Declare the rule that another package has registered, if one has."""
-    tables = (ad.primitive_jvps, ad.primitive_transposes)
+    tables = (ad.primitive_jvps, ad.primitive_transposes, LINEARIZATIONS, ACCUMULATING)
     packages = {name for table in tables for name in _packages(table.get(primitive))}
     # If some of it is JAX's, the primitive is, and another package has added the rest.
     is_foreign = bool(packages) and "jax" not in packages
@@ -57,25 +65,46 @@ class ForeignRule(Rule):
 
     def forward(self, primitive, primals, tangents, params):
         if primitive not in ad.primitive_jvps:
+            if primitive in LINEARIZATIONS:
+                return self.linearize(primitive, primals, tangents, params)
             raise NotImplementedError(
                 f"the package that defines the primitive '{primitive}' has registered a transpose "
                 "for it in jax.interpreters.ad, but no jvp. Declare one: help(functrans.rules)"
             )
-        given = tuple([ad.Zero(t.aval) if type(t) is Zero else t for t in tangents])
-        outs, tangents_out = ad.primitive_jvps[primitive](tuple(primals), given, **params)
-        if not primitive.multiple_results:
-            outs, tangents_out = [outs], [tangents_out]
-        return list(outs), [_from_jax(t) for t in tangents_out]
+        outs, dots = ad.primitive_jvps[primitive](tuple(primals), _to_jax(tangents), **params)
+        return jx.results(primitive, outs), [*map(_from_jax, jx.results(primitive, dots))]
+
+    def linearize(self, primitive, primals, tangents, params):
+        if primitive not in LINEARIZATIONS:
+            return self.forward(primitive, primals, tangents, params)
+        moving = [type(t) is not Zero for t in tangents]
+        # `False`: the second part can be evaluated, not only transposed. Since JAX 0.11 there are
+        # residuals of two kinds.
+        rule = LINEARIZATIONS[primitive]
+        outs, _, *residuals, second = rule(False, moving, *primals, **params)
+        dots = second(*residuals, *_to_jax(tangents))
+        return jx.results(primitive, outs), [*map(_from_jax, jx.results(primitive, dots))]
 
     def transpose(self, primitive, cotangents, inputs, params):
+        y_bar = list(_to_jax(cotangents)) if primitive.multiple_results else _to_jax(cotangents)[0]
+        if primitive in ACCUMULATING:
+            return self.accumulate(primitive, y_bar, inputs, params)
         if primitive not in ad.primitive_transposes:
             raise NotLinear.at(primitive)
         given = [ad.UndefinedPrimal(x.aval) if type(x) is Linear else x for x in inputs]
-        y_bars = [ad.Zero(t.aval) if type(t) is Zero else t for t in cotangents]
-        y_bar = y_bars if primitive.multiple_results else y_bars[0]
         x_bars = ad.primitive_transposes[primitive](y_bar, *given, **params)
         # To return the class itself is how a rule says that they are all zero.
         return [None] * len(inputs) if x_bars is ad.Zero else [_from_jax(x_bar) for x_bar in x_bars]
+
+    def accumulate(self, primitive, y_bar, inputs, params):
+        sums = [_KEPT["ValAccum"](x.aval.to_ct_aval()) if type(x) is Linear else x for x in inputs]
+        ACCUMULATING[primitive](y_bar, *sums, **params)
+        pairs = zip(inputs, sums, strict=True)
+        return [_from_jax(x_bar.freeze()) if type(x) is Linear else None for x, x_bar in pairs]
+
+
+def _to_jax(tangents: Sequence) -> tuple:
+    return tuple([ad.Zero(t.aval) if type(t) is Zero else t for t in tangents])
 
 
 def _from_jax(tangent: Any) -> Any:

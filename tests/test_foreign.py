@@ -91,6 +91,27 @@ ad.primitive_jvps[thrice_p] = lambda primals, tangents: (
 )
 ad.primitive_transposes[thrice_p] = thrice_transpose
 
+# x -> x^2, with a pushforward in two parts; and its linear part, whose transpose adds.
+square_p = declared("test_square", lambda x: x * x)
+scaled_p = declared("test_scaled", lambda x, t: 2 * x * t)
+has_two_kinds_of_residuals = jax.__version_info__ >= (0, 11)
+
+
+def square_linearized(for_reverse_mode, moving, x):
+    assert not for_reverse_mode and moving == [True]
+    if has_two_kinds_of_residuals:
+        return square_p.bind(x), True, [x], None, lambda xs, _, t: scaled_p.bind(*xs, t)
+    return square_p.bind(x), True, [x], lambda xs, t: scaled_p.bind(*xs, t)
+
+
+def scaled_transpose(y_bar, x, t):
+    t.accum(scaled_p.bind(x, y_bar))
+
+
+foreign.LINEARIZATIONS[square_p] = square_linearized
+foreign.ACCUMULATING[scaled_p] = scaled_transpose
+ad.defjvp(scaled_p, lambda x_dot, x, t: 2 * x_dot * t, lambda t_dot, x, t: scaled_p.bind(x, t_dot))
+
 X, Y = jnp.array([0.5, -1.2, 2.0]), jnp.array([1.5, 0.7, -0.3])
 
 PROGRAMS: dict[str, Callable] = {
@@ -100,6 +121,7 @@ PROGRAMS: dict[str, Callable] = {
     "one factor": lambda x, y: times_p.bind(x, 2.0 * jnp.ones(3)) * y,
     "several results": lambda x, y: several_p.bind(jnp.sin(x), y),
     "linear, several results": lambda x, y: jnp.sin(thrice_p.bind(x * y)[1]),
+    "in two parts": lambda x, y: square_p.bind(jnp.sin(x)) * y,
     "in a loop": lambda x, y: lax.scan(lambda c, _: (cube_p.bind(c) * 0.1 + y, None), x, length=2)[
         0
     ],
@@ -107,11 +129,16 @@ PROGRAMS: dict[str, Callable] = {
 }
 
 
+NOT_OF_JAX = {"in two parts"}
+"""JAX's `jvp` does not ask for a linearization."""
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_what_is_registered_is_used(name: str) -> None:
     """In both modes, to the second order, in one program and operation by operation."""
-    cross_check(PROGRAMS[name], X, Y, jitted=True).check()
-    cross_check(PROGRAMS[name], X, Y, order=1, against=("JAX",)).check()
+    against = ("differences",) if name in NOT_OF_JAX else ("JAX", "differences")
+    cross_check(PROGRAMS[name], X, Y, jitted=True, against=against).check()
+    cross_check(PROGRAMS[name], X, Y, order=1, against=against[:1]).check()
 
 
 def test_under_vmap() -> None:

@@ -81,7 +81,7 @@ LAYERS += [
 BESIDE = {
     "derivatives": {"rules", "errors"},
     "staging": {"rules", "derivatives"},
-    "foreign": {"rules"},
+    "foreign": {"jaxpr", "rules"},
     "control_flow": {*LAYERS[: LAYERS.index("jit")], "derivatives"},
     "extend": {*LAYERS, "control_flow"},
     "explain": {*LAYERS, "control_flow"},

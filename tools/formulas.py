@@ -323,6 +323,7 @@ CONTROL_FLOW = {
     "closed_call": INSIDE,
     "eval_jaxpr": INSIDE,
     "composite": INSIDE,
+    "hi_with_rules": "functrans's own, for a `call_hi_primitive` that brings rules along: these",
     "call_hi_primitive": "that of the function for which it stands; of a root, "
     "`f(p, x) = 0`: `x_dot = -(df/dx)^-1 (df/dp) p_dot`",
     "custom_vmap_call": f"{INSIDE}, batched by the derivative of the user's rule",
@@ -498,7 +499,6 @@ UNTIL_10 = {"call", "closed_call", "shard_alike"}
 
 SINCE_11 = {
     "relayout",
-    "call_hi_primitive",
     "get_global",
     "log2",
     "one_minus_square",

@@ -13,6 +13,7 @@
     reflections   a matrix, column by column         the tangents of a loop
     calls         functions for other transforms     as if their equations stood there
     hi            functions under one name           the function; a root is implicit
+    declared      rules that such a function brings  called as JAX calls them
     shard_map     a function of each device's part   a call in each half, with specs
     tagged        a function in a place              the same place, in each half
     pallas        a kernel that writes references    forward mode alone
@@ -27,6 +28,7 @@ from functrans.control_flow import (
     checkpoint,
     cond,
     custom,
+    declared,
     hi,
     jit,
     library,
@@ -45,6 +47,7 @@ __all__ = [
     "checkpoint",
     "cond",
     "custom",
+    "declared",
     "hi",
     "jit",
     "library",

@@ -7,7 +7,7 @@ The second rule is linear in `y_bar`, so the pushforward is its transpose:
 `<y_bar, y_dot> = <bwd(y_bar), x_dot>`.  On a tape it is one equation, of a
 primitive of ours that is evaluated by transposing the user's rule and transposed by running it.
 
-Read next: `hi.py`, functions under one name.
+Read next: `declared.py`, rules of another kind of primitive.
 """
 
 from __future__ import annotations

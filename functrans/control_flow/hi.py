@@ -1,4 +1,4 @@
-"""JAX's "hi" primitives, which stand for a function: that function is what is differentiated.
+"""JAX's "hi" primitives, which stand for a function: that function is differentiated.
 
     y = p(x)          is          y = expand_p(x)
 
@@ -7,6 +7,9 @@ their places wherever they appear, also inside the jaxprs of calls and loops.  T
 equation is more than the function that finds it: its derivative is that of the implicit function,
 
     f(p, x) = 0          =>          x_dot = -(df/dx)^-1 (df/dp p_dot)
+
+A primitive that brings rules along stays what it is until these are asked, in an equation of ours
+that JAX compiles as the function.
 
 Read next: `reduce.py`, a function that is folded.
 """
@@ -18,12 +21,15 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.extend.core import set_current_trace
+from jax.experimental import hijax
+from jax.extend.core import Primitive, set_current_trace
+from jax.interpreters import batching, mlir
 
 from functrans import caches, values
 from functrans import jaxpr as jx
-from functrans.control_flow.calls import pushed, recorded
+from functrans.control_flow.calls import pushed, recorded, transpose_inside
 from functrans.control_flow.custom import from_symbolic
+from functrans.control_flow.declared import PUSHES, rules_of
 from functrans.derivatives.common import emitted
 from functrans.rules import Rule, call, staging_rule, without_name
 from functrans.tracer import stage
@@ -69,18 +75,62 @@ def implicit(primitive: Any, expand: Callable) -> Callable:
 
 
 class HiRule(Rule):
-    """Differentiate the function."""
+    """Ask the rules that the primitive brings along, or differentiate the function."""
 
     def forward(self, primitive, primals, tangents, params):
-        return pushed(function_of(params["_prim"]), primals, tangents)
+        of, found = params["_prim"], rules_of(params["_prim"])
+        if found:
+            return PUSHES[found[0]](of, primals, tangents, False)
+        return pushed(function_of(of), primals, tangents)
 
     def linearize(self, primitive, primals, tangents, params):
-        return recorded(function_of(params["_prim"]), primals, tangents)
+        of, found = params["_prim"], rules_of(params["_prim"])
+        if found:  # a rule for reverse mode, if there is one, comes last
+            return PUSHES[found[-1]](of, primals, tangents, True)
+        return recorded(function_of(of), primals, tangents)
+
+    def transpose(self, primitive, cotangents, inputs, params):
+        # Only a linear function gets here, and it is its own derivative.
+        of, info = params["_prim"], jx.debug_info("hi", type(params["_prim"]))
+        function = function_of(of)
+        program, _ = stage(lambda *xs: (function(*xs), None), of.in_avals_flat, info)
+        return transpose_inside(program, inputs, cotangents)
 
 
-def _expanded(trace, primitive, inputs, params):
+def _staged(trace, primitive, inputs, params):
+    # A tape sees the function's own equations: what is linear is its own derivative.
+    if trace.writes_everything and rules_of(params["_prim"]):
+        return trace.write(with_rules_p, inputs, params)
     with set_current_trace(trace):
         return function_of(params["_prim"])(*inputs)
+
+
+# ---- a primitive that brings rules along, in an equation of ours ---------------------------------
+
+
+with_rules_p = Primitive("hi_with_rules")
+with_rules_p.multiple_results = True
+
+
+def _evaluate(*inputs, _prim):
+    return function_of(_prim)(*inputs)
+
+
+def _batched(axis, inputs, axes, *, _prim):
+    trees = (jax.tree.unflatten(_prim.in_tree, xs) for xs in (inputs, axes))
+    outs, out_axes = _prim.batch(axis, *trees)
+    return [_prim.out_tree.flatten_up_to(tree) for tree in (outs, out_axes)]
+
+
+with_rules_p.def_impl(_evaluate)
+with_rules_p.def_abstract_eval(lambda *_, _prim: _prim.out_avals_flat)
+batching.fancy_primitive_batchers[with_rules_p] = _batched
+mlir.register_lowering(with_rules_p, mlir.lower_fun(_evaluate, multiple_results=True))
+call(with_rules_p, HiRule())
+staging_rule(with_rules_p, _staged)
+
+
+# ---- programs in which no hi primitive is left ---------------------------------------------------
 
 
 @caches.by_program
@@ -102,11 +152,15 @@ def low_params(params: dict) -> dict:
 
 @without_name
 def declare_hi() -> None:
-    def root(x):
-        return lax.custom_root(lambda y: y - x, x, lambda f, y: y, lambda g, y: y)
+    names: Any = vars(hijax)
+    base = names.get("HiPrim") or names["VJPHiPrimitive"]  # the name before JAX 0.11
 
-    for primitive in emitted(root):
-        if primitive.name == "call_hi_primitive":  # since JAX 0.11
-            call(primitive, HiRule())
-            staging_rule(primitive, _expanded)
-            staging_rule("hi", low_params)
+    class Identity(base):
+        def __init__(self, aval):
+            self.in_avals, self.out_aval, self.params = (aval,), aval, {}
+            super().__init__()
+
+    for primitive in emitted(lambda x: Identity(jax.typeof(x))(x)):
+        call(primitive, HiRule())
+        staging_rule(primitive, _staged)
+        staging_rule("hi", low_params)

@@ -29,7 +29,6 @@ UNTIL_10 = {
     "new_log": BOX,
     "log_read": BOX,
     "log_extend": BOX,
-    "call_hi_primitive": "a primitive of the user's own; none of JAX's functions binds it yet",
     "custom_lin": "the linear part of a `custom_vjp` function, as JAX's own AD writes it",
     "mpmd_map": "a kernel of Pallas for several kinds of cores, which JAX refuses as well",
 }
