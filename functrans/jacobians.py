@@ -35,7 +35,7 @@ def basis_vector(leaves: Sequence, i: Any) -> list:
     avals = [jax.typeof(leaf) for leaf in leaves]
     starts = [sum(a.size for a in avals[:k]) for k in range(len(avals))]
     return [
-        (jnp.arange(a.size).reshape(a.shape) == i - start).astype(a.dtype)
+        (values.placed(jnp.arange(a.size).reshape(a.shape), a) == i - start).astype(a.dtype)
         for a, start in zip(avals, starts, strict=True)
     ]
 

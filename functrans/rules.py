@@ -391,7 +391,7 @@ def call(primitive: Primitive, rule: Rule) -> None:
 
 # What the files of `derivatives/` need of values.
 instantiate, cast, constant = values.instantiate, values.cast, values.constant
-varying_as = values.varying_as
+full, sharding_of, varying_as = values.full, values.sharding_of, values.varying_as
 
 
 # ---- the table -----------------------------------------------------------------------------------

@@ -140,8 +140,31 @@ def zeros(aval: Any) -> Any:
     """The array of zeros of a tangent type; for integers that is NumPy's `float0` array."""
     if aval.dtype == jax.dtypes.float0:
         return np.zeros(aval.shape, jax.dtypes.float0)
-    array = lax.full(aval.shape, 0, aval.dtype)
-    return varying_as(cast(array, aval) if aval.weak_type else array, aval)
+    return full(0, aval)
+
+
+def full(value: Any, aval: Any) -> Any:
+    """The array of a type, and of its sharding, in which every element is the value."""
+    scalar, sharding = constant(value, aval), sharding_of(aval)
+    return varying_as(lax.broadcast_in_dim(scalar, aval.shape, (), out_sharding=sharding), aval)
+
+
+def sharding_of(aval: Any, order: Sequence[int | None] | None = None) -> Any:
+    """The explicit sharding of a type, if it has one, with its dimensions in this order; `None`
+    stands for a new dimension."""
+    sharding = aval.sharding
+    if sharding is None or sharding.mesh.empty:
+        return None
+    spec = (
+        sharding.spec if order is None else [None if d is None else sharding.spec[d] for d in order]
+    )
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
+
+
+def placed(x: Any, aval: Any) -> Any:
+    """An array in the explicit sharding of a type, if it has one."""
+    sharding = sharding_of(aval)
+    return x if sharding is None else jax.sharding.reshard(x, sharding)
 
 
 def instantiate(x: Any) -> Any:
@@ -193,7 +216,8 @@ def broadcast_to(x: Any, aval: Any) -> Any:
     shape = typeof(x).shape
     if shape == aval.shape:
         return x
-    return lax.broadcast_in_dim(x, aval.shape, range(aval.ndim) if shape else ())
+    kept = range(aval.ndim) if shape else ()
+    return lax.broadcast_in_dim(x, aval.shape, kept, out_sharding=sharding_of(aval))
 
 
 def sum_to(x: Any, aval: Any) -> Any:

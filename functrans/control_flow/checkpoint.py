@@ -130,7 +130,7 @@ def saving(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence) -> t
 
             def chosen(i, branch, given, _):
                 outs, mine = saving(policy, branch, given)
-                zeros = jax.tree.map(lambda s: lax.full(s.shape, 0, s.dtype), kinds)
+                zeros = jax.tree.map(lambda s: values.full(0, s), kinds)
                 return outs, [*zeros[:i], mine, *zeros[i + 1 :]]
 
             outs, kept = choose_again(equation, given, None, chosen)

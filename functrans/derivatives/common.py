@@ -11,7 +11,7 @@ Read next: `elementwise.py`, the table of the textbooks.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ from functrans.rules import (
     Linear,
     cast,
     constant,
-    varying_as,
+    full,
     without_name,
 )
 
@@ -78,18 +78,7 @@ def indicator(mask: Any, like: Any) -> Any:
 
 def zeros_like(x: Any) -> Any:
     """An array of zeros of the type and sharding of `x`, which may be `Linear`."""
-    aval = aval_of(x)
-    zero, sharding = constant(0, aval), sharding_of(aval)
-    return varying_as(lax.broadcast_in_dim(zero, aval.shape, (), out_sharding=sharding), aval)
-
-
-def sharding_of(aval: Any, order: Sequence[int] | None = None) -> Any:
-    """The explicit sharding of a type, if it has one, with its dimensions in this order."""
-    sharding = aval.sharding
-    if sharding.mesh.empty:
-        return None
-    spec = sharding.spec if order is None else [sharding.spec[d] for d in order]
-    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
+    return full(0, aval_of(x))
 
 
 def cast_like(x_bar: Any, x: Any) -> Any:

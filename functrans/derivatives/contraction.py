@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import lax
 
-from functrans.derivatives.common import cast_like, sharding_of, unnamed
-from functrans.rules import multilinear
+from functrans.derivatives.common import cast_like, unnamed
+from functrans.rules import multilinear, sharding_of
 
 # ---- dot_general ---------------------------------------------------------------------------------
 
@@ -264,6 +264,7 @@ def conv_left(y_bar, x, w, *, window_strides, padding, lhs_dilation, rhs_dilatio
         (y_spec, (w_spec[1], w_spec[0], *w_spec[2:]), x_spec),
         feature_group_count=groups, precision=precision,
         preferred_element_type=preferred_element_type,
+        out_sharding=sharding_of(x.aval) if batch_group_count == 1 else None,
     )  # fmt: skip
     return cast_like(move_group(x_bar, x_spec[1], x_spec[0], batch_group_count), x)
 
@@ -289,6 +290,7 @@ def conv_right(y_bar, x, w, *, window_strides, padding, lhs_dilation, rhs_dilati
         ),
         feature_group_count=batch_group_count, batch_group_count=feature_group_count,
         precision=precision, preferred_element_type=preferred_element_type,
+        out_sharding=sharding_of(w.aval),
     )  # fmt: skip
     return cast_like(w_bar, w)
 

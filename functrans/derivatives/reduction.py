@@ -23,10 +23,9 @@ from functrans.derivatives.common import (
     indicator,
     mul,
     number,
-    sharding_of,
     sub,
 )
-from functrans.rules import general, instantiate, linear, zero
+from functrans.rules import general, instantiate, linear, sharding_of, zero
 
 # ---- sums ----------------------------------------------------------------------------------------
 

@@ -21,13 +21,22 @@ from functrans.derivatives.common import (
     emitted,
     mul,
     named,
-    sharding_of,
     unnamed,
     when_imported,
     when_met,
     zeros_like,
 )
-from functrans.rules import Linear, Rule, Zero, call, elementwise, instantiate, linear, zero
+from functrans.rules import (
+    Linear,
+    Rule,
+    Zero,
+    call,
+    elementwise,
+    instantiate,
+    linear,
+    sharding_of,
+    zero,
+)
 
 
 def zero_of(x: Any) -> Any:
@@ -41,8 +50,9 @@ def zero_of(x: Any) -> Any:
 # P = reshape . transpose, so P^T = transpose^(-1) . reshape.
 def reshape_transpose(y_bar, x, *, dimensions):
     if dimensions is None:
-        return lax.reshape(y_bar, x.shape)
-    permuted = lax.reshape(y_bar, [x.shape[d] for d in dimensions])
+        return lax.reshape(y_bar, x.shape, out_sharding=sharding_of(x.aval))
+    sharding = sharding_of(x.aval, dimensions)
+    permuted = lax.reshape(y_bar, [x.shape[d] for d in dimensions], out_sharding=sharding)
     return lax.transpose(permuted, inverse(dimensions))
 
 
@@ -78,7 +88,9 @@ def broadcast_transpose(y_bar, x, *_, shape, broadcast_dimensions):
 # Dimension d of y is (reps_d, size_d): the sum is over the first.
 def tile_transpose(y_bar, x, *, reps):
     pairs = [n for pair in zip(reps, x.shape, strict=True) for n in pair]
-    return lax.reduce_sum(lax.reshape(y_bar, pairs), tuple(range(0, 2 * x.ndim, 2)))
+    places = [d for own in range(x.ndim) for d in (None, own)]
+    split = lax.reshape(y_bar, pairs, out_sharding=sharding_of(x.aval, places))
+    return lax.reduce_sum(split, tuple(range(0, 2 * x.ndim, 2)))
 
 
 linear(lax.broadcast_in_dim_p, broadcast_transpose)

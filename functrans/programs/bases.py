@@ -35,13 +35,13 @@ def at_identity(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr, li
     Returns the rest of the program, a function of a basis vector and of one of each of the
     products; and the products, stacked over the basis.
     """
-    types = [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in avals]
+    types = [jax.core.ShapedArray(a.shape, a.dtype, sharding=a.sharding) for a in avals]
     info = jx.debug_info("jacobian", linear)
     program, _ = stage(lambda *xs: (linear(list(xs)), None), types, info)
     jaxpr, ends = program.jaxpr, list(itertools.accumulate(aval.size for aval in avals))
     known: dict[Any, Any] = dict(zip(jaxpr.constvars, program.consts, strict=True))
     # A diagonal matrix D makes (D 1)_i e_i of e_i: what it makes of ones is the scale.
-    ones = [(i, lax.full(aval.shape, 1, aval.dtype)) for i, aval in enumerate(avals)]
+    ones = [(i, values.full(1, aval)) for i, aval in enumerate(types)]
     scaled: dict[Any, tuple] = dict(zip(jaxpr.invars, ones, strict=True))
     rest: list[JaxprEqn] = []
     products: dict[Var, Any] = {}
@@ -83,10 +83,10 @@ def _is_diagonal(equation: JaxprEqn, shape: tuple) -> bool:
 def _columns(equation: JaxprEqn, position: int, matrix: Any, scale: Any) -> Any:
     """The products with all vectors of the basis, scaled, one for each place on the first axis.
 
-    `None` if a product does not sum over all dimensions of the vector.
+    `None` if a product does not sum over all dimensions of the vector, or if these may be sharded.
     """
     (contracted, _), aval = equation.params["dimension_numbers"], equation.outvars[0].aval
-    if len(contracted[position]) < scale.ndim:
+    if len(contracted[position]) < scale.ndim or values.sharding_of(aval):
         return None
     order = [d for _, d in sorted(zip(contracted[position], contracted[1 - position], strict=True))]
     free = [d for d in range(matrix.ndim) if d not in order]
