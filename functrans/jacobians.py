@@ -25,7 +25,7 @@ from functrans import values
 from functrans.errors import checks
 from functrans.flat import Argnums, answer, select
 from functrans.jit import transformed, transformed_at_primals
-from functrans.programs.bases import at_identity
+from functrans.programs.bases import first_products
 from functrans.signatures import of_the_arguments, typed_like
 from functrans.transforms import jvp, linearize, vjp, with_gradient
 
@@ -44,7 +44,7 @@ def over_basis(linear: Callable, leaves: Sequence, chunk_size: int | None) -> An
     """Stack `linear(e_i)` for every vector of the basis; at most `chunk_size` of them at a time."""
     basis = jnp.arange(sum(jax.typeof(leaf).size for leaf in leaves))
     if chunk_size is None or checks.chunk_size(chunk_size) >= len(basis):
-        rest, products = at_identity(linear, [*map(jax.typeof, leaves)])
+        rest, products = first_products(linear, [*map(jax.typeof, leaves)])
 
         def at(i, *products):
             return jx.evaluate(rest, *basis_vector(leaves, i), *products)

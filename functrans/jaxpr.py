@@ -73,7 +73,7 @@ def closed(
     return ClosedJaxpr(jaxpr, list(consts))
 
 
-def opened(program: ClosedJaxpr, inputs: Iterable) -> tuple[Jaxpr, list]:
+def constants_first(program: ClosedJaxpr, inputs: Iterable) -> tuple[Jaxpr, list]:
     """The jaxpr whose first inputs are the constants of `program`; and all its inputs."""
     jaxpr = program.jaxpr
     variables = [*jaxpr.constvars, *jaxpr.invars]

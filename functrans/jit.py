@@ -26,7 +26,7 @@ import jax.core
 from functrans import caches, values
 from functrans import jaxpr as jx
 from functrans.errors import checks
-from functrans.errors.tracebacks import briefly, shorten
+from functrans.errors.tracebacks import shorten, with_short_traceback
 from functrans.programs.jitted import bind_jit
 from functrans.tracer import stage
 
@@ -107,7 +107,7 @@ def transformed(fun: Callable, transform: Callable, **settings: Any) -> Callable
     if isinstance(fun, Jitted):
         return fun._transform(transform, settings)
     checks.is_function(settings.get("name") or transform.__name__.strip("_"), fun)
-    return briefly(transform(fun, **settings))
+    return with_short_traceback(transform(fun, **settings))
 
 
 def transformed_at_primals(fun: Callable, transform: Callable, **settings: Any) -> Callable:

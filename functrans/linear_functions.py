@@ -23,7 +23,7 @@ from jax.tree_util import register_dataclass
 from functrans import jaxpr as jx
 from functrans import values
 from functrans.errors import checks
-from functrans.errors.tracebacks import briefly
+from functrans.errors.tracebacks import with_short_traceback
 from functrans.reverse import transpose, transpose_function
 from functrans.tracer import stage
 from functrans.values import Flags, Linear
@@ -115,7 +115,7 @@ class Pullback(LinearFunction):
 class Transposed(LinearFunction):
     """`y_bar -> A^T y_bar`, what `linear_transpose` returns for `A`; its `jaxpr` is that of `A`."""
 
-    @briefly
+    @with_short_traceback
     def __call__(self, cotangent: Any) -> Any:
         return self.at(cotangent)
 

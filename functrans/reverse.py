@@ -176,7 +176,7 @@ def transpose_jaxpr(program: ClosedJaxpr, linear: Flags, moving: Flags) -> Pulle
     """
 
     def walk(inputs, cotangents):
-        return transpose(*jx.opened(program, inputs), cotangents)
+        return transpose(*jx.constants_first(program, inputs), cotangents)
 
     info = program.jaxpr.debug_info
     return _staged(walk, program.in_avals, program.out_avals, linear, moving, info)

@@ -21,7 +21,7 @@ from jax.extend.core import ClosedJaxpr
 from functrans import jaxpr as jx
 from functrans import values
 from functrans.errors import checks
-from functrans.errors.tracebacks import briefly
+from functrans.errors.tracebacks import with_short_traceback
 from functrans.flat import Argnums, Flat, answer, select
 from functrans.forward import forward
 from functrans.jit import Jitted, transformed, transformed_at_primals
@@ -58,7 +58,7 @@ def make_jaxpr(
     checks.is_function("make_jaxpr", fun)
     static = {static_argnums} if isinstance(static_argnums, int) else {*static_argnums}
 
-    @briefly
+    @with_short_traceback
     @functools.wraps(fun)
     def jaxpr_of(*args: Any, **kwargs: Any) -> Any:
         chosen = checks.positions("make_jaxpr", tuple(static), len(args))
@@ -215,7 +215,7 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
     flat = Flat(fun, in_tree)
     program, _ = stage(flat, avals, jx.debug_info("linear_transpose", fun))
     checks.linear_types([*avals, *program.out_avals])
-    jaxpr, constants = jx.opened(program, [])
+    jaxpr, constants = jx.constants_first(program, [])
     ins, outs = (True,) * len(avals), (True,) * len(program.out_avals)
     spec = Spec(jaxpr, ins, outs, in_tree, flat.out_tree, avals, program.out_avals)
     return Transposed(constants, spec)

@@ -26,9 +26,9 @@ from functrans.control_flow import base
 from functrans.forward import jvp_jaxpr
 from functrans.linearize import linearize_jaxpr
 from functrans.programs import halves
-from functrans.programs.bases import at_identity
+from functrans.programs.bases import first_products
 from functrans.programs.broadcasts import broadcast_last
-from functrans.programs.halves import Source, divided, hoist, located, postpone
+from functrans.programs.halves import Address, divided, hoist, located, postpone
 from functrans.programs.live import any_input, depends, giving, live, live_and_free, reached, settle
 from functrans.programs.outputs import new_outputs
 from functrans.programs.sums import sums_after
@@ -241,7 +241,7 @@ def test_outputs_that_are_inputs_or_other_outputs_are_not_new() -> None:
     program = staged(fun, X, Y)
     new = new_outputs(program)
     assert new.positions == [1, 4, 5]
-    assert new.sources == [
+    assert new.addresses == [
         ("in", 0), ("new", 0), ("in", 1), ("new", 0), ("new", 1), ("new", 2), ("in", 0)
     ]  # fmt: skip
     assert names_of(new.program) == ["sin", "mul"]
@@ -379,9 +379,9 @@ def test_residuals_that_are_at_hand_are_not_fresh() -> None:
     program = staged(first, X, Y)
     second = staged(lambda *xs: xs, *program_outputs(program, 2), X)
     half = located(program, second, (True, True), 2)
-    kinds = [(s.kind, s.at) for s in half.sources if s.kind != "value"]
+    kinds = [(s.kind, s.at) for s in half.addresses if s.kind != "value"]
     assert kinds == [("in", 0), ("out", 0), ("fresh", 0), ("fresh", 1), ("in", 1), ("fresh", 2)]
-    array, number = (s.at for s in half.sources if s.kind == "value")
+    array, number = (s.at for s in half.addresses if s.kind == "value")
     assert array is table
     assert number == 2.0
     assert half.count == 2
@@ -395,11 +395,11 @@ def program_outputs(program: ClosedJaxpr, start: int) -> list:
 
 
 def read_back(half: halves.Halves, program: ClosedJaxpr) -> None:
-    """The sources give what the whole program has given as residuals."""
+    """At the addresses is what the whole program has given as residuals."""
     outs = jx.evaluate(half.first, X, Y)
     at_hand = halves.numbered("in", [X, Y]) | halves.numbered("out", outs[: half.count])
     at_hand |= halves.numbered("fresh", outs[half.count :])
-    got = [source.read(at_hand) for source in half.sources]
+    got = [address.read(at_hand) for address in half.addresses]
     close(got, jx.evaluate(program, X, Y)[half.count :])
 
 
@@ -412,8 +412,8 @@ def test_residuals_that_are_not_at_hand_are_fresh() -> None:
 
     program = staged(first, X, Y)
     half = located(program, program, (True,), 2, [False, True], [False, True])
-    assert [*half.sources] == [
-        Source("fresh", 0), Source("in", 1), Source("fresh", 1), Source("out", 1)
+    assert [*half.addresses] == [
+        Address("fresh", 0), Address("in", 1), Address("fresh", 1), Address("out", 1)
     ]  # fmt: skip
     read_back(half, program)
 
@@ -424,7 +424,7 @@ def test_equal_residuals_are_one() -> None:
         return y, a, a, a
 
     half = located(staged(first, X, Y), staged(first, X, Y), (True,), 1)
-    assert half.sources == [Source("fresh", 0)] * 3
+    assert half.addresses == [Address("fresh", 0)] * 3
     assert len(half.fresh) == 1
 
 
@@ -495,9 +495,9 @@ def test_what_depends_on_constants_alone_is_hoisted() -> None:
 
     half = of_a_step(first, 2, 1, 1, X, Y, X + Y)
     outer, moved = hoist(half, 1)
-    assert moved.sources == [
-        Source("outer", 0), Source("outer", 1), Source("fresh", 0), Source("fresh", 1),
-        Source("in", 0),
+    assert moved.addresses == [
+        Address("outer", 0), Address("outer", 1), Address("fresh", 0), Address("fresh", 1),
+        Address("in", 0),
     ]  # fmt: skip
     assert names_of(outer) == ["sin", "exp"]
     close(jx.evaluate(outer, X), [np.sin(X), np.exp(np.sin(X))])
@@ -515,7 +515,7 @@ def test_what_has_an_effect_is_not_hoisted() -> None:
 
     half = of_a_step(first, 1, 1, 1, X, Y)
     outer, moved = hoist(half, 1)
-    assert moved.sources == [Source("fresh", 0), Source("fresh", 1), Source("outer", 0)]
+    assert moved.addresses == [Address("fresh", 0), Address("fresh", 1), Address("outer", 0)]
     assert names_of(outer) == ["sin"]
     assert not outer.jaxpr.effects
     assert names_of(moved.first) == ["io_callback", "sin"]
@@ -532,11 +532,11 @@ def test_what_arithmetic_makes_of_others_is_postponed() -> None:
 
     half = of_a_step(first, 1, 1, 0, Y, X)
     later, made_of, moved = postpone(half, 1)
-    assert moved.sources == [
-        Source("fresh", 0), Source("later", 0), Source("later", 1), Source("fresh", 1)
+    assert moved.addresses == [
+        Address("fresh", 0), Address("later", 0), Address("later", 1), Address("fresh", 1)
     ]  # fmt: skip
     # `exp(slope)` is not arithmetic, so it is stacked, and the slope is needed in both halves.
-    assert made_of == [Source("fresh", 0)]
+    assert made_of == [Address("fresh", 0)]
     assert names_of(later) == ["sub", "mul", "mul"]
     s = 1 / (1 + np.exp(-X))
     slope = s * (1 - s)
@@ -553,14 +553,14 @@ def test_nothing_is_computed_twice() -> None:
     half = of_a_step(first, 1, 1, 0, Y, X)
     later, made_of, moved = postpone(half, 1)
     # The carry needs `b` in the loop already, so it is stacked rather than made again.
-    assert moved.sources == [
-        Source("fresh", 0), Source("fresh", 1), Source("later", 0), Source("fresh", 2)
+    assert moved.addresses == [
+        Address("fresh", 0), Address("fresh", 1), Address("later", 0), Address("fresh", 2)
     ]  # fmt: skip
     both = sorted([*names_of(moved.first), *names_of(later)])
     assert both == sorted(names_of(half.first))
     a = np.sin(X)
     close(jx.evaluate(moved.first, Y, X), [Y + a * a, a, a * a, -a * X])
-    close(jx.evaluate(later, *[{Source("fresh", 0): a}[s] for s in made_of]), [2 * a])
+    close(jx.evaluate(later, *[{Address("fresh", 0): a}[s] for s in made_of]), [2 * a])
 
 
 def test_what_is_stacked_anyway_serves_what_is_postponed() -> None:
@@ -572,11 +572,11 @@ def test_what_is_stacked_anyway_serves_what_is_postponed() -> None:
 
     half = of_a_step(first, 2, 1, 0, Y, X)
     later, made_of, moved = postpone(half, 1)
-    assert moved.sources == [Source("in", 1), Source("later", 0), Source("later", 1)]
+    assert moved.addresses == [Address("in", 1), Address("later", 0), Address("later", 1)]
     assert moved.fresh == []
-    assert set(made_of) == {Source("out", 1), Source("in", 1)}
-    at_hand = {Source("out", 1): np.sin(X), Source("in", 1): X}
-    made = jx.evaluate(later, *[source.read(at_hand) for source in made_of])
+    assert set(made_of) == {Address("out", 1), Address("in", 1)}
+    at_hand = {Address("out", 1): np.sin(X), Address("in", 1): X}
+    made = jx.evaluate(later, *[address.read(at_hand) for address in made_of])
     close(made, [np.sin(X) * X, np.sin(X) ** 2 - X])
 
 
@@ -675,7 +675,7 @@ def test_of_a_matrix_and_a_basis_the_products_are_columns() -> None:
 
     types = [jax.typeof(X), jax.typeof(Y)]
     whole = staged(lambda x, y: linear([x, y]), X, Y)
-    rest, products = at_identity(linear, types)
+    rest, products = first_products(linear, types)
     assert "dot_general" in names_of(whole)
     assert "dot_general" not in names_of(rest)
     assert [p.shape for p in products] == [(6, 4)]
@@ -686,7 +686,7 @@ def test_of_a_matrix_and_a_basis_the_products_are_columns() -> None:
 
 def test_a_product_of_what_is_no_longer_a_basis_stays() -> None:
     matrix = jnp.asarray(random(3, 3))
-    rest, products = at_identity(lambda xs: [matrix @ jnp.cumsum(xs[0])], [jax.typeof(X)])
+    rest, products = first_products(lambda xs: [matrix @ jnp.cumsum(xs[0])], [jax.typeof(X)])
     assert products == []
     assert names_of(rest).count("dot_general") == 1
 
@@ -703,7 +703,9 @@ def test_what_is_broadcast_is_multiplied_before() -> None:
 
     program = staged(linear, X)
     assert names_of(program)[0] == "broadcast_in_dim"
-    rewritten = jx.with_constants(broadcast_last(jx.opened(program, [])[0]), program.consts)
+    rewritten = jx.with_constants(
+        broadcast_last(jx.constants_first(program, [])[0]), program.consts
+    )
     shapes: dict[str, list] = {}
     for equation in rewritten.jaxpr.eqns:
         shapes.setdefault(equation.primitive.name, []).append(equation.outvars[0].aval.shape)
@@ -795,8 +797,8 @@ def test_both_halves_of_two_branches() -> None:
     cut = base._cut(parts, [dot])
     for programs in (cut.first, cut.second):
         assert len({(*map(str, p.in_avals), *map(str, p.out_avals)) for p in programs}) == 1
-    assert {source.kind for source in cut.read} <= {"in", "out"}
-    assert {source for half in parts for source in half.sources} >= {*cut.read}
+    assert {address.kind for address in cut.read} <= {"in", "out"}
+    assert {address for half in parts for address in half.addresses} >= {*cut.read}
     assert cut.moved == moved
     # Each has one residual that is not at hand, of a type that the other has not.
     assert [slot.shape for slot in cut.slots] == [(3,), (1,)]
@@ -807,7 +809,7 @@ def test_both_halves_of_two_branches() -> None:
         close(ys, jx.evaluate(branch, X, Y))
         assert [bool(np.any(slot)) for slot in slots] == [i == 0, i == 1]
         at_hand = {"in": [X, Y], "out": ys}
-        read = [at_hand[source.kind][source.at] for source in cut.read]
+        read = [at_hand[address.kind][address.at] for address in cut.read]
         y_dots = jx.evaluate(second, *read, *slots, x_dot)
         pushed, moved_here = jvp_jaxpr(branch, moving)
         want = values.with_zeros(jx.evaluate(pushed, X, Y, x_dot)[2:], moved_here, branch.out_avals)

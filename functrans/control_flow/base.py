@@ -27,7 +27,7 @@ from functrans import caches, values
 from functrans import jaxpr as jx
 from functrans.forward import jvp_jaxpr
 from functrans.linearize import linearize_jaxpr
-from functrans.programs.halves import Halves, Source, divided, located, reached_outputs
+from functrans.programs.halves import Address, Halves, divided, located, reached_outputs
 from functrans.programs.jitted import Role, roles
 from functrans.programs.live import either, reading, taking
 from functrans.reverse import transpose_jaxpr
@@ -168,7 +168,7 @@ class Cut(NamedTuple):
 
     first: tuple[ClosedJaxpr, ...]
     second: tuple[ClosedJaxpr, ...]
-    read: list[Source]
+    read: list[Address]
     slots: list
     """The types of what is handed over; each body has a slot for each of its fresh residuals."""
     moved: Flags
@@ -247,7 +247,7 @@ def giving_zeros(
 def _cut(halves: Sequence[Halves], linear_avals: Sequence) -> Cut:
     """The halves as programs that take and give the same types."""
     slots, locations = _share([half.fresh for half in halves])
-    read = sorted({s for half in halves for s in half.sources if s.kind in ("in", "out")})
+    read = sorted({s for half in halves for s in half.addresses if s.kind in ("in", "out")})
     pairs = list(zip(halves, locations, strict=True))
     first = tuple(_with_slots(half, location, slots) for half, location in pairs)
     second = tuple(_reading(half, location, read, slots) for half, location in pairs)
@@ -287,22 +287,22 @@ def _with_slots(half: Halves, location: list[int], slots: list) -> ClosedJaxpr:
     return stage(filling, program.in_avals, program.jaxpr.debug_info)[0]
 
 
-def _reading(half: Halves, location: list[int], read: list[Source], slots: list) -> ClosedJaxpr:
+def _reading(half: Halves, location: list[int], read: list[Address], slots: list) -> ClosedJaxpr:
     """The second half, with inputs for what is read of x and y and for the slots."""
     jaxpr, types = half.second.jaxpr, {"in": half.first.in_avals, "out": half.first.out_avals}
-    at_hand = {source: Var(types[source.kind][source.at]) for source in read}
+    at_hand = {address: Var(types[address.kind][address.at]) for address in read}
     handed = [Var(aval) for aval in slots]
-    at_hand |= {Source("fresh", i): handed[at] for i, at in enumerate(location)}
-    residuals, rest = jaxpr.invars[: len(half.sources)], jaxpr.invars[len(half.sources) :]
+    at_hand |= {Address("fresh", i): handed[at] for i, at in enumerate(location)}
+    residuals, rest = jaxpr.invars[: len(half.addresses)], jaxpr.invars[len(half.addresses) :]
     constants: dict[Var, Any] = {}
     renamed: dict[Var, Any] = {}
-    for variable, source in zip(residuals, half.sources, strict=True):
-        if source.kind != "value":
-            renamed[variable] = at_hand[source]
-        elif np.ndim(source.at) == 0 and np.isscalar(source.at):
-            renamed[variable] = Literal(source.at, variable.aval)
+    for variable, address in zip(residuals, half.addresses, strict=True):
+        if address.kind != "value":
+            renamed[variable] = at_hand[address]
+        elif np.ndim(address.at) == 0 and np.isscalar(address.at):
+            renamed[variable] = Literal(address.at, variable.aval)
         else:
-            constants[variable] = source.at
+            constants[variable] = address.at
 
     def rename(atoms: Sequence) -> list:
         return [a if type(a) is Literal else renamed.get(a, a) for a in atoms]
@@ -310,6 +310,6 @@ def _reading(half: Halves, location: list[int], read: list[Source], slots: list)
     equations = [
         jx.copied(e, rename(e.invars), e.outvars, e.source_info, e.ctx) for e in jaxpr.eqns
     ]
-    inputs = [*(at_hand[source] for source in read), *handed, *rest]
+    inputs = [*(at_hand[address] for address in read), *handed, *rest]
     constvars, consts = [*jaxpr.constvars, *constants], [*half.second.consts, *constants.values()]
     return jx.closed(inputs, rename(jaxpr.outvars), equations, jaxpr.debug_info, constvars, consts)

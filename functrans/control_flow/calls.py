@@ -33,7 +33,7 @@ from functrans.values import Linear, Zero
 
 def transpose_inside(program: Any, inputs: Sequence, cotangents: Sequence) -> list:
     """Transpose the equations of a call that is linear in some of its inputs."""
-    x_bars = iter(transpose(*jx.opened(program, inputs), cotangents))
+    x_bars = iter(transpose(*jx.constants_first(program, inputs), cotangents))
     return [next(x_bars) if type(x) is Linear else None for x in inputs]
 
 

@@ -35,7 +35,7 @@ from functrans.values import Flags
 
 def bind(program: ClosedJaxpr, args: Sequence, params: dict, differentiated: bool = True) -> list:
     """Evaluate a derived jaxpr in place of the one that the equation with these params carries."""
-    jaxpr, inputs = jx.opened(program, args)
+    jaxpr, inputs = jx.constants_first(program, args)
     return remat_p.bind(*inputs, **params | {"jaxpr": jaxpr, "differentiated": differentiated})
 
 

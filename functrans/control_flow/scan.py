@@ -124,17 +124,17 @@ def two_loops(half: Halves, known: Any, linear: Any, finish: Callable, options: 
     fixed = numbered("in", consts) | numbered("outer", evaluate(outer, *consts))
     steps = numbered("fresh", stacked) | numbered("in", xs, len(consts) + size)
     steps |= numbered("out", ys, size)
-    read = [source for source in steps if source in half.sources or source in made_of]
+    read = [address for address in steps if address in half.addresses or address in made_of]
 
     def linear_body(c, step):
         x, stacked = step
         at_hand = fixed | dict(zip(read, stacked, strict=True))
-        made = evaluate(later, *(source.read(at_hand) for source in made_of))
+        made = evaluate(later, *(address.read(at_hand) for address in made_of))
         at_hand |= numbered("later", made)
-        residuals = [source.read(at_hand) for source in half.sources]
+        residuals = [address.read(at_hand) for address in half.addresses]
         return finish(evaluate(half.second, *residuals, *linear_consts, *c, *x))
 
-    linear_steps = linear_xs, [steps[source] for source in read]
+    linear_steps = linear_xs, [steps[address] for address in read]
     c_linear, y_linear = scan(linear_body, linear_carry, linear_steps, **options)
     return new_carry, ys, c_linear, y_linear
 

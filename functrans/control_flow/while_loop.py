@@ -80,7 +80,7 @@ def _staged(function: Callable, origin: ClosedJaxpr, consts: Any, carry: list) -
     inputs, tree = jax.tree.flatten((consts, carry))
     info, avals = origin.jaxpr.debug_info, [*map(values.typeof, inputs)]
     program, _ = stage(lambda *xs: (function(*jax.tree.unflatten(tree, xs)), None), avals, info)
-    jaxpr, inputs = jx.opened(program, inputs[: len(inputs) - len(carry)])
+    jaxpr, inputs = jx.constants_first(program, inputs[: len(inputs) - len(carry)])
     return jx.with_constants(jaxpr, []), inputs
 
 

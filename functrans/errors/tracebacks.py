@@ -42,8 +42,8 @@ def shorten(error: BaseException) -> None:
         caused = caused.__cause__
 
 
-def briefly(fun: Callable[P, R]) -> Callable[P, R]:
-    """The function, with short tracebacks."""
+def with_short_traceback(fun: Callable[P, R]) -> Callable[P, R]:
+    """The function; the traceback of an error in it is short."""
 
     @functools.wraps(fun)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -26,7 +26,7 @@ from functrans.rules import RULES
 from functrans.tracer import stage
 
 
-def at_identity(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr, list]:
+def first_products(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr, list]:
     """Stage a linear function of a list, and do its first products with a whole basis.
 
     Where basis vectors meet a matrix as they came, or scaled element by element by what is known,

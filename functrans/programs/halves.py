@@ -26,7 +26,7 @@ from functrans.values import Flags
 ARITHMETIC = (lax.add_p, lax.sub_p, lax.mul_p, lax.neg_p, lax.square_p, lax.integer_pow_p)
 
 
-class Source(NamedTuple):
+class Address(NamedTuple):
     """Where the second half finds a residual."""
 
     kind: str
@@ -35,13 +35,13 @@ class Source(NamedTuple):
     at: Any
     """Its number among those of its kind; of a constant, the value."""
 
-    def read(self, at_hand: dict[Source, Any]) -> Any:
+    def read(self, at_hand: dict[Address, Any]) -> Any:
         return self.at if self.kind == "value" else at_hand[self]
 
 
-def numbered(kind: str, xs: Sequence, first: int = 0) -> dict[Source, Any]:
-    """Some values, as the sources that they are."""
-    return {Source(kind, first + i): x for i, x in enumerate(xs)}
+def numbered(kind: str, xs: Sequence, first: int = 0) -> dict[Address, Any]:
+    """Some values, each at its address."""
+    return {Address(kind, first + i): x for i, x in enumerate(xs)}
 
 
 class Halves(NamedTuple):
@@ -51,7 +51,7 @@ class Halves(NamedTuple):
     second: ClosedJaxpr
     count: int
     """How many results the first half has before the fresh residuals."""
-    sources: list[Source]
+    addresses: list[Address]
     """One for each residual."""
     moved: Flags
     """Which `y_dot` the second half gives; the others are zero."""
@@ -76,23 +76,23 @@ def located(
     """
     jaxpr = first.jaxpr
     ys, atoms = jaxpr.outvars[:count], jaxpr.outvars[count:]
-    found: dict[Any, Source] = {}
+    found: dict[Any, Address] = {}
     for kind, variables, flags in (("in", jaxpr.invars, inputs), ("out", ys, outputs)):
         for i, var in enumerate(variables):
             if isinstance(var, Var) and (flags is None or flags[i]):
-                found.setdefault(var, Source(kind, i))
-    found.update(zip(jaxpr.constvars, (Source("value", x) for x in first.consts), strict=True))
+                found.setdefault(var, Address(kind, i))
+    found.update(zip(jaxpr.constvars, (Address("value", x) for x in first.consts), strict=True))
     fresh: list[Var] = []
-    sources = []
+    addresses = []
     for atom in atoms:
         if isinstance(atom, Literal):
-            sources.append(Source("value", atom.val))
+            addresses.append(Address("value", atom.val))
             continue
         if atom not in found:
-            found[atom] = Source("fresh", len(fresh))
+            found[atom] = Address("fresh", len(fresh))
             fresh.append(atom)
-        sources.append(found[atom])
-    return Halves(giving(first, [*ys, *fresh]), second, count, sources, moved)
+        addresses.append(found[atom])
+    return Halves(giving(first, [*ys, *fresh]), second, count, addresses, moved)
 
 
 # ---- by dependence -------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def hoist(half: Halves, consts: int) -> tuple[ClosedJaxpr, Halves]:
     """What a loop need not do again: the residuals that depend on nothing but its constants.
 
     Returns the program that computes them from the constants, the first inputs of the body, and the
-    halves in which their sources are `outer`.
+    halves in which their addresses are `outer`.
     """
     jaxpr, count = half.first.jaxpr, half.count
     changing = reached(jaxpr.eqns, jaxpr.invars[consts:])
@@ -179,28 +179,30 @@ def hoist(half: Halves, consts: int) -> tuple[ClosedJaxpr, Halves]:
     return outer, _without(half, [*ys, *kept], moved)
 
 
-def _without(half: Halves, outputs: list, moved: dict[Var, Source]) -> Halves:
+def _without(half: Halves, outputs: list, moved: dict[Var, Address]) -> Halves:
     """The halves of which the first gives fewer residuals, and where the second finds each."""
     fresh = half.first.jaxpr.outvars[half.count :]
-    sources = [moved[fresh[s.at]] if s.kind == "fresh" else s for s in half.sources]
-    return half._replace(first=giving(half.first, outputs), sources=sources)
+    addresses = [moved[fresh[s.at]] if s.kind == "fresh" else s for s in half.addresses]
+    return half._replace(first=giving(half.first, outputs), addresses=addresses)
 
 
-def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Source], Halves]:
+def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Address], Halves]:
     """What a loop need not stack: what only the second half reads, and can make of what it has.
 
     Of `s = logistic(x)` the second half reads `s` and `s (1 - s)`; it is given `s` alone. Nothing
     is computed twice, as the first half then does without. Arithmetic alone is postponed.
 
-    Returns the program that makes such residuals, the sources of its inputs, and the halves in
-    which the sources of its results are `later`. `carry` is the number of results of the first half
-    that are not stacked.
+    Returns the program that makes such residuals, the addresses of its inputs, and the halves in
+    which the addresses of its results are `later`. `carry` is the number of results of the first
+    half that are not stacked.
     """
     jaxpr, count = half.first.jaxpr, half.count
     ys, fresh = jaxpr.outvars[:count], jaxpr.outvars[count:]
-    read = [Source("in", i) for i in range(len(jaxpr.invars)) if Source("in", i) in half.sources]
-    found: dict[Any, Source] = {jaxpr.invars[source.at]: source for source in read}
-    found |= {y: Source("out", i) for i, y in enumerate(ys) if i >= carry and isinstance(y, Var)}
+    read = [
+        Address("in", i) for i in range(len(jaxpr.invars)) if Address("in", i) in half.addresses
+    ]
+    found: dict[Any, Address] = {jaxpr.invars[address.at]: address for address in read}
+    found |= {y: Address("out", i) for i, y in enumerate(ys) if i >= carry and isinstance(y, Var)}
     needed = {var for equation in live(jaxpr.eqns, ys) for var in equation.outvars}
     made: dict[Any, JaxprEqn] = {
         equation.outvars[0]: equation

@@ -55,7 +55,7 @@ def bind_jit(
     if any(isinstance(x, jax.core.Tracer) for x in program.consts):
         # The function has closed over a value of a trace around it, which is no constant here.
         ins = [*[None] * len(program.consts), *ins]
-        jaxpr, inputs = jx.opened(program, inputs)
+        jaxpr, inputs = jx.constants_first(program, inputs)
         program = jx.with_constants(jaxpr, [])
     equations = program.jaxpr.eqns
     if len(equations) == 1 and equations[0].primitive is jit_p:  # it is one call already

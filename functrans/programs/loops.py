@@ -41,7 +41,7 @@ def scan(body: Callable, carry: Any, xs: Any, **options: Any) -> tuple:
 
         info = jx.debug_info("scan", body)
         program, results = stage(flat, [jax.typeof(x) for x in leaves], info)
-        jaxpr, inputs = jx.opened(program, leaves)
+        jaxpr, inputs = jx.constants_first(program, leaves)
         return jax.tree.unflatten(results, bind_jit(jx.with_constants(jaxpr, []), inputs, BODY))
 
     with set_current_trace(_OpeningTrace(jx.current_trace())):

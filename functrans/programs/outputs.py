@@ -25,13 +25,13 @@ class NewOutputs(NamedTuple):
     """`None` if there are none."""
     positions: list[int]
     """Of the outputs that are kept."""
-    sources: list[tuple[str, int]]
+    addresses: list[tuple[str, int]]
     """For each output of the whole program where its value is: `("in", i)` or `("new", i)`."""
 
     def all_outputs(self, inputs: Sequence, new: Sequence) -> list:
         """The outputs of the whole program."""
         at_hand = {"in": inputs, "new": new}
-        return [at_hand[kind][i] for kind, i in self.sources]
+        return [at_hand[kind][i] for kind, i in self.addresses]
 
 
 @caches.by_program
@@ -40,17 +40,17 @@ def new_outputs(program: ClosedJaxpr) -> NewOutputs:
     jaxpr = program.jaxpr
     found = {var: ("in", i) for i, var in enumerate(jaxpr.invars)}
     positions: list[int] = []
-    sources = []
+    addresses = []
     for i, atom in enumerate(jaxpr.outvars):
         if isinstance(atom, Literal) or atom not in found:
-            source = ("new", len(positions))
+            address = ("new", len(positions))
             positions.append(i)
             if isinstance(atom, Var):
-                found[atom] = source
+                found[atom] = address
         else:
-            source = found[atom]
-        sources.append(source)
+            address = found[atom]
+        addresses.append(address)
     # What is kept for a program must not keep the program.
-    shorter = len(positions) < len(sources)
+    shorter = len(positions) < len(addresses)
     kept = giving(program, [jaxpr.outvars[i] for i in positions]) if shorter else None
-    return NewOutputs(kept, positions, sources)
+    return NewOutputs(kept, positions, addresses)
