@@ -12,7 +12,7 @@ the mesh.  The transpose of a sum is a copy, and that of a copy is a sum,
 
 where every device counts: the inner product that defines a transpose is a sum over devices.
 
-Which devices count is what the types of `check_vma=True` add.  A value of a *varying* type is a
+The types of `check_vma=True` say which devices count.  A value of a *varying* type is a
 number on each device, and all count; one of an *invariant* type is a single number, of which each
 device has a copy, and it counts once.  So there are more operations,
 
@@ -29,7 +29,7 @@ dual of it, the type of its cotangents, is *reduced*: a single number like an in
     unreduced_psum             unreduced -> invariant       preduced
     unreduced_reduce_scatter   unreduced -> varying         all_gather_reduced
 
-and each of the right has the left for its transpose.
+and the operations on the right have those on the left as their transposes.
 
 Read next: `random.py`, keys and bits; or `../control_flow/shard_map.py`, where the axes come
 from.
@@ -98,15 +98,15 @@ def reduce_scatter_transpose(
     )
 
 
-# The blocks of a dimension go to the devices, and those of the devices to a dimension.  What makes
-# a block a dimension of its own (`tiled=False`) is another equation.
+# The blocks of a dimension go to the devices, and those of the devices to a dimension.  Another
+# equation makes a block a dimension of its own (`tiled=False`).
 def all_to_all_transpose(y_bar, x, *, split_axis, concat_axis, axis_name, axis_index_groups, **_):
     return lax.all_to_all(
         y_bar, axis_name, concat_axis, split_axis, axis_index_groups=axis_index_groups, tiled=True
     )
 
 
-# A device to which nothing is sent has a zero; what is sent nowhere has a zero for its cotangent.
+# A device that receives nothing has a zero; a value that is sent nowhere has a zero cotangent.
 def ppermute_transpose(y_bar, x, *, axis_name, perm):
     return lax.ppermute(y_bar, axis_name, [(target, source) for source, target in perm])
 
@@ -122,9 +122,9 @@ def pbroadcast_dynamic_transpose(y_bar, x, source, *, axis_name):
     return pbroadcast_transpose(y_bar, x, axis_name=axis_name, source=source)
 
 
-# The rows that a device has received are those that others have sent, and they go back: what was
-# an offset at the receiver is one at the sender.  What was overwritten has no part in y.  No row of
-# x is to be sent twice, as the operation that takes it back writes and does not add.
+# A device has received rows from others.  Their cotangents go back, and an offset at the receiver
+# becomes one at the sender.  The rows of `base` that were overwritten have no part in y.  No row of
+# x may be sent twice, because the operation that sends it back writes and does not add.
 def ragged_all_to_all_transpose(
     y_bar, x, base, sent_from, sent, written_at, received, *, axis_name, **groups
 ):

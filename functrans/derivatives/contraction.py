@@ -32,8 +32,8 @@ class Factor(NamedTuple):
 #
 #     x_bar[b,m,c] = sum_n y_bar[b,m,n] w[b,c,n]        w_bar[b,c,n] = sum_m x[b,m,c] y_bar[b,m,n]
 #
-# `dot_general` puts the letters of its left factor that are kept before those of the right, so of
-# the two orders of the factors that one is taken which needs no transpose of the result.
+# `dot_general` puts the letters of its left factor that are kept before those of the right. We take
+# the order of the factors that needs no transpose of the result.
 def letters_of(x, w, dimension_numbers):
     (x_contracted, w_contracted), (x_batch, w_batch) = dimension_numbers
     x_letters: list = [("m", d) for d in range(x.ndim)]

@@ -1,4 +1,4 @@
-"""What is done for its effect: it has no derivative, and some of it refuses to have one.
+"""Operations with an effect: none has a derivative, and some refuse to have one.
 
     print x,    check x        d = 0: it happens once, where the primals are computed
     y = callback(x)            what it does to x is not known here

@@ -83,7 +83,7 @@ linear(lax.gather_p, gather_transpose, jvp=gather_jvp)
 
 
 def read_back(x: Any, indices: Any, u: Any, params: dict) -> Any:
-    """Gather from `x` what a scatter of `u` with these params would write to; 0 out of bounds."""
+    """Gather from `x` the elements to which such a scatter of `u` writes; 0 out of bounds."""
     numbers = params["dimension_numbers"]
     single = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
     window = iter(u.shape[d] for d in numbers.update_window_dims)
@@ -140,8 +140,8 @@ scatter_sub_p = named("scatter_sub")
 linear(scatter_sub_p, scatter_sub_transpose, jvp=scatter_sub_jvp, argnums=(0, 2))
 
 
-# What was overwritten has no cotangent. Of several updates to one place one wins, and the others
-# have none either: each update writes its number, and those that then read their own have won.
+# An element that is overwritten has no cotangent. Of several updates to one place one wins, and the
+# others have none either. Each update writes its number; those that then read their own have won.
 def scatter_jvp(primals, tangents, **params):
     require_plain(params)
     x, indices, u = primals
@@ -199,11 +199,12 @@ def scatter_mul_jvp(primals, tangents, **params):
     return y, write_sum(x_dot, indices, u_dot, params)
 
 
-# Sorted by their places, updates to one place are neighbours, and those before k have the product
+# We sort the updates by place. Those to one place are then neighbours, and the product of those
+# before k is
 #
 #     p_k = u_(k-1) p_(k-1)        or 1 if k is the first at its place
 #
-# which is a linear recurrence; and so have those behind it.
+# a linear recurrence. The product of those behind k follows in the same way.
 def product_of_others(places, u):
     """For each element of `u` the product of the other elements that have its place."""
     order = lax.iota(np.int32, prod(u.shape))

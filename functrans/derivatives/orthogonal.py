@@ -48,8 +48,8 @@ from functrans.rules import Zero, checks, general, instantiate, linear
 #
 #     R_dot = Q^H A_dot - Omega R,        Q_dot = Q Omega + (1 - Q Q^H) A1_dot R1^-1,
 #
-# where 1 - Q Q^H = 0 unless there are more rows than columns. R1 is divided by: where the first k
-# columns of A are dependent there is no derivative, and the tangents are infinite or NaN.
+# where 1 - Q Q^H = 0 unless there are more rows than columns. We divide by R1: where the first k
+# columns of A are dependent, there is no derivative, and the tangents are infinite or NaN.
 def qr_tangent(q: Any, r: Any, a_dot: Any) -> tuple[Any, Any]:
     m, k = q.shape[-2:]
     quotient = triangular_solve(resized(r, k, k), resized(a_dot, m, k), lower=False)
@@ -88,12 +88,12 @@ general(qr_p, qr_jvp)
 #
 #     H_1 H_2 ... H_k = 1 - V T V^H,    T = (1 + D N)^-1 D,    D = diag(tau),  N = striu(V^H V)
 #
-# where V has the columns v_i, below a unit diagonal. From T^-1 = D^-1 + N follows, also if a tau_i
-# is zero, as T D^-1 = 1 - T N and D^-1 T = 1 - N T,
+# where V has the columns v_i, below a unit diagonal. As T^-1 = D^-1 + N, T D^-1 = 1 - T N and
+# D^-1 T = 1 - N T, we have, also if a tau_i is zero,
 #
 #     T_dot = -T (T^-1)_dot T = (1 - T N) D_dot (1 - N T) - T N_dot T.
 def reflectors(a: Any, k: int) -> Any:
-    """V, from the matrix below whose diagonal it is stored."""
+    """V, which is stored below the diagonal of the matrix."""
     v = lower_part(resized(a, a.shape[-2], k), -1)
     return add(v, eye_like(v))
 
@@ -166,7 +166,7 @@ linear(ormqr_p, ormqr_transpose, jvp=ormqr_jvp, argnums=2)
 # diagonal of U is tau. A real square matrix has tau_k = 0; nothing in V depends on that column of
 # U, and a 1 in its place keeps U invertible.
 def reflectors_tangent(packed, taus, a_dot):
-    """The tangents of R and, below the diagonal, V, in one matrix as they are; and of the taus."""
+    """The tangents of R and V, in one matrix as R and V are stored, and those of the taus."""
     m, n = packed.shape[-2:]
     k = taus.shape[-1]
     v = reflectors(packed, k)

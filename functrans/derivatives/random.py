@@ -5,7 +5,7 @@
 A sample is differentiable in the parameters of its distribution by the arithmetic that makes it
 from the bits (`mean + deviation * normal(key)`), whose rules are in the other files.
 
-Read next: `effects.py`, what is done for its effect.
+Read next: `effects.py`, operations with an effect.
 """
 
 import jax

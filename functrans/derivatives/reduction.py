@@ -66,7 +66,7 @@ general(lax.reduce_min_p, extremum(lax.reduce_min_p))
 
 
 # With the product of pairs, (a, a_dot)(b, b_dot) = (a b, a_dot b + a b_dot), one half of an axis is
-# multiplied with the other until one element is left.  Nothing is divided by, so zeros do no harm.
+# multiplied with the other until one element is left.  There is no division, so zeros do no harm.
 def reduce_prod_jvp(primals, tangents, *, axes, **_):
     (x,), x_dot = primals, instantiate(tangents[0])
     for axis in sorted(axes, reverse=True):
@@ -102,8 +102,8 @@ general(lax.reduce_prod_p, reduce_prod_jvp)
 
 # y_k = f(y_(k-1), x_k)  =>  y_k_dot = w_k y_(k-1)_dot + v_k x_k_dot   with   w, v = df/dy, df/dx.
 #
-# The composition of two such steps is one again, w2 (w1 y + u1) + u2 = (w2 w1) y + (w2 u1 + u2),
-# and it is associative, so that log n rounds do for n steps.
+# Two such steps compose to one, w2 (w1 y + u1) + u2 = (w2 w1) y + (w2 u1 + u2), and composition is
+# associative, so log n rounds are enough for n steps.
 def cumulative(primitive: Any, first: float, partials: Callable) -> Callable:
     def jvp(primals, tangents, *, axis, reverse):
         (x,), x_dot = primals, instantiate(tangents[0])
@@ -143,7 +143,7 @@ def cumlogsumexp_partials(y, y_before, x):
 
 
 def share(part, whole):
-    """`exp(part - whole)`, and 1 where the two are equal, be they infinite."""
+    """`exp(part - whole)`, and 1 where the two are equal, even if they are infinite."""
     return lax.select_n(eq(part, whole), lax.exp(sub(part, whole)), lax.full_like(whole, 1))
 
 

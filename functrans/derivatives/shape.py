@@ -73,7 +73,7 @@ linear(lax.rev_p, lambda y_bar, x, *, dimensions: lax.rev(y_bar, dimensions))
 # ---- copies: their cotangents are summed ---------------------------------------------------------
 
 
-# Summed are the new dimensions, and those in which the one element of x was repeated.
+# We sum over the new dimensions, and over those in which the one element of x was repeated.
 def broadcast_transpose(y_bar, x, *_, shape, broadcast_dimensions):
     kept = [d for d, size in zip(broadcast_dimensions, x.shape, strict=True) if size == shape[d]]
     axes = tuple(d for d in range(len(shape)) if d not in kept)
@@ -190,7 +190,7 @@ class EachToEach(Rule):
     def depends(self, params, inputs):
         return inputs
 
-    # Two equations for one: a barrier keeps each group together, and no longer both.
+    # Two equations take the place of one: a barrier keeps each group together, no longer both.
     def split(self, primitive, inputs, owned, params):
         outs: list = [None] * len(inputs)
         for flag in (False, True):
@@ -279,7 +279,7 @@ def declare_shard_alike(module: Any) -> None:
     call(alike_p, Alike(lambda params, live: params, lambda params: params))
 
 
-# What each host has, as an array of all of them; and back. Each undoes the other.
+# From the array on each host to one array of all hosts, and back: each undoes the other.
 @when_imported("multihost_utils")
 def declare_hosts(module: Any) -> None:
     whole_p = module.host_local_array_to_global_array_p

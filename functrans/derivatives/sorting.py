@@ -40,7 +40,7 @@ def permute(tangent: Any, indices: Any, axis: int) -> Any:
     return tangent if type(tangent) is Zero else take_along(tangent, indices, axis)
 
 
-# The permutation is what sorting makes of 0, 1, 2, ... when they are carried along.
+# Sorting carries 0, 1, 2, ... along, and they become the permutation.
 def sort_jvp(primals, tangents, *, dimension, is_stable, num_keys):
     positions = lax.broadcasted_iota(np.int32, np.shape(primals[0]), dimension)
     *ys, permutation = lax.sort_p.bind(
