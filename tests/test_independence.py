@@ -20,12 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax, nn
+from jax.experimental import pallas, sparse
 from jax.extend.core import Primitive
 from jax.interpreters import ad as jax_ad
 
 import functrans as ft
 
 PROGRAMS: dict[str, Callable[[Any], Any]] = {}
+PLACES = np.array([[0, 1], [0, 2], [1, 0], [3, 1], [3, 1]])
 
 
 def program(evaluate: Callable) -> Callable:
@@ -180,6 +182,26 @@ def indices_and_order(ad):
 
     y, pull = ad.vjp(fun, array(6))
     return y, pull(y)
+
+
+@program
+def a_sparse_network(ad):
+    def loss(values, x):
+        matrix = sparse.BCOO((values, PLACES), shape=(4, 3))
+        return jnp.sum(jnp.tanh(matrix @ x) ** 2) + jnp.sum((x @ matrix.T).sum() * values)
+
+    args = array(5), array(3)
+    return ad.grad(loss, (0, 1))(*args), ad.jvp(ad.grad(loss), args, args)
+
+
+@program
+def a_kernel(ad):
+    def kernel(x, y):
+        y[...] = jnp.sin(x[...]) * x[0]
+
+    out = jax.ShapeDtypeStruct((4,), jnp.float32)
+    fun = pallas.pallas_call(kernel, out_shape=out, interpret=True)
+    return ad.jvp(fun, (array(4),), (array(4) ** 2,))
 
 
 @program

@@ -20,6 +20,7 @@ from jax.interpreters import ad
 from rule_cases.table import IS_12
 
 import functrans as ft
+from functrans import extend
 from functrans.rules import RULES
 
 pytestmark = pytest.mark.usefixtures("float64", "quick_compilation")
@@ -181,15 +182,33 @@ if IS_12:  # JAX 0.10 has one kind of metadata for both halves
 
 
 def test_a_fused_call_is_derived_into_fused_calls() -> None:
-    """It is compiled for GPUs alone; here its halves are looked at."""
+    """It is compiled for GPUs alone; here the programs of its halves are evaluated."""
     spaces = jax.memory.Space.Device, jax.memory.Space.Host
     fun = fused.fused(out_spaces=spaces)(lambda x, y: (jnp.sin(x) * y, jnp.cos(x)))
-    program = ft.make_jaxpr(lambda x, y: ft.vjp(fun, x, y)[1](fun(x, y)))(V, V)
+    x, y = jnp.asarray(V), jnp.asarray(V**2)
+
+    def derivative(x, y):
+        (z, w), pull = ft.vjp(fun, x, y)
+        return ft.jvp(fun, (x, y), (y, x)), pull((z, w))
+
+    program = extend.staged(derivative, x, y).program
     calls = [e for e in program.eqns if e.primitive.name == "fused_call"]
-    first, back = calls[-2:]
+    first, pushed, back = calls
     assert first.params["out_spaces"][:2] == spaces
-    assert set(back.params["out_spaces"]) == {jax.memory.Space.Device}
-    assert [v.aval.shape for v in back.outvars] == [V.shape, V.shape]
+    assert pushed.params["out_spaces"] == spaces * 2
+    assert back.params["out_spaces"] == spaces[:1] * 2
+
+    def evaluated(equation, inputs):
+        if equation.primitive.name != "fused_call":
+            return extend.bind(equation, inputs)
+        inner = equation.params["jaxpr"]
+        return jax.core.eval_jaxpr(inner.jaxpr, inner.consts, *inputs)
+
+    z, w, z_dot, w_dot, x_bar, y_bar = extend.interpret(program, [x, y], evaluated)
+    np.testing.assert_allclose(z_dot, np.cos(x) * y * y + np.sin(x) * x)
+    np.testing.assert_allclose(w_dot, -np.sin(x) * y)
+    np.testing.assert_allclose(x_bar, np.cos(x) * y * z - np.sin(x) * w)
+    np.testing.assert_allclose(y_bar, np.sin(x) * z)
 
 
 if not IS_12:  # such a step is a call since JAX 0.11
@@ -216,6 +235,69 @@ def test_a_value_that_waits_for_another() -> None:
     tie_p = primitive("tie")
     y, (x_bar, y_bar) = ft.value_and_grad(lambda x, y: jnp.sin(tie_p.bind(x, y)), (0, 1))(1.0, 2.0)
     np.testing.assert_allclose((y, x_bar, y_bar), (np.sin(2.0), 0.0, np.cos(2.0)))
+
+
+class minutes(jax.dtypes.extended):
+    """A unit, as the type of an extended dtype."""
+
+
+class UnitRules:
+    """What JAX asks of an extended dtype whose elements are numbers."""
+
+    allow_conversion = True
+
+    @staticmethod
+    def physical_element_aval(dtype):
+        return jax.core.ShapedArray((), np.dtype("float64"))
+
+    @staticmethod
+    def tangent_dtype(dtype):
+        return dtype.tangent_dtype or dtype
+
+
+# JAX has no public name for the class of extended dtypes.
+ExtendedDType: Any = next(
+    kind for kind in type(jax.random.key(0).dtype).__mro__ if kind.__name__ == "ExtendedDType"
+)
+
+
+class Unit(ExtendedDType):
+    """Numbers with a unit; their tangents are plain numbers, or of the same dtype."""
+
+    _rules, type, itemsize = UnitRules, minutes, 8
+
+    def __init__(self, tangent_dtype: Any):
+        self.tangent_dtype, self.name = tangent_dtype, f"unit_{tangent_dtype}"
+
+    def __hash__(self):
+        return hash(self.name)
+
+    def __eq__(self, other):
+        return isinstance(other, Unit) and other.name == self.name
+
+
+@pytest.mark.parametrize("tangents", [np.dtype("float64"), np.dtype("float32"), None])
+def test_numbers_of_an_extended_dtype(tangents: Any) -> None:
+    """To it and back, where its tangents are numbers of either width, or of the dtype itself."""
+
+    def there_and_back(x):
+        y = lax.convert_element_type(jnp.sin(x), Unit(tangents))
+        return lax.convert_element_type(y, jnp.float64) * x
+
+    x = 0.5
+    want = np.cos(x) * x + np.sin(x)
+    rtol = 1e-6 if tangents == np.dtype("float32") else 1e-12
+    got = jax.jit(
+        lambda x: (
+            ft.grad(there_and_back)(x),
+            ft.jvp(there_and_back, (x,), (1.0,))[1],
+            ft.grad(ft.jit(there_and_back))(x),
+        )
+    )(x)
+    np.testing.assert_allclose(got, [want] * 3, rtol=rtol)
+    np.testing.assert_allclose(
+        ft.jit(ft.grad(ft.grad(there_and_back)))(x), 2 * np.cos(x) - np.sin(x) * x, rtol=rtol
+    )
 
 
 def test_arrays_of_a_host_and_of_all_hosts() -> None:
