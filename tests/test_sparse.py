@@ -71,7 +71,7 @@ def test_every_format_to_third_order(name: str) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_room_for_more_values_than_there_are(name: str) -> None:
-    """COO and CSR let what is left stand inside of the array; JAX counts that to its derivative."""
+    """COO lets what is left stand inside of the array; JAX counts that to its derivative."""
     m = jnp.asarray(M)
 
     def stored(m):

@@ -153,8 +153,8 @@ def declare_extract(primitive: Any, indices_of: Callable, count: int) -> None:
 
 
 def declare_fromdense(primitive: Any, indices_of: Callable, pads_inside: bool) -> None:
-    """`d = E^T a`, where E depends on what is zero in `a`. Values that are left over are zero; some
-    formats let them stand at a place inside of the array."""
+    """`d = E^T a`, where E depends on what is zero in `a`. Values that are left over are zero; one
+    format lets them stand at a place inside of the array."""
 
     def jvp(primals, tangents, **params):
         d, *structure = primitive.bind(*primals, **params)
@@ -318,7 +318,7 @@ def declare(sparse: Any) -> None:
         ("bcoo", of_coordinates, 1, False),
         ("bcsr", of_pointers, 2, False),
         ("coo", of_row_and_column, 2, True),
-        ("csr", of_pointers, 2, True),
+        ("csr", of_pointers, 2, False),
     ):
         primitives = vars(sparse)
         declare_todense(primitives[f"{name}_todense_p"], indices_of, count)
