@@ -104,6 +104,15 @@ def curvature(ad):
 
 
 @program
+def eigenvalues_and_singular_values(ad):
+    def loss(a):
+        (w, v), (u, s, vt) = jnp.linalg.eigh(a + a.T), jnp.linalg.svd(a)
+        return jnp.sum(w * v[0] ** 2) + jnp.sum(s * u[0] * vt[:, 1])
+
+    return ad.grad(loss)(array(3, 3))
+
+
+@program
 def a_linear_function(ad):
     y, push = ad.linearize(cross_entropy, PARAMS, DATA[0], DATA[1])
     zeros = np.zeros(DATA[1].shape, jax.dtypes.float0)

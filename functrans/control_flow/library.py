@@ -20,6 +20,7 @@ import jax.scipy.linalg
 from jax import lax
 from jax.lax.linalg import schur, triangular_solve
 
+from functrans.derivatives.common import zeros_like
 from functrans.derivatives.linalg import adjoint, eye_like, matmul, transposed, upper_part
 from functrans.errors import checks
 from functrans.rules import cast
@@ -59,13 +60,19 @@ def _batched(function: Callable, program: Any) -> str:
 #     (U + U_jj) y_j = r_j - Y_<j U_<j,j
 #
 # The derivatives of this solution are solutions for other right sides, so that nothing here is
-# differentiated. The transpose, X^T Y + Y X^T = R, is the same equation for Y^T and R^T.
+# differentiated. With L Y = X Y + Y X the transpose is L^T Y = X^T Y + Y X^T, the same equation for
+# Y^T and R^T. Both are solved as one symmetric system,
+#
+#     [ 0  L^T ] [Y]   [0]
+#     [ L   0  ] [Z] = [R]        with  Z = 0,
+#
+# whose transpose JAX need not derive.
 def sqrtm_tangent(x: Any, a: Any, a_dot: Any) -> Any:
     """The tangent of the root x of a."""
     z = schur(lax.convert_element_type(lax.stop_gradient(a), x.dtype))[1]
     u = upper_part(matmul(adjoint(z), matmul(lax.stop_gradient(x), z)))
 
-    def solve(_, r):
+    def solved(r):
         r = matmul(adjoint(z), matmul(r, z))
 
         def column(j, y):
@@ -78,9 +85,13 @@ def sqrtm_tangent(x: Any, a: Any, a_dot: Any) -> Any:
         y = lax.fori_loop(0, u.shape[-1], column, lax.full_like(r, 0))
         return matmul(z, matmul(y, adjoint(z)))
 
-    return lax.custom_linear_solve(
-        lambda y: matmul(x, y) + matmul(y, x),
-        cast(a_dot, jax.typeof(x)),
-        solve,
-        lambda _, r: transposed(solve(_, transposed(r))),
-    )
+    def both(yz):
+        (y, z), xt = yz, transposed(x)
+        return matmul(xt, z) + matmul(z, xt), matmul(x, y) + matmul(y, x)
+
+    def solve(_, sides):
+        of_transpose, r = sides
+        return solved(r), transposed(solved(transposed(of_transpose)))
+
+    right = cast(a_dot, jax.typeof(x))
+    return lax.custom_linear_solve(both, (zeros_like(right), right), solve, symmetric=True)[0]

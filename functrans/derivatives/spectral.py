@@ -159,6 +159,7 @@ def with_undetermined(w_dot: Any, vectors_dot: list, masks: list) -> tuple[Any, 
         (w_dot, vectors_dot, [w_dot] * len(masks)),
         solve=lambda _, b: b,
         transpose_solve=transpose,
+        symmetric=True,
     )
     w_dot, vectors_dot, uses = solved
     marked = []
