@@ -391,7 +391,8 @@ def call(primitive: Primitive, rule: Rule) -> None:
 
 # What the files of `derivatives/` need of values.
 instantiate, cast, constant = values.instantiate, values.cast, values.constant
-full, sharding_of, varying_as = values.full, values.sharding_of, values.varying_as
+full, sharding_of = values.full, values.sharding_of
+varying_as, broadcast_to = values.varying_as, values.broadcast_to
 
 
 # ---- the table -----------------------------------------------------------------------------------

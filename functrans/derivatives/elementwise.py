@@ -10,14 +10,20 @@ are not holomorphic (abs, sign, conj, real, imag) are linear or have a jvp over 
 Read next: `shape.py`, operations that move elements; or, in a first reading, `../linearize.py`.
 """
 
-from functools import reduce
+from functools import partial, reduce
+from itertools import combinations
+from math import comb, factorial, inf
 from math import log as log_of
+from typing import Any
 
-from jax import lax
-from jax.lax import cos, cosh, log, neg, rsqrt, select_n, sin, sinh, square
+import jax.numpy as jnp
+from jax import custom_jvp, lax
+from jax.custom_derivatives import SymbolicZero
+from jax.lax import cos, cosh, exp, log, neg, rsqrt, select_n, sin, sinh, square
 
 from functrans.derivatives.common import (
     add,
+    aval_of,
     cast_like,
     div,
     eq,
@@ -35,6 +41,7 @@ from functrans.rules import (
     Elementwise,
     Linear,
     Zero,
+    broadcast_to,
     call,
     elementwise,
     general,
@@ -42,6 +49,30 @@ from functrans.rules import (
     linear,
     zero,
 )
+
+# ---- how a derivative stays exact ----------------------------------------------------------------
+#
+# A formula may have the right value and cancel where it is differentiated: of (1 - x)(1 + x), which
+# is exact next to 1, the derivative (1 - x) - (1 + x) is lost near 0.  Then one formula gives the
+# value, as a constant, and another one, that is zero but for its derivative, is added.  And where a
+# square would leave the range of numbers, a constant scale takes everything near 1.
+
+
+def rise_of_square(x):
+    """`x^2 - c^2` at `c = x`: zero, whatever is rounded, with the derivatives of the square."""
+    c = lax.stop_gradient(x)
+    return mul(sub(x, c), add(x, c))
+
+
+def size_of(*xs):
+    """The largest of the numbers in absolute value, or of their parts, as a constant."""
+    parts = [part for x in xs for part in ((lax.real(x), lax.imag(x)) if is_complex(x) else (x,))]
+    return reduce(lax.max, (lax.abs(lax.stop_gradient(part)) for part in parts))
+
+
+def times_i(x):
+    return lax.complex(neg(lax.imag(x)), lax.real(x))
+
 
 # ---- arithmetic ----------------------------------------------------------------------------------
 
@@ -53,7 +84,7 @@ elementwise(lax.rem_p, 1, lambda z, x, y: neg(lax.round(div(sub(x, z), y))))
 elementwise(lax.square_p, lambda y, x: mul(2, x))
 elementwise(lax.sqrt_p, lambda y, x: div(0.5, y))
 elementwise(lax.rsqrt_p, lambda y, x: mul(-0.5, div(y, x)))
-elementwise(lax.cbrt_p, lambda y, x: div(1 / 3, square(y)))
+elementwise(lax.cbrt_p, lambda y, x: mul(1 / 3, lax.integer_pow(y, -2)))
 elementwise(
     lax.integer_pow_p,
     lambda z, x, *, y: mul(y, x if y == 2 else lax.integer_pow(x, y - 1)) if y else zeros_like(x),
@@ -94,16 +125,61 @@ class Product(Elementwise):
 call(lax.mul_p, Product([LINEAR, LINEAR]))
 
 
-# d(x^y)/dx = y x^(y-1), which is 0 for y = 0 also where x^(-1) is infinite.
+# The derivatives of x^y are a family that is closed under differentiation. With the product
+# (y)_n = y (y-1) ... (y-n+1),
+#
+#     d^n/dx^n d^k/dy^k x^y  =  x^(y-n) sum_j  binomial(k, j) log(x)^(k-j) d^j/dy^j (y)_n
+#
+# At x = 0 each is its limit from the right. A guard against 0 * inf in each by itself would have a
+# wrong derivative, and so the family says what its derivatives are.
+@partial(custom_jvp, nondiff_argnums=(0, 1))
+def power_derivative(n, k, x, y):
+    power, log_x, zeros = lax.pow(x, sub(y, n)), log(x), zeros_like(x)
+    terms = [mul(comb(k, j), falling_factorial(y, n, j)) for j in range(min(n, k) + 1)]
+    factor = reduce(add, [times_power(t, log_x, k - j) for j, t in enumerate(terms)])
+    # For x -> 0 the highest power of the logarithm prevails, of those whose factor is not 0.
+    limit, log_0 = zeros, lax.full_like(x, -inf)
+    for j, term in reversed(list(enumerate(terms))):
+        limit = select_n(eq(term, 0), times_power(term, log_0, k - j), limit)
+    factor = select_n(eq(x, 0), factor, limit)
+    return select_n(lax.bitwise_or(eq(factor, 0), eq(power, 0)), mul(factor, power), zeros)
+
+
+@partial(power_derivative.defjvp, symbolic_zeros=True)
+def power_derivative_jvp(n, k, primals, tangents):
+    slopes = zip(((n + 1, k), (n, k + 1)), tangents, strict=True)
+    terms = [
+        mul(power_derivative(*orders, *primals), dot)
+        for orders, dot in slopes
+        if type(dot) is not SymbolicZero
+    ]
+    return power_derivative(n, k, *primals), reduce(add, terms)
+
+
+def falling_factorial(y, n, j):
+    """The derivative of order `j` of `y (y-1) ... (y-n+1)`: each factor has the derivative 1."""
+    products = [
+        reduce(mul, (sub(y, i) for i in chosen), lax.full_like(y, 1))
+        for chosen in combinations(range(n), n - j)
+    ]
+    return mul(factorial(j), reduce(add, products))
+
+
+def times_power(x, y, n):
+    """`x y^n`"""
+    return mul(x, lax.integer_pow(y, n)) if n else x
+
+
+# An exponent that is a whole number has no derivative, and the guard none that could be wrong.
 def pow_by_base(z, x, y):
-    y = number(y, z) if type(y) in (int, float) else y
-    lowered = select_n(eq(y, 0), sub(y, 1), lax.full_like(y, 1))
-    return mul(lax.convert_element_type(y, z.dtype), lax.pow(x, lowered))
+    if aval_of(y).dtype.kind in "iu":
+        lowered = select_n(eq(y, 0), sub(y, 1), lax.full_like(y, 1))
+        return mul(lax.convert_element_type(y, z.dtype), lax.pow(x, lowered))
+    return power_derivative(1, 0, *(broadcast_to(v, aval_of(z)) for v in (x, y)))
 
 
-# d(x^y)/dy = log(x) x^y, whose limit for x -> 0 is 0 where y > 0.
 def pow_by_exponent(z, x, y):
-    return mul(log(select_n(eq(x, 0), x, lax.full_like(x, 1))), z)
+    return power_derivative(0, 1, *(broadcast_to(v, aval_of(z)) for v in (x, y)))
 
 
 elementwise(lax.pow_p, pow_by_base, pow_by_exponent)
@@ -131,10 +207,10 @@ general(polynomial_p, polynomial_jvp)
 
 elementwise(lax.exp_p, lambda y, x: y)
 elementwise(lax.exp2_p, lambda y, x: mul(log_of(2), y))
-elementwise(lax.expm1_p, lambda y, x: add(y, 1))
+# Not y + 1, which for x << 0 is lost in y = -1.
+elementwise(lax.expm1_p, lambda y, x: lax.exp(x))
 elementwise(lax.log_p, lambda y, x: div(1, x))
 elementwise(lax.log1p_p, lambda y, x: div(1, add(x, 1)))
-elementwise(lax.logistic_p, lambda y, x: mul(y, sub(1, y)))
 
 log2_p = named("log2")
 elementwise(log2_p, lambda y, x: div(1 / log_of(2), x))
@@ -143,29 +219,125 @@ elementwise(log2_p, lambda y, x: div(1 / log_of(2), x))
 
 elementwise(lax.sin_p, lambda y, x: cos(x))
 elementwise(lax.cos_p, lambda y, x: neg(sin(x)))
-elementwise(lax.tan_p, lambda y, x: add(1, square(y)))
 elementwise(lax.sinh_p, lambda y, x: cosh(x))
-elementwise(lax.cosh_p, lambda y, x: sinh(x))
-elementwise(lax.tanh_p, lambda y, x: sub(1, square(y)))
+# i sinh(x) = sin(i x), which for complex numbers is the more exact of the two.
+elementwise(lax.cosh_p, lambda y, x: neg(times_i(sin(times_i(x)))) if is_complex(x) else sinh(x))
 
 
-# 1 - x^2 without the cancellation near 1.
+# (1 + tanh x) e^-x = 1 / cosh x for x > 0, also where 1 - y^2 is lost in y = 1; and by symmetry for
+# x < 0. Its square has the derivatives of 1 - y^2.
+def sech_squared(y, x):
+    """`1 / cosh(x)^2`, of `y = tanh(x)`"""
+    constant_y, constant_x = rightwards(*map(lax.stop_gradient, (y, x)))
+    sech = mul(add(1, constant_y), exp(neg(constant_x)))
+    return sub(square(sech), rise_of_square(y))
+
+
+def rightwards(y, x):
+    """`-y, -x` where `x` is to the left of 0."""
+    if not is_complex(x):
+        return lax.abs(y), lax.abs(x)
+    is_left = lax.lt(lax.real(x), zeros_like(lax.real(x)))
+    return select_n(is_left, y, neg(y)), select_n(is_left, x, neg(x))
+
+
+# y = (1 + tanh(x/2)) / 2
+def logistic_slope(y, x):
+    half = mul(0.5, x)
+    return mul(0.25, sech_squared(lax.tanh(half), half))
+
+
+# i tan(x) = tanh(i x)
+def tan_slope(y, x):
+    if is_complex(x):
+        return sech_squared(times_i(y), times_i(x))
+    return add(1, square(y))
+
+
+elementwise(lax.tan_p, tan_slope)
+elementwise(lax.tanh_p, sech_squared)
+elementwise(lax.logistic_p, logistic_slope)
+
+
+# 1 - x^2 = s^2 (r^2 - (x/s)^2) with r = 1/s, without the cancellation near 1, and with a derivative
+# that has none near 0. The scale s is 1, or the size of a complex number far out.
 def one_minus_square(x):
-    return mul(sub(1, x), add(1, x))
+    """`r, r^2 - (x/s)^2`"""
+    r: Any = 1
+    if is_complex(x):
+        size = size_of(x)
+        inverse = select_n(gt(size, 2), lax.full_like(size, 1), div(1, size))
+        r = lax.complex(inverse, zeros_like(size))
+        x = mul(x, r)
+    c = lax.stop_gradient(x)
+    return r, sub(mul(sub(r, c), add(r, c)), rise_of_square(x))
 
 
-elementwise(lax.asin_p, lambda y, x: rsqrt(one_minus_square(x)))
-elementwise(lax.acos_p, lambda y, x: neg(rsqrt(one_minus_square(x))))
-elementwise(lax.atan_p, lambda y, x: div(1, add(1, square(x))))
-elementwise(lax.asinh_p, lambda y, x: rsqrt(add(1, square(x))))
-# Two roots, not the root of the product: their branch cuts are those of acosh.
-elementwise(lax.acosh_p, lambda y, x: mul(rsqrt(sub(x, 1)), rsqrt(add(x, 1))))
-elementwise(lax.atanh_p, lambda y, x: div(1, one_minus_square(x)))
-elementwise(
-    lax.atan2_p,
-    lambda z, x, y: div(y, add(square(x), square(y))),
-    lambda z, x, y: neg(div(x, add(square(x), square(y)))),
-)
+def asin_slope(y, x):
+    r, w = one_minus_square(x)
+    return mul(r, rsqrt(w))
+
+
+def atanh_slope(y, x):
+    r, w = one_minus_square(x)
+    return mul(r, div(r, w))
+
+
+# The product of two roots, not the root of the product, has the branch cuts of acosh. Where the sum
+# of their derivatives cancels, near 0, there are complex numbers only.
+def acosh_slope(y, x):
+    slope = mul(rsqrt(sub(x, 1)), rsqrt(add(x, 1)))
+    if not is_complex(x):
+        return slope
+    _, w = one_minus_square(x)
+    slope, w_here = map(lax.stop_gradient, (slope, w))
+    return mul(slope, rsqrt(div(w, w_here)))
+
+
+# 1 + x^2 = s^2 (r^2 + (x/s)^2) with r = 1/s, for the scale s = max(1, |x|) of a real number.
+def one_plus_square(x):
+    """`r, r^2 + (x/s)^2`"""
+    scale = lax.clamp(number(1, x), size_of(x), number(jnp.finfo(aval_of(x).dtype).max, x))
+    r = div(1, scale)
+    return r, add(square(r), square(div(x, scale)))
+
+
+# i atan(x) = atanh(i x)
+def atan_slope(y, x):
+    if is_complex(x):
+        return atanh_slope(y, times_i(x))
+    r, w = one_plus_square(x)
+    return mul(r, div(r, w))
+
+
+# i asinh(x) = asin(i x)
+def asinh_slope(y, x):
+    if is_complex(x):
+        return asin_slope(y, times_i(x))
+    r, w = one_plus_square(x)
+    return mul(r, rsqrt(w))
+
+
+elementwise(lax.asin_p, asin_slope)
+elementwise(lax.acos_p, lambda y, x: neg(asin_slope(y, x)))
+elementwise(lax.atan_p, atan_slope)
+elementwise(lax.asinh_p, asinh_slope)
+elementwise(lax.acosh_p, acosh_slope)
+elementwise(lax.atanh_p, atanh_slope)
+
+
+# The scale is the larger argument, or near it, so that its inverse is a normal number as well. (To
+# divide by the scale would not do: of a quotient of quotients XLA makes one, by the product of the
+# divisors, which is as large as a square.)
+def angle_slope(x, y):
+    """`y / (x^2 + y^2)`"""
+    limits = jnp.finfo(aval_of(x).dtype)
+    r = div(1, lax.clamp(number(limits.tiny, x), size_of(x, y), number(limits.max / 4, x)))
+    x, y = mul(x, r), mul(y, r)
+    return mul(div(y, add(square(x), square(y))), r)
+
+
+elementwise(lax.atan2_p, lambda z, x, y: angle_slope(x, y), lambda z, x, y: neg(angle_slope(y, x)))
 
 # ---- extrema and selection -----------------------------------------------------------------------
 
