@@ -297,7 +297,8 @@ def acosh_slope(y, x):
 # 1 + x^2 = s^2 (r^2 + (x/s)^2) with r = 1/s, for the scale s = max(1, |x|) of a real number.
 def one_plus_square(x):
     """`r, r^2 + (x/s)^2`"""
-    scale = lax.clamp(number(1, x), size_of(x), number(jnp.finfo(aval_of(x).dtype).max, x))
+    limits: Any = jnp.finfo(aval_of(x).dtype)
+    scale = lax.clamp(number(1, x), size_of(x), number(limits.max, x))
     r = div(1, scale)
     return r, add(square(r), square(div(x, scale)))
 
@@ -331,7 +332,7 @@ elementwise(lax.atanh_p, atanh_slope)
 # divisors, which is as large as a square.)
 def angle_slope(x, y):
     """`y / (x^2 + y^2)`"""
-    limits = jnp.finfo(aval_of(x).dtype)
+    limits: Any = jnp.finfo(aval_of(x).dtype)
     r = div(1, lax.clamp(number(limits.tiny, x), size_of(x, y), number(limits.max / 4, x)))
     x, y = mul(x, r), mul(y, r)
     return mul(div(y, add(square(x), square(y))), r)

@@ -11,6 +11,7 @@ Read next: `sums.py`, what is done after a loop.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ from functrans.tracer import RecordingTrace, stage
 from functrans.values import Flags
 
 ARITHMETIC = (lax.add_p, lax.sub_p, lax.mul_p, lax.neg_p, lax.square_p, lax.integer_pow_p)
+# What is cheaper to compute twice than to stack and to read again.
+CHEAP = (*ARITHMETIC, lax.abs_p, lax.exp_p, lax.tanh_p, lax.logistic_p, lax.stop_gradient_p)
 
 
 class Address(NamedTuple):
@@ -189,8 +192,10 @@ def _without(half: Halves, outputs: list, moved: dict[Var, Address]) -> Halves:
 def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Address], Halves]:
     """What a loop need not stack: what only the second half reads, and can make of what it has.
 
-    Of `s = logistic(x)` the second half reads `s` and `s (1 - s)`; it is given `s` alone. Nothing
-    is computed twice, as the first half then does without. Arithmetic alone is postponed.
+    Of `s = square(x)` the second half may read `s` and `1 - s`; it is given `s` alone. Nothing is
+    computed twice, as the first half then does without. So it is with arithmetic alone. But of
+    `y = tanh(x)` it reads `y` and `1 / cosh(x)^2`, and is given `x`: of several cheap functions of
+    one value, the value is stacked.
 
     Returns the program that makes such residuals, the addresses of its inputs, and the halves in
     which the addresses of its results are `later`. `carry` is the number of results of the first
@@ -215,9 +220,14 @@ def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Address], Halv
         if all(isinstance(a, Literal) or a in at_hand for a in equation.invars):
             at_hand.add(var)
             can_be_made.add(var)
-    kept, later = values.part(fresh, [var in can_be_made for var in fresh])
+    kept = [var for var in fresh if var not in can_be_made]
+    origin = origins(jaxpr.eqns)
+    counts = Counter(origin.get(var, var) for var in kept)
+    kept = list(dict.fromkeys(x if counts[x := origin.get(var, var)] > 1 else var for var in kept))
     found |= dict(zip(kept, numbered("fresh", kept), strict=True))
-    equations = live([e for var, e in made.items() if var not in found], later)
+    later = [var for var in fresh if var not in found]
+    makers = {*made, *origin} - found.keys()
+    equations = live([e for e in jaxpr.eqns if not makers.isdisjoint(e.outvars)], later)
     own = {equation.outvars[0] for equation in equations}
     leaves = {
         a: found[a] for e in equations for a in e.invars if isinstance(a, Var) and a not in own
@@ -225,3 +235,13 @@ def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Address], Halv
     program = jx.closed(list(leaves), later, equations, jaxpr.debug_info)
     moved = found | dict(zip(later, numbered("later", later), strict=True))
     return program, list(leaves.values()), _without(half, [*ys, *kept], moved)
+
+
+def origins(equations: Sequence[JaxprEqn]) -> dict[Var, Var]:
+    """For each cheap function of a single value, that value; the functions may be composed."""
+    found: dict[Var, Var] = {}
+    for equation in equations:
+        of = {found.get(atom, atom) for atom in equation.invars if isinstance(atom, Var)}
+        if equation.primitive in CHEAP and len(of) == 1:
+            found[equation.outvars[0]] = of.pop()
+    return found
