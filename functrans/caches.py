@@ -4,9 +4,11 @@
     by_program     (program, key) -> result      as long as the program lives
     by_function    (function, key) -> result     as long as the user's function lives
 
-A key holds all on which the result depends: also the modes of JAX that change what a rule writes,
-and the version of the table of rules, which a declaration in place of another one raises.  Several
-threads may compute one result; the first to store it gives the one that all of them get.
+A key holds all on which the result depends: also JAX's options that change what is written, and
+the version of the table of rules, which a declaration in place of another one raises.  What a rule
+makes of types does not depend on the options that say how strict JAX is with a user: it is made
+without them.  And all is made as if `jit` were not disabled.  Several threads may compute one
+result; the first to store it gives the one that all of them get.
 
 Read next: `rules.py`, the derivative of one equation.
 """
@@ -16,8 +18,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import operator
 import weakref
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Any
 
 import jax
@@ -28,6 +31,19 @@ SIZE = 8192
 
 _EMPTY: list[Callable[[], None]] = []
 """Functions that empty one cache each."""
+
+
+_of_types = operator.attrgetter("jax_enable_x64", "jax_default_matmul_precision")
+_of_strictness = operator.attrgetter("jax_numpy_rank_promotion", "jax_numpy_dtype_promotion")
+_config: Any = jax.config
+
+
+@contextlib.contextmanager
+def without_strictness() -> Iterator[None]:
+    """Our own code is not checked for what a user wants to have checked in his."""
+    promotions = jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard")
+    with jax.disable_jit(False), promotions[0], promotions[1]:
+        yield
 
 
 class Version:
@@ -78,18 +94,18 @@ def by_types(function: Callable) -> Callable:
     """
     memory: dict[Any, Any] = {}
     emptied_by(memory.clear)
-    config: Any = jax.config
 
     @functools.wraps(function)
     def cached(params: tuple, key: tuple, at: Any = None) -> Any:
-        entry = params, key, kinds([value for _, value in params])
-        entry = *entry, config.jax_enable_x64, config.jax_default_matmul_precision
+        entry = params, key, kinds([value for _, value in params]), _of_types(_config)
         try:
             found = memory.get(entry)
         except TypeError:
             return None
         if found is None and not any(callable(value) for _, value in params):
-            found = memory.setdefault(entry, function(params, key, at))
+            with without_strictness():
+                made = function(params, key, at)
+            found = memory.setdefault(entry, made)
             while len(memory) > SIZE:
                 memory.pop(next(iter(memory)), None)
         return found
@@ -107,9 +123,11 @@ def by_program(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def cached(program: Any, *key: Hashable, **rest: Any) -> Any:
-        entries, entry = memory.setdefault(program, {}), (*key, Version.rules)
+        options = _of_types(_config), _of_strictness(_config)
+        entries, entry = memory.setdefault(program, {}), (*key, Version.rules, options)
         if entry not in entries:
-            entries.setdefault(entry, function(program, *key, **rest))
+            with jax.disable_jit(False):
+                entries.setdefault(entry, function(program, *key, **rest))
         return entries[entry]
 
     return cached

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax.core
 from jax.extend.core import ClosedJaxpr, Literal, set_current_trace
+from jax.extend.core.primitives import custom_jvp_call_p
 
 from functrans import appearance, caches, values
 from functrans import jaxpr as jx
@@ -191,8 +192,8 @@ class ForwardTrace(Trace):
         # If a jaxpr is being written and all inputs are tracers, no Python needs their values. So
         # the function is staged first, and then its equations are read, with handles for tracers.
         tracers = all(isinstance(x, jax.core.Tracer) for x in values.pick(primals, moving))
-        if self.sink.is_writing and tracers:
-            return self.run_staged(fun, primals, tangents)
+        if self.sink.is_writing and tracers and (result := self.run_staged(fun, primals, tangents)):
+            return result
         try:
             with set_current_trace(self):
                 outs, aux = fun(*self.join(primals, moving, values.pick(tangents, moving)))
@@ -201,8 +202,11 @@ class ForwardTrace(Trace):
         finally:
             self.invalidate()
 
-    def run_staged(self, fun: Callable, primals: Sequence, tangents: Sequence) -> tuple:
-        """The same, where the function is staged first and then read."""
+    def run_staged(self, fun: Callable, primals: Sequence, tangents: Sequence) -> tuple | None:
+        """The same, where the function is staged first and then read.
+
+        `None` where a custom rule has closed over what was traced: it must run before that ends.
+        """
         traced = [isinstance(x, jax.core.Tracer) for x in primals]
         fixed, inputs = values.part(primals, traced)
 
@@ -214,6 +218,8 @@ class ForwardTrace(Trace):
 
         avals, info = [jax.typeof(x) for x in inputs], jx.debug_info("forward", fun)
         program, (count, kept, rest) = stage(body, avals, info)
+        if any(e.primitive is custom_jvp_call_p and e.params["num_consts"] for e in program.eqns):
+            return None
         ys, y_dots = self.run_jaxpr(program, inputs, values.pick(tangents, traced), True)
         return ys[:count], y_dots[:count], values.merge(rest, ys[count:], kept)
 

@@ -159,6 +159,9 @@ def _compile(fun: Callable, options: dict) -> Any:
 
     @functools.wraps(fun, updated=())
     def staged(*args, **kwargs):
+        config: Any = jax.config
+        if config.jax_disable_jit:
+            return fun(*args, **kwargs)
         flat, tree = jax.tree.flatten((args, kwargs))
         # JAX hands over traced arguments as tracers, and static ones as they are.
         traced = [isinstance(x, jax.core.Tracer) for x in flat]

@@ -34,6 +34,8 @@ from functrans.programs.outputs import new_outputs
 from functrans.rules import RULES
 from functrans.tracer import StagingTrace
 
+_config: Any = jax.config
+
 Handle = Any
 """An atom where a trace writes; elsewhere a value."""
 
@@ -177,7 +179,8 @@ class Running:
             return jx.bind(equation, inputs)
 
     def run(self, template: Template, inputs: Sequence, equation: JaxprEqn | None) -> list:
-        if type(self.trace) is jx.EvalTrace and template.compiles:
+        compiles = template.compiles and not _config.jax_disable_jit
+        if compiles and type(self.trace) is jx.EvalTrace:
             try:
                 return template.compiled(*inputs)
             except NotImplementedError:  # of a primitive that XLA does not know

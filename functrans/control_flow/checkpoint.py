@@ -22,21 +22,32 @@ from jax.extend.core.primitives import cond_p, jit_p, remat_p, scan_p
 
 from functrans import caches, values
 from functrans import jaxpr as jx
-from functrans.control_flow.base import CallRule
+from functrans.control_flow.base import CallRule, Roles
 from functrans.control_flow.scan import Loop
 from functrans.errors import operations
 from functrans.linearize import linearize_jaxpr
 from functrans.programs.halves import divided
+from functrans.programs.jitted import roles
 from functrans.programs.live import giving
 from functrans.rules import call
 from functrans.tracer import stage
 from functrans.values import Flags
 
 
-def bind(program: ClosedJaxpr, args: Sequence, params: dict, differentiated: bool = True) -> list:
-    """Evaluate a derived jaxpr in place of the one that the equation with these params carries."""
+def bind(
+    program: ClosedJaxpr, args: Sequence, params: dict, ins: Roles, differentiated: bool = True
+) -> list:
+    """Evaluate a derived jaxpr in place of the one that the equation with these params carries.
+
+    `ins` are the roles of the inputs. What stands for an input has its flag of `prevent_cse`.
+    """
     jaxpr, inputs = jx.constants_first(program, args)
-    return remat_p.bind(*inputs, **params | {"jaxpr": jaxpr, "differentiated": differentiated})
+    prevented = params["prevent_cse"]
+    if not isinstance(prevented, bool):
+        own = [prevented[r.index] if r and r.side == "in" else True for r in ins]
+        prevented = (*[False] * len(program.consts), *own)
+    derived = {"jaxpr": jaxpr, "differentiated": differentiated, "prevent_cse": prevented}
+    return remat_p.bind(*inputs, **params | derived)
 
 
 # ---- what is saved -------------------------------------------------------------------------------
@@ -247,26 +258,33 @@ class CheckpointRule(CallRule):
         return (jx.closed_of(params["jaxpr"]),)
 
     def with_bodies(self, params, bodies, ins, outs):
-        return params | {"jaxpr": bodies[0].jaxpr}
+        prevented = params["prevent_cse"]
+        if not isinstance(prevented, bool):
+            prevented = tuple(values.pick(prevented, ins))
+        return params | {"jaxpr": bodies[0].jaxpr, "prevent_cse": prevented}
 
     def again(self, primitive, params, bodies, inputs, ins, outs):
-        return bind(bodies[0], inputs, params, params["differentiated"])
+        return bind(bodies[0], inputs, params, ins, params["differentiated"])
 
     def linearize(self, primitive, primals, tangents, params):
         (program,), moving = self.bodies(params), values.moving(tangents)
         primal, pushforward, moved = checkpointed(program, moving, params["policy"])
-        outs = bind(primal, primals, params, params["differentiated"])
+        ins = roles("in", [True] * len(primals))
+        outs = bind(primal, primals, params, ins, params["differentiated"])
         outs, saved = outs[: len(moved)], outs[len(moved) :]
-        y_dots = bind(pushforward, [*primals, *saved, *values.pick(tangents, moving)], params)
+        ins = [*ins, *[None] * len(saved), *roles("in", moving)]
+        y_dots = bind(pushforward, [*primals, *saved, *values.pick(tangents, moving)], params, ins)
         return outs, values.with_zeros(y_dots, moved, [values.typeof(out) for out in outs])
 
     def split(self, primitive, inputs, owned, params):
         (program,), owned = self.bodies(params), tuple(owned)
         first, second, moved = separated(program, owned, params["policy"])
         (known, rest), count = values.part(inputs, owned), len(moved) - sum(moved)
-        outs = bind(first, known, params, params["differentiated"])
+        ins, ins_rest = values.part(roles("in", [True] * len(inputs)), owned)
+        outs = bind(first, known, params, ins, params["differentiated"])
         linear = [*known, *outs[count:], *rest]
-        y_dots = bind(second, linear, params, params["differentiated"])
+        ins = [*ins, *[None] * len(outs[count:]), *ins_rest]
+        y_dots = bind(second, linear, params, ins, params["differentiated"])
         return values.merge(outs[:count], y_dots, moved)
 
 

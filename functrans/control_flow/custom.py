@@ -29,6 +29,7 @@ from functrans import jaxpr as jx
 from functrans import values
 from functrans.control_flow.calls import InlinedRule, pushed, recorded, transpose_inside
 from functrans.derivatives.common import emitted
+from functrans.errors import operations
 from functrans.linearize import linearize
 from functrans.programs.halves import reached_outputs
 from functrans.programs.replay import replay
@@ -67,7 +68,10 @@ class CustomJvpRule(CustomRule):
     def forward(self, primitive, primals, tangents, params):
         _, jvp = params["subfuns"]
         given = _to_symbolic if params["symbolic_zeros"] else values.instantiate
-        outs = jvp.call_wrapped(*primals, *map(given, tangents))
+        try:
+            outs = jvp.call_wrapped(*primals, *map(given, tangents))
+        except jax.errors.UnexpectedTracerError as error:
+            raise operations.ended_trace() from error
         split = len(outs) // 2
         return list(outs[:split]), [from_symbolic(t) for t in outs[split:]]
 

@@ -17,6 +17,7 @@ from jax.extend.core import Primitive
 
 from functrans import values
 from functrans.errors.lines import in_place_of_numpy, user_line
+from functrans.errors.tracebacks import ENDED
 
 
 class NotLinear(TypeError):
@@ -35,6 +36,13 @@ class NotLinear(TypeError):
                 f"depend on what the function is linear in. {hint}"
             )
         return cls(f"cannot transpose '{primitive}' at {user_line()}: {whole}. {hint}")
+
+
+def ended_trace() -> jax.errors.UnexpectedTracerError:
+    return jax.errors.UnexpectedTracerError(
+        f"the rule of the custom_jvp function at {user_line()} uses a value whose tracing has "
+        f"ended. {ENDED}"
+    )
 
 
 def no_rule(primitive: Primitive) -> NotImplementedError:

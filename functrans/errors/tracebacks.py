@@ -28,8 +28,20 @@ _LEFT_OUT = tuple(
 )
 
 
+ENDED = (
+    "It may be one of the nondiff_argnums of a custom_jvp or custom_vjp function, or a value that "
+    "its rule closes over, which a jit, scan or other call around traces: the rule runs after that "
+    "has ended. Pass it as an ordinary argument."
+)
+"""What to do about a value whose tracing has ended."""
+
+
 def shorten(error: BaseException) -> None:
     """Leave our frames out of the traceback of an exception, and of what caused it."""
+    if isinstance(error, jax.errors.UnexpectedTracerError) and "nondiff_argnums" not in str(error):
+        noted = getattr(error, "__notes__", [])
+        if ENDED not in noted:
+            error.add_note(ENDED)
     if getattr(jax.config, "jax_traceback_filtering", None) == "off":
         return
     caused: BaseException | None = error
