@@ -34,7 +34,7 @@ from functrans.linearize import linearize
 from functrans.programs.halves import reached_outputs
 from functrans.programs.replay import replay
 from functrans.reverse import transpose_function
-from functrans.rules import CALL, NotLinear, Rule, call, staging_rule, without_name
+from functrans.rules import CALL, NotLinear, Rule, Trimmed, call, staging_rule, without_name
 from functrans.values import Zero
 
 
@@ -199,9 +199,37 @@ call(custom_vjp_call_p, CustomVjpRule())
 call(transposed_p, TransposedRule())
 
 
+class ForwardRule(InlinedRule):
+    """What JAX makes of a forward rule with `optimize_remat=True`: where nobody reads a residual
+    that it computes, the function itself runs in its place."""
+
+    def trim(self, params, wanted):
+        count, consts = params["num_res"], params["num_consts"]
+        if any(wanted[:count]):
+            return None
+        program = _function_itself(params)
+        inputs = [False] * consts + [True] * len(program.in_avals)
+        outputs = [False] * count + [True] * len(program.out_avals)
+        kept = params | {"fwd_jaxpr": program, "num_consts": 0, "num_res": 0}
+        return Trimmed(kept, inputs, outputs)
+
+
+def _function_itself(params: dict) -> Any:
+    jaxpr, consts = params["fun_jaxpr_thunk"]()
+    parts = jaxpr.invars, jaxpr.outvars, jaxpr.eqns, jaxpr.debug_info, jaxpr.constvars
+    return jx.closed(*parts, consts)
+
+
+def _without_residuals(trace, primitive, args, params):
+    """There may be none, as all are arguments."""
+    if params["num_res"]:
+        return None
+    return replay(trace, _function_itself(params), args[params["num_consts"] :])
+
+
 @without_name
 def declare_optimized() -> None:
-    """What JAX makes of a forward rule with `optimize_remat=True`."""
+    """Find the primitive that stands for such a forward rule."""
 
     @jax.custom_vjp
     def identity(x):
@@ -213,4 +241,5 @@ def declare_optimized() -> None:
         return linearize(lambda x: ([identity(x)], []), [x], [True])[0][0]
 
     for primitive in emitted(linearized):
-        call(primitive, InlinedRule("fwd_jaxpr"))
+        call(primitive, ForwardRule("fwd_jaxpr"))
+        staging_rule(primitive, _without_residuals)
