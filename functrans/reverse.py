@@ -34,7 +34,7 @@ def pull(operation: Operation, inputs: list, cotangents: list) -> list:
     primitive, params = operation.primitive, operation.params
     x_bars = rule_of(primitive).transpose(primitive, cotangents, inputs, params)
     pairs = values.pick(zip(inputs, x_bars, strict=True), values.linear(inputs))
-    return [Zero(x.aval) if x_bar is None else x_bar for x, x_bar in pairs]
+    return [Zero(x.aval) if x_bar is None else values.sum_to(x_bar, x.aval) for x, x_bar in pairs]
 
 
 class Pulled(NamedTuple):

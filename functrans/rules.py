@@ -180,15 +180,14 @@ class Elementwise(Rule):
     def transpose(self, primitive, cotangents, inputs, params):
         linear = sum(values.linear(inputs))
 
-        def pull(i, x):
+        def pull(i):
             partial = self.partials[i]
             # `LINEAR` means in each by itself, not in all together.
             if partial not in (1, -1, LINEAR) or (partial is LINEAR and linear > 1):
                 raise NotLinear.at(primitive, inputs)
-            x_bar = self._linear_term(primitive, i, cotangents[0], inputs, params)
-            return values.sum_to(x_bar, x.aval)
+            return self._linear_term(primitive, i, cotangents[0], inputs, params)
 
-        return [pull(i, x) if type(x) is Linear else None for i, x in enumerate(inputs)]
+        return [pull(i) if type(x) is Linear else None for i, x in enumerate(inputs)]
 
     def _linear_term(self, primitive, i, vector, inputs, params):
         """The vector times a partial derivative that is 1, -1 or the operation itself."""

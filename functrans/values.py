@@ -221,9 +221,10 @@ def broadcast_to(x: Any, aval: Any) -> Any:
 
 
 def sum_to(x: Any, aval: Any) -> Any:
-    """The transpose of `broadcast_to`."""
-    shape = typeof(x).shape
-    if shape == aval.shape:
+    """The transpose of `broadcast_to`: whatever a rule gives for an input becomes the cotangent of
+    the input itself, which the operation may have broadcast against the others."""
+    shape: Any = getattr(aval_of(x), "shape", None)  # not every type is that of an array
+    if type(x) is Zero or shape == getattr(aval, "shape", None):
         return x
-    axes = tuple(i for i in range(len(shape)) if not aval.shape or shape[i] != aval.shape[i])
+    axes = tuple(i for i, size in enumerate(shape) if not aval.shape or size != aval.shape[i])
     return lax.reshape(lax.reduce_sum(x, axes), aval.shape)
