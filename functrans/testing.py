@@ -31,6 +31,7 @@ import numpy as np
 import functrans as ft
 
 JAX = "JAX"
+AROUND = "JAX around"
 DIFFERENCES = "differences"
 
 Tree = Any
@@ -97,7 +98,8 @@ def cross_check(
       *args: where to differentiate it.
       order: the highest derivative; 2 compares 'jvp of vjp' and the like as well.
       modes: "fwd", "rev" or both.
-      against: `JAX` (in the dtypes of `args`), `DIFFERENCES` (in float64), or both.
+      against: `JAX` (in the dtypes of `args`), `DIFFERENCES` (in float64), or both; or `AROUND`,
+        JAX's derivative of functrans's derivative of one order less.
       jitted: whether to evaluate everything in one compiled program, with `jit` of either library.
       rtol, atol: an array passes if it differs by at most `atol + rtol * (its largest entry)`;
         they come from the dtypes if left out.
@@ -117,16 +119,21 @@ def cross_check(
     ours = _tower(ft, fun, order, modes, seed)
     evaluate = _evaluator(ft, ours, jitted)
     rows: list[Row] = []
-    if JAX in against:
-        reference = _evaluator(jax, _tower(jax, fun, order, modes, seed), jitted)
-        both = _both(evaluate, reference, jitted)
+    towers = {JAX: _tower(jax, fun, order, modes, seed), AROUND: _around(ours, modes, seed)}
+    references = {name: _evaluator(jax, towers[name], jitted) for name in towers if name in against}
+    if references:
+        both = _both(evaluate, references, jitted)
         mine, theirs = both(*args)
-        rows += [_compare(d.name, JAX, mine[d.name], theirs[d.name], rtol, atol) for d in ours[1:]]
+        rows += [
+            _compare(d.name, name, mine[d.name], theirs[name][d.name], rtol, atol)
+            for name in references
+            for d in towers[name][1:]
+        ]
     if DIFFERENCES in against:
         types = _types(args)
         with jax.enable_x64(True):
             wide = _widen(args)
-            if JAX in against and jitted and types == _types(wide):
+            if references and jitted and types == _types(wide):
                 # It is compiled already, and what JAX's part of it costs is less than compiling.
                 evaluate = lambda *xs: both(*xs)[0]  # noqa: E731
             rows += _rows_against_differences(ours, evaluate, wide, seed, rtol, atol, eps)
@@ -160,7 +167,10 @@ def check_grads(
 def _check_options(order: int, modes: Sequence[str], against: Sequence[str]) -> None:
     if order < 1:
         raise ValueError(f"order must be at least 1, not {order}")
-    for name, given, known in (("modes", modes, MODES), ("against", against, (JAX, DIFFERENCES))):
+    for name, given, known in (
+        ("modes", modes, MODES),
+        ("against", against, (JAX, AROUND, DIFFERENCES)),
+    ):
         if isinstance(given, str) or not given or not set(given) <= set(known):
             raise ValueError(
                 f"{name} must be a sequence with some of {tuple(known)}, not {given!r}"
@@ -230,6 +240,19 @@ def _tower(
     return tower
 
 
+def _around(ours: list[_Derivative], modes: Sequence[str], seed: int) -> list[_Derivative]:
+    """JAX's transform in place of each outermost one of ours."""
+    functions = {derivative.name: derivative.function for derivative in ours}
+    transforms = {name: t for mode in modes for name, t in MODES[mode].items()}
+
+    def around(d: _Derivative) -> _Derivative:
+        inner = functions[d.inner]
+        return d._replace(function=transforms[d.outer](jax, inner, (seed, d.level)))
+
+    value, primal, *derivatives = ours
+    return [value, primal._replace(function=value.function), *map(around, derivatives)]
+
+
 def _evaluator(ad: ModuleType, tower: list[_Derivative], jitted: bool) -> Callable:
     """`args -> {name: derivative}`, in one program if `jitted`."""
 
@@ -239,11 +262,11 @@ def _evaluator(ad: ModuleType, tower: list[_Derivative], jitted: bool) -> Callab
     return ad.jit(evaluate) if jitted else evaluate
 
 
-def _both(ours: Callable, theirs: Callable, jitted: bool) -> Callable:
-    """Both results; in one program if `jitted`: XLA compiles once what both of them write."""
+def _both(ours: Callable, theirs: dict[str, Callable], jitted: bool) -> Callable:
+    """All results; in one program if `jitted`: XLA compiles once what several of them write."""
 
     def evaluate(*args):
-        return ours(*args), theirs(*args)
+        return ours(*args), {name: reference(*args) for name, reference in theirs.items()}
 
     return jax.jit(evaluate) if jitted else evaluate
 

@@ -390,25 +390,35 @@ linear(lax.conj_p, lambda y_bar, x: lax.conj(y_bar) if is_complex(x) else lax.re
 linear(lax.complex_p, lambda z_bar, x, y: (lax.real(z_bar), neg(lax.imag(z_bar))), argnums=(0, 1))
 
 
-# |z|^2 = z conj(z)  =>  d|z| = Re(conj(z) dz) / |z| = Re(conj(sign z) dz). On the real line the
-# derivative at 0 is taken from the right, as JAX does.
+# |z|^2 = z conj(z)  =>  d|z| = Re(conj(z) dz) / |z| = Re(conj(s) dz) with s = z / |z|. On the real
+# line the derivative at 0 is taken from the right, as JAX does.
 def abs_jvp(primals, tangents):
     (x,), x_dot = primals, instantiate(tangents[0])
+    y = lax.abs(x)
     if is_complex(x):
-        return lax.abs(x), lax.real(mul(lax.conj(lax.sign(x)), x_dot))
-    return lax.abs(x), select_n(lax.lt(x, zeros_like(x)), x_dot, neg(x_dot))
+        return y, lax.real(mul(lax.conj(unit(x, nonzero(y))), x_dot))
+    return y, select_n(lax.lt(x, zeros_like(x)), x_dot, neg(x_dot))
 
 
-# s = z / |z|  =>  ds = (dz - s d|z|) / |z|: the part of dz that is orthogonal to s, and 0 at z = 0.
+# ds = (dz - s d|z|) / |z|: the part of dz that is orthogonal to s, and 0 at z = 0.
 def sign_jvp(primals, tangents):
     (x,), x_dot = primals, tangents[0]
-    s = lax.sign(x)
+    y = lax.sign(x)
     if type(x_dot) is Zero or not is_complex(x):
-        return s, Zero.like(s)
-    size = lax.abs(x)
-    size = select_n(eq(size, 0), size, lax.full_like(size, 1))
+        return y, Zero.like(y)
+    size = nonzero(lax.abs(x))
+    s = unit(x, size)
     rotation = div(lax.imag(mul(lax.conj(s), x_dot)), size)
-    return s, mul(s, lax.complex(zeros_like(rotation), rotation))
+    return y, mul(s, lax.complex(zeros_like(rotation), rotation))
+
+
+def nonzero(size):
+    return select_n(eq(size, 0), size, lax.full_like(size, 1))
+
+
+# The sign of z, but for JAX 0.10, which takes the derivative of a sign for zero.
+def unit(z, size):
+    return lax.complex(div(lax.real(z), size), div(lax.imag(z), size))
 
 
 general(lax.abs_p, abs_jvp)
