@@ -400,3 +400,119 @@ def test_a_solver_without_a_transpose():
     with pytest.raises(TypeError, match="transpose_solve"):
         jax.grad(solved)(2.0 + X, X)
     cross_check(solved, 2.0 + X, X, modes=("fwd",)).check()
+
+
+@pytest.mark.parametrize(
+    ("residual", "slope"),
+    [(lambda x: x, jnp.cos), (jnp.cos, lambda cosine: cosine)],
+    ids=["an argument", "computed"],
+)
+def test_a_forward_rule_with_optimize_remat(residual: Callable, slope: Callable) -> None:
+    """Where nothing reads its residuals the function runs in its place, as in JAX; to tell the two
+    apart, the rule adds 100."""
+
+    @jax.custom_vjp
+    def sine(x):
+        return jnp.sin(x)
+
+    sine.defvjp(
+        lambda x: (jnp.sin(x) + 100, residual(x)),
+        lambda saved, y_bar: (y_bar * slope(saved),),
+        optimize_remat=True,
+    )
+    again = jax.checkpoint(lambda x: sine(sine(x)))
+    everything = jax.checkpoint_policies.everything_saveable
+    loop = lambda x: lax.scan(lambda c, _: (again(c), c), x, None, length=2)  # noqa: E731
+
+    def results(ad, jit):
+        return [
+            ad.value_and_grad(lambda x: jnp.sum(sine(x)))(X),
+            ad.value_and_grad(lambda x: jnp.sum(again(x)))(X),
+            ad.value_and_grad(lambda x: jnp.sum(again(x) * again(X)))(X),
+            ad.value_and_grad(lambda x: jnp.sum(jax.checkpoint(sine, policy=everything)(x)))(X),
+            ad.linearize(loop, X)[0],
+            ad.vjp(jax.vmap(again), X)[0],
+            jit(ad.value_and_grad(lambda x: jnp.sum(sine(x))))(X),
+            jit(ad.value_and_grad(lambda x: jnp.sum(again(x))))(X),
+        ]
+
+    got, want = results(ft, ft.jit), results(jax, jax.jit)
+    chex.assert_trees_all_close(got, want, rtol=1e-6)
+    values = [y[0] if isinstance(y, tuple) else y for y in got]
+    assert [bool(np.max(y) > 50) for y in values[:3]] == [True, False, False]
+
+
+def reducing(axes: tuple, count: int) -> Callable:
+    """By `2 a - b`; of two operands, by one that mixes them."""
+
+    def reduce(*inputs):
+        xs, starts = inputs[:count], inputs[count:]
+        return lax.reduce(xs, starts, mixed if count == 2 else doubled, axes)
+
+    return reduce
+
+
+def sliding(count: int, **window) -> Callable:
+    """The same for windows."""
+    window = {"window_strides": None, "padding": "VALID"} | window
+
+    def reduce(*inputs):
+        xs, starts = inputs[:count], inputs[count:]
+        return lax.reduce_window(xs, starts, mixed if count == 2 else doubled, **window)
+
+    return reduce
+
+
+def doubled(a, b):
+    return (2 * a[0] - b[0],)
+
+
+def mixed(a, b):
+    return 2 * a[0] - b[1], a[1] + b[0]
+
+
+FOLDS = [
+    (shape, reducing(axes, count), count)
+    for count in (1, 2)
+    for shape, axes in [((5,), (0,)), ((2, 3, 2), (0, 2)), ((3, 1), (1,)), ((40, 2), (0,))]
+] + [
+    (shape, sliding(count, window_dimensions=size, **window), count)
+    for count in (1, 2)
+    for shape, size, window in [
+        ((6,), (3,), {}),
+        ((6,), (3,), {"padding": ((2, 1),)}),
+        ((6,), (2,), {"base_dilation": (2,), "window_dilation": (3,), "window_strides": (2,)}),
+        ((4, 5), (2, 3), {"window_strides": (1, 2)}),
+        ((40, 2), (40, 1), {}),
+        ((), (), {}),
+    ]
+]
+
+
+def test_a_reduction_is_the_fold_of_xla():
+    """Whole numbers tell in which order XLA takes the elements, of a function that is neither
+    associative nor commutative. It is linear: the tangent is the same fold, of the tangents."""
+    rng = np.random.default_rng(0)
+    draw = [
+        [rng.integers(-9, 9, shape).astype(float) for _ in range(count)]
+        + [rng.integers(-9, 9, ()).astype(float) for _ in range(count)]
+        for shape, _, count in FOLDS * 2
+    ]
+    xs, x_dots = draw[: len(FOLDS)], draw[len(FOLDS) :]
+
+    def evaluate(xs, x_dots):
+        pairs = zip(FOLDS, xs, x_dots, strict=True)
+        pushed = [ft.jvp(fun, tuple(x), tuple(x_dot)) for (_, fun, _), x, x_dot in pairs]
+        pulled = [ft.vjp(fun, *x)[1] for (_, fun, _), x in zip(FOLDS, xs, strict=True)]
+        return pushed, [pull(y) for pull, (y, _) in zip(pulled, pushed, strict=True)]
+
+    pushed, pulled = jax.jit(evaluate)(xs, x_dots)
+    folds = zip(FOLDS, xs, x_dots, pushed, pulled, strict=True)
+    for (_, fun, _), x, x_dot, (y, y_dot), x_bar in folds:
+        chex.assert_trees_all_equal(y, fun(*x))
+        chex.assert_trees_all_equal(y_dot, fun(*x_dot))
+        left, right = (
+            sum(np.vdot(a, b) for a, b in zip(*pair, strict=True))
+            for pair in ((y, y_dot), (x_bar, x_dot))
+        )
+        np.testing.assert_allclose(left, right, rtol=1e-12)  # beyond 2^53

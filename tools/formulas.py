@@ -69,8 +69,8 @@ ELEMENTWISE = {
     "imag": "`y = Im x`: `x_bar = -i y_bar`",
     "conj": "`x_bar = conj(y_bar)`",
     "complex": "`z = x + i y`: `x_bar = Re z_bar`, `y_bar = -Im z_bar`",
-    "abs": "`y_dot = Re(conj(sign(x)) x_dot)`",
-    "sign": "`y_dot = i y Im(conj(y) x_dot) / abs(x)`, which is 0 for real `x`",
+    "abs": "`y_dot = Re(conj(s) x_dot)` with `s = x / abs(x)`",
+    "sign": "`y_dot = i s Im(conj(s) x_dot) / abs(x)` with `s = x / abs(x)`; 0 for real `x`",
     "convert_element_type": f"{COPIED}, in the type of `x`",
     "reduce_precision": f"{COPIED}, rounded as `y` is",
     "copy": SAME,
@@ -342,8 +342,8 @@ CONTROL_FLOW = {
     "hessenberg": "that of the loop `A -> H_k^H A H_k`, `H_k = 1 - tau_k v_k v_k^H`, in which "
     "`v_k` and `tau_k` are functions of column `k`",
     "tridiagonal": "as `hessenberg`, of the Hermitian matrix whose triangle is read",
-    "reduce": "that of `f` on pairs of neighbours, and on pairs of those",
-    "reduce_window": "that of `f` on pairs of neighbours, and on pairs of those",
+    "reduce": "that of the fold from the left, `f(f(y0, x_1), x_2)` and so on",
+    "reduce_window": "that of the fold from the left, `f(f(y0, x_1), x_2)` and so on",
     **dict.fromkeys(
         ("compute_on", "xla_metadata_call", "fused_call", "program_order"),
         "the same call of the program that is derived from the one inside",

@@ -1,10 +1,11 @@
 """Reductions by a function of the user's own: `lax.reduce` and `lax.reduce_window`.
 
-    y = f(f(f(y0, x1), x2), ...)  =  f(y0, f(f(x1, x2), f(x3, x4)))
+    y = f(f(f(y0, x1), x2), ...)
 
-JAX asks for an f that is associative, so that the elements may be combined in pairs of neighbours,
-and the pairs in pairs: for n elements in log n steps, each of which is f on whole arrays.  The
-derivative of the reduction is the derivative of that.
+JAX asks for an f that is associative, and for a y0 that is neutral, so that the order of the steps
+does not matter.  Where they are not, the value depends on the order, and so does the derivative:
+both are those of the fold from the left, in which XLA takes the elements on a CPU.  (It may take
+those of a padded window in another order, which changes from program to program.)
 
 Read next: `linear_solve.py`, a system and its solver.
 """
@@ -52,6 +53,8 @@ class ExpansionRule(Rule):
 
 # ---- the reduction of a first axis ---------------------------------------------------------------
 
+UNROLLED = 8
+
 
 def combine(program: ClosedJaxpr, left: Sequence, right: Sequence) -> list:
     """Apply the user's function of scalars to arrays of one shape."""
@@ -70,45 +73,30 @@ def fold(program: ClosedJaxpr, starts: Sequence, xs: Sequence, present: Any = No
     starts = [lax.broadcast(start, shape) for start in starts]
     if 0 in xs[0].shape:
         return starts
-    while (size := xs[0].shape[0]) > 1:
-        left, right, rest = zip(*map(neighbours, xs), strict=True)
-        both = combine(program, left, right)
-        if present is not None:
-            in_left, in_right, in_rest = neighbours(present)
-            alone = [lax.select(in_left, a, b) for a, b in zip(left, right, strict=True)]
-            pairs = zip(both, alone, strict=True)
-            both = [lax.select(in_left & in_right, a, b) for a, b in pairs]
-            present = joined(in_left | in_right, in_rest, size)
-        xs = [joined(pair, single, size) for pair, single in zip(both, rest, strict=True)]
-    totals = [lax.squeeze(x, (0,)) for x in xs]
-    ends = combine(program, starts, totals)
-    if present is None:
-        return ends
-    any_present = lax.squeeze(present, (0,))
-    return [lax.select(any_present, end, y) for end, y in zip(ends, starts, strict=True)]
 
+    def step(ys, element):
+        *x, counts = element
+        new = combine(program, ys, x)
+        if present is None:
+            return new, None
+        return [lax.select(counts, a, b) for a, b in zip(new, ys, strict=True)], None
 
-def neighbours(x: Any) -> tuple:
-    """The first of each pair, the second, and what is left over."""
-    size = x.shape[0]
-    even = size - size % 2
-    return (
-        lax.slice_in_dim(x, 0, even, 2),
-        lax.slice_in_dim(x, 1, even, 2),
-        lax.slice_in_dim(x, even, size),
-    )
-
-
-def joined(pairs: Any, rest: Any, size: int) -> Any:
-    return lax.concatenate([pairs, rest], 0) if size % 2 else pairs
+    columns = [*xs, xs[0] if present is None else present]
+    unroll = len(xs[0]) <= UNROLLED or 1
+    return lax.scan(step, starts, columns, unroll=unroll)[0]
 
 
 # ---- reduce --------------------------------------------------------------------------------------
+
+BLOCK = 32
 
 
 def reduced(*inputs: Any, jaxpr: ClosedJaxpr, dimensions: Sequence[int], **_: Any) -> list:
     """`lax.reduce`: the dimensions that are reduced become one, the first."""
     xs, starts = inputs[: len(inputs) // 2], inputs[len(inputs) // 2 :]
+    dimensions = sorted(dimensions)
+    if len(xs) == 1:
+        xs = in_blocks(jaxpr, starts, xs, dimensions)
     kept = [d for d in range(xs[0].ndim) if d not in dimensions]
     size = prod(xs[0].shape[d] for d in dimensions)
 
@@ -116,7 +104,21 @@ def reduced(*inputs: Any, jaxpr: ClosedJaxpr, dimensions: Sequence[int], **_: An
         shape = (size, *(x.shape[d] for d in kept))
         return lax.reshape(lax.transpose(x, (*dimensions, *kept)), shape)
 
-    return fold(jaxpr, starts, [*map(in_front, xs)])
+    columns = [*map(in_front, xs)]
+    if size == 1:  # which XLA hands on as it is
+        return [lax.squeeze(x, (0,)) for x in columns]
+    return fold(jaxpr, starts, columns)
+
+
+def in_blocks(jaxpr: ClosedJaxpr, starts: Sequence, xs: Sequence, dimensions: Sequence) -> Sequence:
+    """As XLA does on a CPU: a long dimension is reduced in blocks of 32 first."""
+    while max((xs[0].shape[d] for d in dimensions), default=0) > BLOCK:
+        shape = xs[0].shape
+        sizes = tuple(min(n, BLOCK) if d in dimensions else 1 for d, n in enumerate(shape))
+        padding, ones = lax.padtype_to_pads(shape, sizes, sizes, "SAME"), (1,) * len(shape)
+        window = {"window_dimensions": sizes, "window_strides": sizes, "padding": padding}
+        xs = folded_windows(jaxpr, starts, xs, **window, base_dilation=ones, window_dilation=ones)
+    return xs
 
 
 call(lax.reduce_p, ExpansionRule(reduced))
@@ -128,6 +130,26 @@ def windows_reduced(*inputs: Any, jaxpr: Any, consts: Sequence, **window: Any) -
     """`lax.reduce_window`: the elements of each window become a new axis, the first."""
     xs, starts = inputs[: len(inputs) // 2], inputs[len(inputs) // 2 :]
     program = jx.with_constants(jaxpr, consts) if consts else ClosedJaxpr(jaxpr, [])
+    shape, sizes = xs[0].shape, window["window_dimensions"]
+    if not shape:  # XLA hands one element on as it is
+        return list(xs)
+    if len(xs) == 1 and spans(shape, **window):  # XLA makes a `reduce` of that
+        xs = in_blocks(program, starts, xs, [d for d, n in enumerate(shape) if n == sizes[d]])
+        window["window_dimensions"] = np.minimum(sizes, xs[0].shape)
+    return folded_windows(program, starts, xs, **window)
+
+
+def spans(shape: tuple, *, window_dimensions, window_strides, padding, base_dilation,
+          window_dilation) -> bool:  # fmt: skip
+    """Whether in each dimension a window holds all elements, or one, without gaps."""
+    dilations = (*base_dilation, *window_dilation)
+    sizes = zip(shape, window_dimensions, window_strides, strict=True)
+    is_plain = set(dilations) <= {1} and not any(map(any, padding))
+    return is_plain and all(size in (1, n) and stride in (1, n) for n, size, stride in sizes)
+
+
+def folded_windows(program: ClosedJaxpr, starts: Sequence, xs: Sequence, **window: Any) -> list:
+    """Fold the windows, each from its first element to its last."""
     present = windows(lax.full(xs[0].shape, True), lax.full((), False), **window)
     if 0 in present.shape or 0 in xs[0].shape:
         return [lax.broadcast(start, present.shape[1:]) for start in starts]

@@ -68,6 +68,9 @@ case("reduce", lambda x: lax.reduce(x, start(0, x), either, (2, 0)), F(2, 2, 3))
 case("reduce", lambda x, y0: lax.reduce(x, y0, either, (1,)), F(2, 3), F(), jax_modes=())
 case("reduce", lambda x, y0: lax.reduce(x, y0, either, (0,)), F(0, 2), F(), jax_modes=())
 case("reduce", lambda x: lax.reduce(x, start(-jnp.inf, x), jnp.logaddexp, (0,)), F(4))
+# Neither associative, nor is the start neutral: it comes in once for each block of 32 as well.
+decaying = lambda a, b: 0.5 * a - a * b  # noqa: E731
+case("reduce", lambda x, y0: lax.reduce(x, y0, decaying, (0,)), F(40, 2), F(), jax_modes=())
 # JAX combines elements that are not neighbours, and also the value is then another.
 case(
     "reduce",

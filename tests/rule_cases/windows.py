@@ -76,11 +76,11 @@ def either(a: jax.Array, b: jax.Array) -> jax.Array:
     return a + b - a * b
 
 
-# Eagerly each step of the tree is compiled by itself, so one of these is complex.
 for options, is_complex in ((WINDOWS[2], True), (DILATIONS[0], False), (DILATIONS[1], False)):
     case("reduce_window", window(0.0, either, **options), F(3, 3), complex=is_complex, jax_modes=())
 PADDED = {"window_dimensions": (3,), "padding": ((2, 1),)}
 case("reduce_window", window(1.0, lax.add, **PADDED), F(4), jax_modes=())
+case("reduce_window", window(0.5, lambda a, b: 0.5 * a - a * b, **PADDED), F(4), jax_modes=())
 case("reduce_window", window(0.1, lax.max, **PADDED), distinct(5), jax_modes=())
 case("reduce_window", window(-np.inf, jnp.logaddexp, **PADDED), F(4), jax_modes=())
 case(
