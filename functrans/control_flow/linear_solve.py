@@ -43,6 +43,13 @@ def exchanged(parts: Any) -> Any:
     return parts._replace(**{part: getattr(parts, TRANSPOSED[part]) for part in PARTS})
 
 
+def together(tangents: list) -> list:
+    """Arrays for all. JAX cannot differentiate a solve of several operands of which one is a
+    constant to it; behind a barrier none is."""
+    arrays = [*map(values.instantiate, tangents)]
+    return lax.optimization_barrier(arrays) if arrays[1:] else arrays
+
+
 class LinearSolveRule(Rule):
     """Solve again."""
 
@@ -59,7 +66,7 @@ class LinearSolveRule(Rule):
         x_dot: list = [Zero.like(out) for out in outs]
         if any(values.moving(r)):
             given = [x for part in PARTS for x in consts[part]]
-            right = map(values.instantiate, r)
+            right = together(r)
             x_dot[: len(b)] = primitive.bind(*given, *right, **params)[: len(b)]
         return outs, x_dot
 
@@ -78,7 +85,7 @@ class LinearSolveRule(Rule):
         if jaxprs.transpose_solve is None:
             raise operations.no_transpose_solve()
         given = [x for part in PARTS for x in consts[TRANSPOSED[part]]]
-        x_bar = map(values.instantiate, cotangents[: len(b)])
+        x_bar = together(cotangents[: len(b)])
         swapped = {"const_lengths": exchanged(lengths), "jaxprs": exchanged(jaxprs)}
         r_bar = primitive.bind(*given, *x_bar, **params | swapped)[: len(b)]
         return [*[None] * (len(inputs) - len(b)), *r_bar]
