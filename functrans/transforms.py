@@ -21,6 +21,7 @@ from jax.extend.core import ClosedJaxpr
 from functrans import jaxpr as jx
 from functrans import values
 from functrans.errors import checks
+from functrans.errors.structures import arguments
 from functrans.errors.tracebacks import with_short_traceback
 from functrans.flat import Argnums, Flat, answer, select
 from functrans.forward import forward
@@ -137,7 +138,8 @@ def _linear_function(
 def _linearize(fun: Callable, name: str, has_aux: bool, kind: type) -> Callable:
     def linearize_at(*primals):
         leaves, in_tree = tree.flatten(primals)
-        in_avals = [values.tangent_aval(checks.type_of(name, x)) for x in leaves]
+        types = checks.types(name, leaves, lambda: arguments(fun, enumerate(primals)))
+        in_avals = [*map(values.tangent_aval, types)]
         moving = tuple(map(values.is_differentiable, in_avals))
         flat = Flat(fun, in_tree, has_aux)
         outs, aux, (jaxpr, residuals, moved) = linearize_flat(flat, leaves, moving)

@@ -289,6 +289,10 @@ HALVES = V.astype(jnp.float16)
         "no tuples": (lambda t: t.jvp(identity, 1.0, 1.0), "tuples or lists", "float"),
         "no tuple": (lambda t: t.jvp(identity, (1.0,), 1.0), "tuples or lists", "tuple and float"),
         "string": (lambda t: t.jvp(identity, (1.0,), ("text",)), "tangent", "'text'"),
+        "string as a primal": (
+            lambda t: t.jvp(lambda x, y: x, (1.0, ["text"]), (1.0, ["text"])),
+            r"primals\[1\]\[0\] is 'text'",
+        ),
         "jitted": (lambda t: t.jvp(t.jit(identity), (V,), (V[:2],)), r"float32\[3\]"),
     }
 )
@@ -543,7 +547,8 @@ def test_each_function_speaks_of_itself(name):
 
 @pytest.mark.parametrize("name", ["vjp", "linearize"])
 def test_each_function_of_primals_speaks_of_itself(name):
-    check(lambda t: getattr(t, name)(identity, "text"), f"^{name}: 'text'", theirs=TypeError)
+    case = lambda t: getattr(t, name)(lambda p: 1.0, {"w": 1.0, "name": "text"})  # noqa: E731
+    check(case, rf"^{name}: p\['name'\] is 'text'", "close over", theirs=TypeError)
 
 
 TRANSFORMS: dict[str, Callable] = {

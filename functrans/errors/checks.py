@@ -26,6 +26,9 @@ from functrans.errors.lines import user_line as user_line
 from functrans.errors.structures import compared, described
 from functrans.values import Zero
 
+Named = Callable[[], Iterator[tuple[str, Any]]]
+"""Lists leaves with the names by which a user knows them; a message asks for it."""
+
 
 def is_function(name: str, fun: Any) -> None:
     if not callable(fun):
@@ -42,6 +45,15 @@ def type_of(name: str, x: Any) -> Any:
     if not values.is_value(x):
         raise wording.not_a_value(name, x)
     return jax.typeof(x)
+
+
+def types(name: str, leaves: Sequence, named: Named) -> list:
+    """The types of some leaves of arguments."""
+    try:
+        return [type_of(name, x) for x in leaves]
+    except TypeError:
+        label, x = next(pair for pair in named() if not values.is_value(pair[1]))
+        raise wording.not_a_value(name, x, label) from None
 
 
 def are_values(fun: Callable, outs: Iterable) -> None:
@@ -131,7 +143,11 @@ def tangents(
             f"{name}: {word} must have the structure of the point where the derivative is taken, "
             f"{compared(in_tree, given_tree)}"
         )
-    avals = [type_of(name, x).to_tangent_aval() for x in primals]
+
+    def named() -> Iterator[tuple[str, Any]]:
+        return structures.leaves("primals", tree.unflatten(in_tree, primals))
+
+    avals = [aval.to_tangent_aval() for aval in types(name, primals, named)]
     return _typed(f"{name}: {word}", avals, leaves, given, TypeError, ValueError)
 
 
@@ -221,15 +237,12 @@ def numbers(
     name: str,
     what: str,
     given: Any,
-    named: Callable[[], Iterator[tuple[str, Any]]],
+    named: Named,
     holomorphic: bool,
     complex_too: bool = False,
     allow_int: bool = False,
 ) -> None:
-    """Check that inputs or outputs have a dtype for which the derivative is defined.
-
-    `named` lists them with the names by which a user knows them.
-    """
+    """Check that inputs or outputs have a dtype for which the derivative is defined."""
 
     @functools.cache
     def fits(aval: Any) -> bool:
@@ -252,8 +265,8 @@ def inputs(name: str, fun: Callable, argnums: Any, args: tuple, given: tuple, *a
     """Check the arguments that are differentiated; `allowed` goes to `numbers`."""
 
     def named() -> Iterator[tuple[str, Any]]:
-        for i in positions(name, argnums, len(args)):
-            yield from structures.leaves(structures.parameter(fun, i), args[i])
+        chosen = positions(name, argnums, len(args))
+        return structures.arguments(fun, [(i, args[i]) for i in chosen])
 
     numbers(name, "inputs", given, named, *allowed)
 

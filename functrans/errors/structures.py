@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -66,6 +66,12 @@ def leaves(name: str, argument: Any) -> Iterator[tuple[str, Any]]:
     """The leaves of a pytree of this name, each with its own name."""
     for path, leaf in tree_flatten_with_path(argument)[0]:
         yield name + keystr(path), leaf
+
+
+def arguments(fun: Callable, given: Iterable[tuple[int, Any]]) -> Iterator[tuple[str, Any]]:
+    """The leaves of the arguments at some positions of a function, each with its name."""
+    for position, argument in given:
+        yield from leaves(parameter(fun, position), argument)
 
 
 def parameter(fun: Callable, position: int) -> str:
