@@ -213,10 +213,9 @@ def right(got: Any, want: Any, dtype: Any, margin: float = MARGIN) -> bool:
         return abs(got) < 2 * margin * float(info.tiny)
     if abs(want) > float(info.max):
         return False
-    return (
-        bool(np.isfinite(got))
-        and abs(mp.mpmathify(got.item()) / want - 1) <= BOUND[info.dtype.itemsize]
-    )
+    # A term of a sum is 0 where it is smaller than the smallest number.
+    allowed = BOUND[info.dtype.itemsize] * abs(want) + margin * float(info.tiny)
+    return bool(np.isfinite(got)) and abs(mp.mpmathify(got.item()) - want) <= allowed
 
 
 def is_near_zero(got: Any, want: Any, exact: Exact, each: Orders, xs: tuple) -> bool:
