@@ -241,10 +241,17 @@ def rightwards(y, x):
     return select_n(is_left, y, neg(y)), select_n(is_left, x, neg(x))
 
 
-# y = (1 + tanh(x/2)) / 2
+# y = (1 + h) / 2 with h = tanh(x/2), and so the slope is (1 - h^2) / 4: its value is y^2 e^-x, with
+# the exponential that the logistic function itself contains.
 def logistic_slope(y, x):
     half = mul(0.5, x)
-    return mul(0.25, sech_squared(lax.tanh(half), half))
+    h = lax.tanh(half)
+    if is_complex(x):
+        return mul(0.25, sech_squared(h, half))
+    c = lax.stop_gradient(y)
+    limits: Any = jnp.finfo(aval_of(x).dtype)
+    e = lax.min(exp(neg(lax.stop_gradient(x))), number(limits.max, x))
+    return sub(mul(c, mul(c, e)), mul(0.25, rise_of_square(h)))
 
 
 # i tan(x) = tanh(i x)

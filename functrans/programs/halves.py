@@ -25,8 +25,9 @@ from functrans.tracer import RecordingTrace, stage
 from functrans.values import Flags
 
 ARITHMETIC = (lax.add_p, lax.sub_p, lax.mul_p, lax.neg_p, lax.square_p, lax.integer_pow_p)
-# What is cheaper to compute twice than to stack and to read again.
-CHEAP = (*ARITHMETIC, lax.abs_p, lax.exp_p, lax.tanh_p, lax.logistic_p, lax.stop_gradient_p)
+# Together with these: what is cheaper to compute twice than to stack and to read again.
+FUNCTIONS = (lax.abs_p, lax.min_p, lax.exp_p, lax.tanh_p, lax.logistic_p, lax.stop_gradient_p)
+CHEAP = (*ARITHMETIC, *FUNCTIONS)
 
 
 class Address(NamedTuple):
