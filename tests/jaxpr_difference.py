@@ -108,7 +108,7 @@ def params(path: str, got: Any, want: Any) -> Iterator[str]:
             yield f"{path}: params {list(got)}, not {list(want)}"
         for key in want.keys() & got.keys():
             yield from params(f"{path}.{key}", got[key], want[key])
-    elif type(want) in (tuple, list) and type(got) is type(want) and len(got) == len(want):
+    elif isinstance(want, tuple | list) and type(got) is type(want) and len(got) == len(want):
         for i, (x, y) in enumerate(zip(got, want, strict=True)):
             yield from params(f"{path}[{i}]", x, y)
     elif _is_function(want) and _is_function(got):
