@@ -133,7 +133,8 @@ def only_whole(subset: Any, what: str) -> None:
 # values, are multiplied by NaN and added to the undetermined vectors. That makes these NaN, and the
 # cotangent of a copy is NaN if the vectors are used, and else zero.
 def with_undetermined(w_dot: Any, vectors_dot: list, masks: list) -> tuple[Any, list]:
-    """The tangents of values, and of vectors, of which those in the masks are undetermined."""
+    """The tangents of values, and of vectors (or their motions in the basis that they are), of
+    which those in the masks are undetermined."""
 
     def transpose(_, cotangents):
         w_bar, vectors_bar, uses_bar = cotangents
@@ -184,9 +185,8 @@ def eigh_jvp(primals, tangents, *, lower, subset_by_index, **params):
     v, w = eigh_p.bind(*primals, lower=lower, subset_by_index=subset_by_index, **params)
     moved = matmul(hermitian(tangents[0], lower), v)
     x = times(gap_reciprocals(w), matmul(adjoint(v), moved))
-    w_dot, v_dot = real_part(inner(v, moved)), [matmul(v, x)]
-    w_dot, v_dot = with_undetermined(w_dot, v_dot, [repeated(w)])
-    return [v, w], [*v_dot, w_dot]
+    w_dot, (x,) = with_undetermined(real_part(inner(v, moved)), [x], [repeated(w)])
+    return [v, w], [matmul(v, x), w_dot]
 
 
 def real_part(x):
