@@ -148,3 +148,27 @@ def test_through_the_iterations_in_reverse() -> None:
 def test_through_the_iterations_forward_over_reverse() -> None:
     """What is saved on the way can be pushed forward; it cannot be pulled back again."""
     check_derivatives(*of_the_solution("fixed point", ITERATIONS), (forward_over_reverse,))
+
+
+def test_under_vmap() -> None:
+    """Lineax calls `jax.vmap` in its rules; each root is found in a number of steps of its own."""
+    systems, sides = np.stack([SQUARE, 2 * SQUARE.T]), RNG.normal(size=(2, 3))
+
+    def solved(matrix, side):
+        operator = lineax.MatrixLinearOperator(matrix)
+        return lineax.linear_solve(operator, side, lineax.LU()).value
+
+    def root(slope):
+        def function(y, slope):
+            return jnp.tanh(slope * y) + y - 1
+
+        found = optimistix.root_find(
+            function, optimistix.Newton(**TIGHT), jnp.zeros(()), slope, throw=False
+        )
+        return found.value
+
+    def loss(params):
+        solutions = jax.vmap(solved)(*params)
+        return jnp.sum(jnp.sin(solutions)) + jnp.sum(jax.vmap(root)(params[1][0]) ** 2)
+
+    check_derivatives(loss, (jnp.asarray(systems), jnp.asarray(sides)), (forward_over_reverse,))
