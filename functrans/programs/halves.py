@@ -221,12 +221,12 @@ def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Address], Halv
         if all(isinstance(a, Literal) or a in at_hand for a in equation.invars):
             at_hand.add(var)
             can_be_made.add(var)
-    kept = [var for var in fresh if var not in can_be_made]
+    kept: list[Any] = [var for var in fresh if var not in can_be_made]
     origin = origins(jaxpr.eqns)
     counts = Counter(origin.get(var, var) for var in kept)
     kept = list(dict.fromkeys(x if counts[x := origin.get(var, var)] > 1 else var for var in kept))
     found |= dict(zip(kept, numbered("fresh", kept), strict=True))
-    later = [var for var in fresh if var not in found]
+    later: list[Any] = [var for var in fresh if var not in found]
     makers = {*made, *origin} - found.keys()
     equations = live([e for e in jaxpr.eqns if not makers.isdisjoint(e.outvars)], later)
     own = {equation.outvars[0] for equation in equations}
@@ -238,9 +238,9 @@ def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Address], Halv
     return program, list(leaves.values()), _without(half, [*ys, *kept], moved)
 
 
-def origins(equations: Sequence[JaxprEqn]) -> dict[Var, Var]:
+def origins(equations: Sequence[JaxprEqn]) -> dict[Any, Any]:
     """For each cheap function of a single value, that value; the functions may be composed."""
-    found: dict[Var, Var] = {}
+    found: dict[Any, Any] = {}
     for equation in equations:
         of = {found.get(atom, atom) for atom in equation.invars if isinstance(atom, Var)}
         if equation.primitive in CHEAP and len(of) == 1:
