@@ -202,8 +202,8 @@ def test_operands_that_are_smaller_or_not_in_the_batch(case: Case, kind: str) ->
         assert_close(case, next(got), with_sums(want, s.summed))
     for (b, _), (_, x_dots, y_bars) in zip(batch, given[1], strict=True):
         each_y_bar = [jax.tree.map(itemgetter(k), y_bars) for k in (0, 1)]
-        inputs = zip(b.examples, b.sliced(x_dots), each_y_bar, strict=True)
-        want = stack([usual(*xs) for xs in inputs])
+        triples = zip(b.examples, b.sliced(x_dots), each_y_bar, strict=True)
+        want = stack([usual(*triple) for triple in triples])
         assert_close(case, next(got), with_sums(want, b.summed))
 
 
