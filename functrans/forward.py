@@ -194,6 +194,11 @@ class ForwardTrace(Trace):
         tracers = all(isinstance(x, jax.core.Tracer) for x in values.pick(primals, moving))
         if self.sink.is_writing and tracers and (result := self.run_staged(fun, primals, tangents)):
             return result
+        if type(self.parent) is jx.EvalTrace:  # a number has the type that it has here, throughout
+            primals, tangents = (
+                [values.result(x) if m else x for x, m in zip(xs, moving, strict=True)]
+                for xs in (primals, tangents)
+            )
         try:
             with set_current_trace(self):
                 outs, aux = fun(*self.join(primals, moving, values.pick(tangents, moving)))

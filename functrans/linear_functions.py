@@ -16,6 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import tree
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.tree_util import register_dataclass
@@ -27,6 +30,15 @@ from functrans.errors.tracebacks import with_short_traceback
 from functrans.reverse import transpose, transpose_function
 from functrans.tracer import stage
 from functrans.values import Flags, Linear
+
+_config: Any = jax.config
+_WIDE = {*map(np.dtype, ("float64", "complex128", "int64", "uint64"))}
+
+
+def _is_wide(jaxpr: Jaxpr) -> bool:
+    """Whether it computes in 64 bits."""
+    made = (v for equation in jaxpr.eqns for v in equation.outvars)
+    return any(getattr(v.aval, "dtype", None) in _WIDE for v in (*jaxpr.invars, *made))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +81,12 @@ class LinearFunction:
     def at(self, vector: Any) -> Any:
         """The value at a tangent or a cotangent, checked."""
         apply = self.compiled or functools.partial(self.apply, self.spec)
-        return apply(self.residuals, vector)
+        if _config.jax_enable_x64 or not _is_wide(self.spec.jaxpr):
+            return apply(self.residuals, vector)
+        plain = (float, complex)  # a number has the type that it has here
+        vector = tree.map(lambda x: jnp.asarray(x) if type(x) in plain else x, vector)
+        with jax.enable_x64(True):  # as it was where the function computed in 64 bits
+            return apply(self.residuals, vector)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.jaxpr})"

@@ -138,3 +138,27 @@ with jax.disable_jit(False):
         [sys.executable, "-c", code], env=disabled, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def wide(x):
+    """It computes in 64 bits, whatever is around it."""
+    with jax.enable_x64(True):
+        y = x.astype("float64") if hasattr(x, "astype") else x
+        y = lax.scan(lambda c, t: (jnp.sin(1.5 * c * t), None), y, jnp.arange(1.0, 3.0))[0]
+        return jnp.sum(jax.nn.softmax(jnp.stack([y, y * y + 0.3])) ** 2)
+
+
+def wide_of_a_number(x):
+    with jax.enable_x64(True):
+        return jnp.sin(x) * 2.5
+
+
+@pytest.mark.parametrize("fun", [wide, lambda x: wide(x).astype("float32"), wide_of_a_number])
+def test_64_bits_switched_on_inside_a_function(fun: Callable) -> None:
+    x = 0.5 if fun is wide_of_a_number else X
+    chex.assert_trees_all_equal_dtypes(ft.value_and_grad(fun)(x), jax.value_and_grad(fun)(x))
+    chex.assert_trees_all_close(ft.value_and_grad(fun)(x), jax.value_and_grad(fun)(x), rtol=1e-6)
+    (y, y_dot), (_, pushforward) = ft.jvp(fun, (x,), (x,)), ft.linearize(fun, x)
+    slope = jnp.sum(jax.grad(fun)(x) * x)
+    assert y.dtype == y_dot.dtype == fun(jnp.asarray(x)).dtype
+    chex.assert_trees_all_close((y_dot, pushforward(x)), (slope, slope), rtol=1e-5)
