@@ -26,7 +26,11 @@ from compare import (
 
 import functrans as ft
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = [
+    pytest.mark.usefixtures("float64"),
+    # JAXopt says so when it is imported, by ott-jax too.
+    pytest.mark.filterwarnings("ignore:.*JAXopt is no longer maintained:DeprecationWarning"),
+]
 
 RNG = np.random.default_rng(0)
 POINTS, FEATURES = RNG.normal(size=(5, 2)), RNG.normal(size=(6, 3))
@@ -109,6 +113,19 @@ def jaxopt() -> Program:
     return loss, jnp.array(-1.0)
 
 
+def ott() -> Program:
+    """ott-jax: the cost of a transport between two clouds of points, by Sinkhorn's iterations."""
+    from ott.geometry.pointcloud import PointCloud
+    from ott.problems.linear.linear_problem import LinearProblem
+    from ott.solvers.linear.sinkhorn import Sinkhorn
+
+    def loss(x):
+        geometry = PointCloud(x, FEATURES[:, :2], epsilon=0.5)
+        return Sinkhorn(threshold=1e-9)(LinearProblem(geometry)).reg_ot_cost
+
+    return loss, jnp.asarray(POINTS)
+
+
 def autoray() -> Program:
     """Which chooses a library by the module of its arguments."""
     import autoray
@@ -121,12 +138,11 @@ def autoray() -> Program:
     return loss, jnp.array([[3.0, 1.0], [2.0, 5.0]])
 
 
-@pytest.mark.parametrize("make", [haiku, tinygp, flowjax, quax, autoray])
+@pytest.mark.parametrize("make", [haiku, tinygp, flowjax, quax, ott, autoray])
 def test_a_loss(make: Callable[[], Program]) -> None:
     check_derivatives(*make(), second=[forward_over_reverse])
 
 
-@pytest.mark.filterwarnings("ignore:.*JAXopt is no longer maintained:DeprecationWarning")
 def test_the_minimum_of_a_loss() -> None:
     """JAX has no forward derivative of it: it is a custom_vjp."""
     check_gradient(*jaxopt())
