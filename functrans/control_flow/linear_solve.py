@@ -11,6 +11,7 @@ Read next: `reflections.py`, a matrix reduced column by column.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from jax.extend.core import Primitive
 
 from functrans import jaxpr as jx
 from functrans import values
+from functrans.derivatives.common import is_complex, zeros_like
 from functrans.errors import operations
 from functrans.forward import jvp_jaxpr
 from functrans.programs.halves import reached_outputs
@@ -45,9 +47,18 @@ def exchanged(parts: Any) -> Any:
 
 def together(tangents: list) -> list:
     """Arrays for all. JAX cannot differentiate a solve of several operands of which one is a
-    constant to it; behind a barrier none is."""
+    constant to it. So each depends on all, by a choice that is none and that XLA removes."""
     arrays = [*map(values.instantiate, tangents)]
-    return lax.optimization_barrier(arrays) if arrays[1:] else arrays
+    if not arrays[1:]:
+        return arrays
+    sums = [lax.reduce_sum(lax.real(x) if is_complex(x) else x, range(x.ndim)) for x in arrays]
+
+    def depending(x):
+        zeros = zeros_like(x)
+        others = [lax.add(zeros, lax.convert_element_type(total, x.dtype)) for total in sums]
+        return lax.select(lax.eq(zeros, zeros), x, functools.reduce(lax.add, others))
+
+    return [*map(depending, arrays)]
 
 
 class LinearSolveRule(Rule):
