@@ -26,6 +26,7 @@ TOUR = (
 ENGINE = (
     *TOUR,
     *("values.py", "caches.py", "jaxpr.py", "rules.py", "templates.py", "flat.py"),
+    *("appearance.py", "signatures.py", "linear_functions.py"),
     "errors/checks.py",
 )
 
@@ -88,7 +89,7 @@ def budgets(files: dict[str, int]) -> list[Budget]:
     longest = max(files, key=lambda name: files[name])
     return [
         Budget("the tour", sum(files[name] for name in TOUR), 850),
-        Budget("the engine", sum(files[name] for name in ENGINE), 1770),
+        Budget("the engine", sum(files[name] for name in ENGINE), 1880),
         Budget(f"the longest file, {longest}", files[longest], 300),
     ]
 
