@@ -8,6 +8,7 @@ Read next: `errors/__init__.py`, what functrans says of mistakes.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax.core
@@ -20,13 +21,17 @@ _MOVES: Any = ad.JVPTracer(None, 0.0, 0.0)
 """Of what JAX takes for differentiable the simplest: nobody computes with it."""
 
 
+def in_jax(module: str) -> str:
+    """The name of a module as if it were one of JAX; `inspect` and `pickle` find it there too."""
+    name = f"jax.{module}"
+    sys.modules[name] = sys.modules[module]
+    return name
+
+
 class Tracer(jax.core.Tracer):
     """A tracer of functrans, whatever it stands for."""
 
     __slots__ = ()
-
-    def __init_subclass__(cls):
-        cls.__module__ = "jax.functrans"
 
     def _contents(self):
         # JAX looks into a tracer that it does not know for one that it does.

@@ -66,6 +66,7 @@ def pushed_program(operation: Operation, moving: Flags) -> Pushed:
 class ForwardTracer(appearance.Tracer):
     """A primal and its tangent; Python sees the primal's type, and its value if there is one."""
 
+    __module__ = appearance.in_jax(__name__)
     __slots__ = ("primal", "tangent")
 
     def __init__(self, trace: ForwardTrace, aval: Any, primal: Any, tangent: Any):

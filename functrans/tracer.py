@@ -42,6 +42,7 @@ from functrans.values import Flags
 class Tracer(appearance.Tracer):
     """Stands for the value of one atom (a variable, or a literal) of the jaxpr being written."""
 
+    __module__ = appearance.in_jax(__name__)
     __slots__ = ("atom",)
 
     def __init__(self, trace: StagingTrace, atom: Atom, source: Any = None):
