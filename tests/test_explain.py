@@ -411,7 +411,7 @@ MISTAKES: dict[str, tuple[Callable, type, str]] = {
         ValueError,
         r"float32\[3\], but got float32\[2\]",
     ),
-    "no function": (lambda: evaluation_table(3, 2.0), TypeError, "expected a function"),
+    "no function": (lambda: evaluation_table(3, 2.0), TypeError, "expects a function"),
     "no array": (lambda: evaluation_table(loss, "a", 5.0), TypeError, "evaluation_table: 'a'"),
     "no derivative": (
         lambda: evaluation_table(
