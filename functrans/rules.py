@@ -304,9 +304,9 @@ def elementwise(primitive: Primitive, *partials: Any, jvp: Callable | None = Non
         or `1` or `-1`; or `None` for an argument without a derivative.
       jvp: a function that does the same at less cost, if there is one, as for `general`.
 
-    >>> from jax import lax
     >>> import functrans as ft
-    >>> ft.rules.elementwise(lax.atan2_p,
+    >>> from jax.extend.core import Primitive
+    >>> ft.rules.elementwise(Primitive("angle"),
     ...     lambda z, x, y: y / (x * x + y * y),
     ...     lambda z, x, y: -x / (x * x + y * y))
     """

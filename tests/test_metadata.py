@@ -133,6 +133,8 @@ def lines_by_kind(text: str) -> dict[str, set]:
 @every_way
 def test_an_operation_has_the_line_that_wrote_it(way):
     ours, theirs = (lines_by_kind(compiled(fun)) for fun in COMPILED[way])
+    if way != "jit":  # the slope of tanh, as functrans computes it, contains an exponential
+        ours["exponential"].remove(LINES["tanh"])
     assert ours == theirs
     plain = {"sine", "exponential", "atan2", "tanh", "cbrt"}
     assert {kind: ours[kind] for kind in plain} == {kind: {LINES[kind]} for kind in plain}

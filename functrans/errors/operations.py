@@ -59,7 +59,7 @@ def no_rule(primitive: Primitive) -> NotImplementedError:
     )
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def _of_mutable_arrays() -> set[Primitive]:
     def use(x):
         ref = jax.new_ref(x)
