@@ -551,7 +551,7 @@ def test_nothing_is_computed_twice() -> None:
         return lax.add(c, b), b, lax.mul(b, 2.0), lax.neg(lax.mul(a, x))
 
     half = of_a_step(first, 1, 1, 0, Y, X)
-    later, made_of, moved = postpone(half, 1)
+    later, _, moved = postpone(half, 1)
     # The carry needs `b` in the loop already, so it is stacked rather than made again.
     assert moved.addresses == [Address("fresh", 0), Address("later", 0), Address("fresh", 1)]
     both = sorted([*names_of(moved.first), *names_of(later)])
