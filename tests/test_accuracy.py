@@ -36,6 +36,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core.primitives import add_jaxvals_p
 from mpmath import mp
 
+import functrans as ft
 from functrans.rules import RULES, Elementwise
 
 WIDTHS = [np.float32, np.float64]
@@ -196,14 +197,41 @@ def limit_at_zero(exact: Callable, orders: tuple[int, int], y: float) -> float:
 
 
 def test_powers_of_zero() -> None:
-    """All derivatives to third order. At `x = y = 0` JAX says that `dz/dy` is 0: it is `log(0)`."""
+    """All derivatives to third order. At `x = 0` the value jumps in `y`, from 1 at `y = 0` to 0:
+    there is no derivative in `y` alone, and it is 0 as in JAX, so that one may mask it."""
     wanted, ys = list(orders(2)), np.asarray([-1, 0, 0.5, 1, 1.5, 2, 2.5, 3, 4])
     with jax.enable_x64(True):
         found = jax.device_get(jax.jit(derivatives(lax.pow, wanted))(np.zeros_like(ys), ys))
     exact = reference(lambda x, y: x**y)
     for each, mode in itertools.product(wanted, MODES):
-        limits = [limit_at_zero(exact, each, y) for y in ys]
+        jumps = (ys == 0) & (each[0] == 0) & (each[1] > 0)
+        limits = np.where(jumps, 0.0, [limit_at_zero(exact, each, y) for y in ys])
         np.testing.assert_array_equal(found[mode, each], limits, f"{mode} {each}")
+
+
+def test_powers_of_zero_that_are_masked() -> None:
+    z = jnp.asarray([0.0, 0.0, 1.0])
+    models: list[Callable] = [
+        lambda p: jnp.sum(jnp.where(z > 0, z**p, 0.0)),
+        lambda p: jnp.sum(z ** (p * jnp.arange(3.0))),
+        lambda p: jnp.sum(jnp.arange(3.0) ** p),
+    ]
+    for model in models:
+        for p in (0.0, 1.0):
+            np.testing.assert_allclose(ft.grad(model)(p), jax.grad(model)(p), rtol=1e-6)
+    np.testing.assert_allclose(ft.hessian(models[2])(0.0), np.log(2.0) ** 2, rtol=1e-6)
+
+
+def test_bounds_that_are_exchanged() -> None:
+    """`clamp` is `min(max(x, low), high)`; JAX says that nothing is followed in the third."""
+    for point, slopes in {
+        (0.8, 0.5, 0.4): (0, 0, 1),
+        (0.8, 0.6, 0.4): (0, 0, 1),
+        (0.8, 0.3, 0.4): (0, 0, 1),
+        (0.1, 0.3, 0.4): (0, 1, 0),
+        (0.3, 0.1, 0.4): (1, 0, 0),
+    }.items():
+        assert ft.grad(jax.lax.clamp, (0, 1, 2))(*point) == slopes
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -102,7 +102,8 @@ class Backward(BackwardRule):
             x_bars = _from_jax(primitive.in_tree, primitive.vjp_bwd_retval(*saved, y_bar))
             return values.pick(x_bars, self.moving)
         avals = map(values.cotangent_aval, primitive.in_avals_flat)
-        kinds = [hijax.ValAccum if flag else hijax.NullAccum for flag in self.moving]
+        hi: Any = hijax
+        kinds = [hi.ValAccum if flag else hi.NullAccum for flag in self.moving]
         sums = [kind(aval) for kind, aval in zip(kinds, avals, strict=True)]
         primitive.vjp_bwd(*saved, y_bar, *jax.tree.unflatten(primitive.in_tree, sums))
         x_bars = [x_bar.freeze() for x_bar in values.pick(sums, self.moving)]

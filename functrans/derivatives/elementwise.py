@@ -141,6 +141,8 @@ def power_derivative(n, k, x, y):
     limit, log_0 = zeros, lax.full_like(x, -inf)
     for j, term in reversed(list(enumerate(terms))):
         limit = select_n(eq(term, 0), times_power(term, log_0, k - j), limit)
+    if n == 0 and k > 0:  # 0^y is 1 at y = 0 and then 0: it has no derivative there, and gets 0
+        limit = select_n(eq(y, 0), limit, zeros)
     factor = select_n(eq(x, 0), factor, limit)
     return select_n(lax.bitwise_or(eq(factor, 0), eq(power, 0)), mul(factor, power), zeros)
 
@@ -364,9 +366,10 @@ for extremum_p in (lax.max_p, lax.min_p):
 
 elementwise(
     lax.clamp_p,
-    lambda z, low, x, high: indicator(gt(low, x), z),
+    # min(max(x, low), high), also where the bounds are exchanged.
+    lambda z, low, x, high: indicator(lax.bitwise_and(gt(low, x), lax.ge(high, low)), z),
     lambda z, low, x, high: indicator(lax.bitwise_and(gt(x, low), gt(high, x)), z),
-    lambda z, low, x, high: indicator(gt(x, high), z),
+    lambda z, low, x, high: indicator(lax.bitwise_or(gt(x, high), gt(low, high)), z),
 )
 
 
