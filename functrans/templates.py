@@ -229,8 +229,9 @@ def template(make: Callable, of: Operation, *flags: Any) -> Any:
     if rule is None or _asks_every_time:
         return None
     primitive, params, avals, at, _ = of
-    mesh = jax.sharding.get_abstract_mesh() if at is None else at.ctx.cur_abstract_mesh
-    key = mesh, rule, primitive, avals, make, flags
+    # A program that a rule calls keeps the context in which it was written.
+    context = jax.sharding.get_abstract_mesh() if at is None else at.ctx
+    key = context, rule, primitive, avals, make, flags
     if rule.depends_on_types_only:
         made = _by_types((*params.items(),), key, at)
     elif rule.carried:
@@ -261,7 +262,7 @@ def _by_types(params: tuple, key: tuple, at: Any) -> Any:
 
 
 @caches.by_program
-def _by_program(program: Any, rest: tuple, _: tuple, mesh: Any, rule: Any, *key: Any, at: Any):
+def _by_program(program: Any, rest: tuple, _: tuple, context: Any, rule: Any, *key: Any, at: Any):
     made = _made({**dict(rest), rule.carried: program}, key, at)
     # What the cache keeps for a program must not keep the program alive.
     kept = (t for t in made if isinstance(t, Template))

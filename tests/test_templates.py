@@ -172,7 +172,11 @@ REVERSE_ONLY = {"custom_vjp", "custom_rules_under_vmap"}
 FORWARD_ONLY = {"loops", "while"}
 """A loop without end has no pullback."""
 
-OF_LITERALS = {"dynamic_slices", "custom_vjp_with_static_arguments"}
+OF_LITERALS = {
+    "dynamic_slices",
+    "custom_jvp_with_static_arguments",
+    "custom_vjp_with_static_arguments",
+}
 """Here a rule is given numbers of the program itself, and computes with them at once; a template
 writes down such arithmetic of scalars."""
 
