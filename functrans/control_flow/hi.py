@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from jax import lax
 from jax.experimental import hijax
-from jax.extend.core import Primitive, set_current_trace
+from jax.extend.core import ClosedJaxpr, Primitive, set_current_trace
 from jax.interpreters import batching, mlir
 
 from functrans import caches, values
@@ -31,6 +31,7 @@ from functrans.control_flow.calls import pushed, recorded, transpose_inside
 from functrans.control_flow.custom import from_symbolic
 from functrans.control_flow.declared import PUSHES, rules_of
 from functrans.derivatives.common import emitted
+from functrans.programs.halves import reached_outputs
 from functrans.rules import Rule, call, staging_rule, without_name
 from functrans.tracer import stage
 from functrans.values import Zero
@@ -77,6 +78,8 @@ def implicit(primitive: Any, expand: Callable) -> Callable:
 class HiRule(Rule):
     """Ask the rules that the primitive brings along, or differentiate the function."""
 
+    may_split = True
+
     def forward(self, primitive, primals, tangents, params):
         of, found = params["_prim"], rules_of(params["_prim"])
         if found:
@@ -91,10 +94,18 @@ class HiRule(Rule):
 
     def transpose(self, primitive, cotangents, inputs, params):
         # Only a linear function gets here, and it is its own derivative.
-        of, info = params["_prim"], jx.debug_info("hi", type(params["_prim"]))
-        function = function_of(of)
-        program, _ = stage(lambda *xs: (function(*xs), None), of.in_avals_flat, info)
-        return transpose_inside(program, inputs, cotangents)
+        return transpose_inside(program_of(params["_prim"]), inputs, cotangents)
+
+    def depends(self, params, inputs):
+        return reached_outputs(program_of(params["_prim"]), tuple(inputs))
+
+    def split(self, primitive, inputs, owned, params):
+        return function_of(params["_prim"])(*inputs)
+
+
+def program_of(primitive: Any) -> ClosedJaxpr:
+    function, info = function_of(primitive), jx.debug_info("hi", type(primitive))
+    return stage(lambda *xs: (function(*xs), None), primitive.in_avals_flat, info)[0]
 
 
 def _staged(trace, primitive, inputs, params):
