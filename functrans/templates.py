@@ -229,9 +229,10 @@ def template(make: Callable, of: Operation, *flags: Any) -> Any:
     if rule is None or _asks_every_time:
         return None
     primitive, params, avals, at, _ = of
+    mesh = jax.sharding.get_abstract_mesh() if at is None else at.ctx.cur_abstract_mesh
     # A program that a rule calls keeps the context in which it was written.
-    context = jax.sharding.get_abstract_mesh() if at is None else at.ctx
-    key = context, rule, primitive, avals, make, flags
+    is_marked = at is not None and (at.ctx.compute_type or at.ctx.xla_metadata)
+    key = at.ctx if at and is_marked else mesh, rule, primitive, avals, make, flags
     if rule.depends_on_types_only:
         made = _by_types((*params.items(),), key, at)
     elif rule.carried:
