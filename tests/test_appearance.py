@@ -61,7 +61,7 @@ def test_closed_over_parameters_of_an_initial_value_problem() -> None:
 
 
 def twice(function: Callable, x: Any) -> Any:
-    """The solver of JAX's documentation, made short: a rule for what a function closes over."""
+    """A solver as in JAX's documentation, made short: a rule for what a function closes over."""
     converted, hoisted = jax.closure_convert(function, x)
     counts.append(len(hoisted))
 

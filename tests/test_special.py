@@ -1,7 +1,7 @@
 """The special functions: derivatives against closed forms of mpmath's, and what is made of them.
 
 The bounds, the points and the ways to differentiate are those of `accuracy.py`. Where functrans
-answers with a primitive of JAX's, it is as exact as that.
+answers with a primitive of JAX, it is as exact as that.
 """
 
 from __future__ import annotations

@@ -305,14 +305,16 @@ CALLS: dict[str, tuple[Callable, int]] = {
 }
 
 
-def squared(call: Callable, times: int) -> Callable:
-    """The square of the sine (of the sine), with a rule that passes through the call."""
+def squared_sine(x: Any, times: int) -> Any:
+    """The square of the sine (of the sine)."""
+    for _ in range(times):
+        x = jnp.sin(x)
+    return x * x
 
-    @jax.custom_jvp
-    def fun(x):
-        for _ in range(times):
-            x = jnp.sin(x)
-        return x * x
+
+def squared(call: Callable, times: int) -> Callable:
+    """That function, with a rule that passes through the call."""
+    fun = jax.custom_jvp(lambda x: squared_sine(x, times))
 
     @fun.defjvp
     def _(primals, tangents):
@@ -408,12 +410,7 @@ def test_nothing_is_computed_twice(name: str) -> None:
 
 def with_a_backward_rule(call: Callable, times: int) -> Callable:
     """As `squared`, with a rule that pulls back; in forward mode the rule is transposed."""
-
-    @jax.custom_vjp
-    def fun(x):
-        for _ in range(times):
-            x = jnp.sin(x)
-        return x * x
+    fun = jax.custom_vjp(lambda x: squared_sine(x, times))
 
     def backward(x, y_bar):
         a, x_bar = call(x, y_bar)

@@ -104,6 +104,7 @@ class HiRule(Rule):
 
 
 def program_of(primitive: Any) -> ClosedJaxpr:
+    """The function, staged."""
     function, info = function_of(primitive), jx.debug_info("hi", type(primitive))
     return stage(lambda *xs: (function(*xs), None), primitive.in_avals_flat, info)[0]
 
