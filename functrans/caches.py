@@ -71,7 +71,7 @@ def clear_caches() -> None:
         empty()
 
 
-_SHOWN = frozenset([tuple, float, complex, np.float16, np.float32, np.float64])
+_NOT_SAID_BY_TYPE = frozenset([tuple, float, complex, np.float16, np.float32, np.float64])
 
 
 def kinds(params: Collection) -> tuple:
@@ -80,9 +80,10 @@ def kinds(params: Collection) -> tuple:
     It looks into tuples, and into no other containers.
     """
     found = (*map(type, params),)
-    if _SHOWN.isdisjoint(found):
+    if _NOT_SAID_BY_TYPE.isdisjoint(found):
         return found
-    return *found, *[repr(param) for param in params if type(param) in _SHOWN]
+    rest = [x for x in params if type(x) in _NOT_SAID_BY_TYPE]
+    return *found, *[kinds(x) if type(x) is tuple else repr(x) for x in rest]
 
 
 def by_types(function: Callable) -> Callable:

@@ -35,12 +35,6 @@ _config: Any = jax.config
 _WIDE = {*map(np.dtype, ("float64", "complex128", "int64", "uint64"))}
 
 
-def _is_wide(jaxpr: Jaxpr) -> bool:
-    """Whether it computes in 64 bits."""
-    made = (v for equation in jaxpr.eqns for v in equation.outvars)
-    return any(getattr(v.aval, "dtype", None) in _WIDE for v in (*jaxpr.invars, *made))
-
-
 @dataclass(frozen=True, eq=False)
 class Spec:
     """What is static in a linear function: its jaxpr, and the structures of input and output."""
@@ -54,6 +48,12 @@ class Spec:
     out_tree: Any
     in_avals: Sequence
     out_avals: Sequence
+
+    @functools.cached_property
+    def is_wide(self) -> bool:
+        """Whether the jaxpr computes in 64 bits."""
+        made = (v for equation in self.jaxpr.eqns for v in equation.outvars)
+        return any(getattr(v.aval, "dtype", None) in _WIDE for v in (*self.jaxpr.invars, *made))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -81,7 +81,7 @@ class LinearFunction:
     def at(self, vector: Any) -> Any:
         """The value at a tangent or a cotangent, checked."""
         apply = self.compiled or functools.partial(self.apply, self.spec)
-        if _config.jax_enable_x64 or not _is_wide(self.spec.jaxpr):
+        if _config.jax_enable_x64 or not self.spec.is_wide:
             return apply(self.residuals, vector)
         plain = (float, complex)  # a number has the type that it has here
         vector = tree.map(lambda x: jnp.asarray(x) if type(x) in plain else x, vector)

@@ -244,21 +244,23 @@ def numbers(
 ) -> None:
     """Check that inputs or outputs have a dtype for which the derivative is defined."""
 
-    @functools.cache
-    def fits(aval: Any) -> bool:
-        if aval is None or isinstance(aval, AbstractRef):
-            return False
-        if holomorphic or issubdtype(aval.dtype, np.complexfloating):
-            return (holomorphic or complex_too) and issubdtype(aval.dtype, np.complexfloating)
-        is_real = issubdtype(aval.dtype, np.floating)
-        return is_real or (allow_int and not values.is_differentiable(aval))
-
     def wrong(x: Any) -> bool:
-        return not fits(jax.typeof(x) if values.is_value(x) else None)
+        aval = jax.typeof(x) if values.is_value(x) else None
+        return not _fits(aval, holomorphic, complex_too, allow_int)
 
     if any(map(wrong, tree.leaves(given))):
         label, x = next(pair for pair in named() if wrong(pair[1]))
         raise wording.wrong_number(name, what, label, x, holomorphic)
+
+
+@functools.lru_cache(maxsize=4096)
+def _fits(aval: Any, holomorphic: bool, complex_too: bool, allow_int: bool) -> bool:
+    if aval is None or isinstance(aval, AbstractRef):
+        return False
+    if holomorphic or issubdtype(aval.dtype, np.complexfloating):
+        return (holomorphic or complex_too) and issubdtype(aval.dtype, np.complexfloating)
+    is_real = issubdtype(aval.dtype, np.floating)
+    return is_real or (allow_int and not values.is_differentiable(aval))
 
 
 def inputs(name: str, fun: Callable, argnums: Any, args: tuple, given: tuple, *allowed: bool):
