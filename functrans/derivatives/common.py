@@ -11,12 +11,13 @@ Read next: `elementwise.py`, the table of the textbooks.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.experimental
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive, primitives
 
 from functrans.rules import (
@@ -58,6 +59,15 @@ add = _with_numbers(lax.add)
 sub = _with_numbers(lax.sub)
 mul = _with_numbers(lax.mul)
 div = _with_numbers(lax.div)
+
+
+def along(tangents: Sequence, *slopes: Callable[[], Any]) -> Any:
+    """`sum_i slope_i x_i_dot`, in a custom_jvp rule; a slope is asked for if its input moves."""
+    pairs = zip(slopes, tangents, strict=True)
+    terms = [mul(slope(), dot) for slope, dot in pairs if type(dot) is not SymbolicZero]
+    return functools.reduce(add, terms)
+
+
 eq = _with_numbers(lax.eq)
 gt = _with_numbers(lax.gt)
 

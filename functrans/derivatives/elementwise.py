@@ -18,11 +18,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import custom_jvp, lax
-from jax.custom_derivatives import SymbolicZero
 from jax.lax import cos, cosh, exp, log, neg, rsqrt, select_n, sin, sinh, square
 
 from functrans.derivatives.common import (
     add,
+    along,
     aval_of,
     cast_like,
     div,
@@ -149,13 +149,9 @@ def power_derivative(n, k, x, y):
 
 @partial(power_derivative.defjvp, symbolic_zeros=True)
 def power_derivative_jvp(n, k, primals, tangents):
-    slopes = zip(((n + 1, k), (n, k + 1)), tangents, strict=True)
-    terms = [
-        mul(power_derivative(*orders, *primals), dot)
-        for orders, dot in slopes
-        if type(dot) is not SymbolicZero
-    ]
-    return power_derivative(n, k, *primals), reduce(add, terms)
+    by_base = partial(power_derivative, n + 1, k, *primals)
+    by_exponent = partial(power_derivative, n, k + 1, *primals)
+    return power_derivative(n, k, *primals), along(tangents, by_base, by_exponent)
 
 
 def falling_factorial(y, n, j):

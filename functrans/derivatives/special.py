@@ -21,10 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax import custom_jvp, lax
-from jax.custom_derivatives import SymbolicZero
 from jax.lax import exp, log, neg, select_n, square
 
-from functrans.derivatives.common import add, div, eq, gt, indicator, mul, named, number, sub
+from functrans.derivatives.common import add, along, div, eq, gt, indicator, mul, named, number, sub
 from functrans.rules import broadcast_to, checks, elementwise, general
 
 # ---- what has no derivative in terms of primitives -----------------------------------------------
@@ -125,13 +124,9 @@ def zeta(s, q):
 
 @partial(zeta.defjvp, symbolic_zeros=True)
 def zeta_jvp(primals, tangents):
-    (s, q), y, slopes = primals, zeta(*primals), (zeta_by_exponent, zeta_by_shift)
-    terms = [
-        mul(slope(y, s, q), dot)
-        for slope, dot in zip(slopes, tangents, strict=True)
-        if type(dot) is not SymbolicZero
-    ]
-    return y, reduce(add, terms)
+    y = zeta(*primals)
+    slopes = (partial(slope, y, *primals) for slope in (zeta_by_exponent, zeta_by_shift))
+    return y, along(tangents, *slopes)
 
 
 def zeta_by_shift(y, s, q):
