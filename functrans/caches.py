@@ -4,8 +4,9 @@
     by_program     (program, key) -> result      as long as the program lives
     by_function    (function, key) -> result     as long as the user's function lives
 
-A key holds all on which the result depends: also JAX's options that change what is written, and
-the version of the table of rules, which a declaration in place of another one raises.  What a rule
+A key holds all on which the result depends: also the options that change what is written, those
+of JAX and our own, and the version of the table of rules, which a declaration in place of another
+one raises.  What a rule
 makes of types does not depend on the options that say how strict JAX is with a user: it is made
 without them.  And all is made as if `jit` were not disabled.  Several threads may compute one
 result; the first to store it gives the one that all of them get.
@@ -36,6 +37,13 @@ _EMPTY: list[Callable[[], None]] = []
 _of_types = operator.attrgetter("jax_enable_x64", "jax_default_matmul_precision")
 _of_strictness = operator.attrgetter("jax_numpy_rank_promotion", "jax_numpy_dtype_promotion")
 _config: Any = jax.config
+
+STRONG_ZEROS, CARRIES_KEPT = jax.make_user_context(False), jax.make_user_context(None)
+"""Our own options, of which JAX's caches know too: `with STRONG_ZEROS(True): ...`."""
+
+
+def _options() -> tuple:
+    return *_of_types(_config), STRONG_ZEROS.value, CARRIES_KEPT.value
 
 
 @contextlib.contextmanager
@@ -98,7 +106,7 @@ def by_types(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def cached(params: tuple, key: tuple, at: Any = None) -> Any:
-        entry = params, key, kinds([value for _, value in params]), _of_types(_config)
+        entry = params, key, kinds([value for _, value in params]), _options()
         try:
             found = memory.get(entry)
         except TypeError:
@@ -124,7 +132,7 @@ def by_program(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def cached(program: Any, *key: Hashable, **rest: Any) -> Any:
-        options = _of_types(_config), _of_strictness(_config)
+        options = _options(), _of_strictness(_config)
         entries, entry = memory.setdefault(program, {}), (*key, Version.rules, options)
         if entry not in entries:
             with jax.disable_jit(False):
