@@ -17,6 +17,7 @@ from functrans import rules
 from functrans.transforms import jvp, vjp, linearize, linear_transpose, grad, value_and_grad
 from functrans.jacobians import jacfwd, jacrev, jacobian, hessian, hvp
 from functrans.jacobians import value_and_jacfwd, value_and_jacrev
+from functrans.adjoints import value_and_adjoints, value_and_tangents
 from functrans.jit import jit
 from functrans.transforms import make_jaxpr
 from functrans.explain.residuals import saved_residuals
@@ -29,5 +30,6 @@ __version__ = "0.1.0"
 __all__ = [
     "jvp", "vjp", "linearize", "linear_transpose", "grad", "value_and_grad",
     "jacfwd", "jacrev", "jacobian", "hessian", "hvp", "value_and_jacfwd", "value_and_jacrev",
+    "value_and_adjoints", "value_and_tangents",
     "jit", "make_jaxpr", "saved_residuals", "clear_caches", "rules", "extend",
 ]

@@ -8,7 +8,7 @@
 `jax.vmap` pushes all vectors of the basis at once, or `chunk_size` of them at a time.  At once, a
 matrix times the identity is the matrix, and that product is not computed.
 
-Read next: `extend.py`, transforms of your own; here the tour ends.
+Read next: `adjoints.py`, derivatives of what is on the way; here the tour ends.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
-"""The README's code does what the README says, and its picture and its figures are true."""
+"""The README's code does what the README says, and its picture and its figures are true.
+
+So do the examples of the page on what JAX does not have.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import doctest
 import io
 import re
 import runpy
@@ -64,3 +68,11 @@ def test_its_links() -> None:
     local = [urllib.parse.unquote(t) for t in targets if not t.startswith("http")]
     assert len(local) > 8
     assert not [target for target in local if not (REPOSITORY / target).exists()]
+
+
+def test_the_examples_of_what_jax_does_not_have() -> None:
+    page = str(REPOSITORY / "docs/beyond-jax.md")
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    failed, run = doctest.testfile(page, module_relative=False, optionflags=flags)
+    assert run > 5
+    assert not failed

@@ -2,7 +2,7 @@
 
 Each message names the user's line.
 
-Read next: `lines.py`, how this line is found.
+Read next: `names.py`, what is said of names.
 """
 
 from __future__ import annotations

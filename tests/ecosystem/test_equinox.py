@@ -14,7 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compare import check_derivatives, check_training, wide
+from compare import check_derivatives, check_training, close, wide
+from jax.ad_checkpoint import checkpoint_name
+
+import functrans as ft
 
 RNG = np.random.default_rng(0)
 
@@ -117,3 +120,33 @@ def test_a_continuous_normalizing_flow() -> None:
         return -jnp.mean(jax.vmap(log_density, (None, 0))(params, points))
 
     check_derivatives(loss, wide(params))
+
+
+class Named(eqx.Module):
+    """A cell whose state has a name in each step."""
+
+    cell: eqx.nn.GRUCell
+
+    def __call__(self, xs, changes):
+        def step(state, given):
+            x, change = given
+            return checkpoint_name(self.cell(x, state), "state") + change, None
+
+        return jax.lax.scan(step, jnp.zeros(3), (xs, changes))[0]
+
+
+def test_the_adjoint_of_the_state_in_each_step() -> None:
+    params, static = eqx.partition(Named(eqx.nn.GRUCell(2, 3, key=jax.random.key(0))), eqx.is_array)
+    xs, zeros = RNG.normal(size=(2, 5, 2)), np.zeros((2, 5, 3))
+
+    def loss(params, zeros):
+        return jnp.sum(jax.vmap(eqx.combine(params, static))(xs, zeros) ** 2)
+
+    @jax.jit
+    def both(params):
+        ours = ft.value_and_adjoints(lambda p: loss(p, zeros), "state", argnums=0)(params)
+        return ours, jax.value_and_grad(loss, (0, 1))(params, zeros)
+
+    (value, bars, gradient), (want, (of_params, of_changes)) = both(wide(params))
+    # The batch is inside the loop: steps come first.
+    close((value, jnp.swapaxes(bars["state"], 0, 1), gradient), (want, of_changes, of_params))

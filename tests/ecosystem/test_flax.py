@@ -1,4 +1,4 @@
-"""Flax NNX and Linen: batch norm, dropout, attention.
+"""Flax NNX and Linen: batch norm, dropout, attention; adjoints of what a module names.
 
 `nnx.grad` calls `jax.grad` itself.  A model is differentiated by functrans through NNX's functional
 interface: `nnx.split` gives its parameters, `nnx.merge` puts them back inside the loss.
@@ -7,6 +7,7 @@ interface: `nnx.split` gives its parameters, `nnx.merge` puts them back inside t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,8 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from compare import check_training, wide
+from compare import check_training, close, wide
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+import functrans as ft
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(4, 6, 6, 1))
@@ -125,3 +129,61 @@ MODELS: dict[str, Callable[[], tuple[Callable, tuple]]] = {
 def test_training_and_the_hessian_times_a_vector(name: str) -> None:
     loss, args = MODELS[name]()
     check_training(loss, *args)
+
+
+# ---- the adjoints of what a module names ---------------------------------------------------------
+
+
+class LinenNamed(nn.Module):
+    """The same value by a name, and by Flax's way, to which an array of zeros is added."""
+
+    @nn.compact
+    def __call__(self, x):
+        h = checkpoint_name(nn.LayerNorm()(nn.gelu(nn.Dense(4)(x))), "h")
+        return nn.Dense(3)(self.perturb("h", h))
+
+
+class NNXNamed(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.up, self.down = nnx.Linear(2, 4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.down(checkpoint_name(nnx.gelu(self.up(x)), "h"))
+
+
+def test_adjoints_in_a_linen_module_are_those_of_its_perturbations() -> None:
+    x = RNG.normal(size=(4, 2))
+    variables = wide(LinenNamed().init(jax.random.key(0), x))
+    params, zeros = variables["params"], variables["perturbations"]
+
+    def loss(params, zeros, labels):
+        given = {"params": params, "perturbations": zeros}
+        logits: Any = LinenNamed().apply(given, x)
+        return cross_entropy(logits, labels)
+
+    value, bars, gradient = jax.jit(
+        lambda *args: ft.value_and_adjoints(lambda p: loss(p, *args[1:]), argnums=0)(args[0])
+    )(params, zeros, LABELS)
+    want = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, zeros, LABELS)
+    close((value, (gradient, bars)), want)
+
+
+def test_adjoints_in_an_nnx_module() -> None:
+    model, x, labels = (
+        NNXNamed(nnx.Rngs(0)),
+        jnp.asarray(RNG.normal(size=(4, 2))),
+        jnp.asarray(LABELS),
+    )
+    graph, params = nnx.split(model, nnx.Param)
+    params = wide(params)
+
+    def loss(params):
+        return cross_entropy(nnx.merge(graph, params)(x), labels)
+
+    def after(h):
+        return cross_entropy(nnx.merge(graph, params).down(h), labels)
+
+    h = nnx.gelu(nnx.merge(graph, params).up(x))
+    value, bars, gradient = ft.value_and_adjoints(ft.jit(loss), "h", argnums=0)(params)
+    close((value, bars["h"]), jax.jit(jax.value_and_grad(after))(h))
+    close(gradient, jax.jit(jax.grad(loss))(params))

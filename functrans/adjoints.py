@@ -1,0 +1,379 @@
+"""Adjoints and tangents of values inside a function, by the names that they have.
+
+    value_and_adjoints :  (a -> R)  ->  a  ->  (R, {name: h_bar})
+
+`h = checkpoint_name(layer(x), "h")` names a value.  Its adjoint is the gradient in a change `p` of
+it, at `p = 0`:
+
+    L = f(x, h + p),       h_bar = dL/dp
+
+The function is staged, and its program rewritten: `h` stays what it is, and its tangent becomes
+`h_dot + p_dot`.  So nothing is added to the function.  The linear half has an input for each named
+value, and no value of `p` is ever read.
+
+An equation that carries programs (a loop, a branch, a checkpoint) is bound again with others, whose
+further inputs are the changes of what is named inside: of a `scan` one for each step, stacked.  For
+tangents the named values become further outputs instead.
+
+Read next: `extend.py`, the interface for transforms of your own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax import tree
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, jaxprs_in_params
+
+from functrans import caches, values
+from functrans import jaxpr as jx
+from functrans.control_flow.base import CallRule, together
+from functrans.control_flow.calls import InlinedRule
+from functrans.control_flow.custom import from_symbolic
+from functrans.control_flow.scan import Loop, ScanRule
+from functrans.derivatives.elementwise import name_p
+from functrans.errors import checks, names
+from functrans.errors.structures import arguments
+from functrans.flat import Argnums, Flat, select
+from functrans.jit import transformed, transformed_at_primals
+from functrans.programs.jitted import roles
+from functrans.programs.loops import evaluate, scan
+from functrans.rules import RULES
+from functrans.signatures import of_the_arguments
+from functrans.tracer import stage
+from functrans.transforms import jvp, vjp
+
+Names = frozenset[str]
+
+# ---- a change of a value, of which only the tangent counts ---------------------------------------
+
+
+@jax.custom_jvp
+def changed(h: Any, p: Any) -> Any:
+    """`h`, with the tangent `h_dot + p_dot`."""
+    del p
+    return h
+
+
+def _changed_jvp(primals: Sequence, tangents: Sequence) -> tuple:
+    (h, _), (h_dot, p_dot) = primals, map(from_symbolic, tangents)
+    if values.typeof(h).weak_type:  # as a Python number is, and `p` is not
+        p_dot = values.cast(p_dot, values.tangent_aval(values.typeof(h)))
+    return h, values.add(h_dot, p_dot)
+
+
+changed.defjvp(_changed_jvp, symbolic_zeros=True)
+
+
+# ---- the program, with further inputs or outputs -------------------------------------------------
+
+
+@caches.by_program
+def names_in(jaxpr: Any) -> tuple[str, ...]:
+    """The name of each named value of a program, in the order of its equations."""
+    found: list[str] = []
+    for equation in jaxpr.eqns:
+        if equation.primitive is name_p:
+            found.append(equation.params["name"])
+        for inner in jaxprs_in_params(equation.params):
+            found += names_in(inner)
+    return tuple(found)
+
+
+def _has(equation: JaxprEqn, asked: Names) -> bool:
+    """Whether programs that the equation carries have a value of one of these names."""
+    return any(not asked.isdisjoint(names_in(p)) for p in jaxprs_in_params(equation.params))
+
+
+@caches.by_program
+def giving(program: ClosedJaxpr, asked: Names) -> ClosedJaxpr:
+    """The program of `x -> (y, h)`, where `h` are the named values."""
+
+    def run(*xs):
+        outs, named = _evaluate(program, xs, asked, None)
+        return [*outs, *named], None
+
+    return stage(run, program.in_avals, program.jaxpr.debug_info)[0]
+
+
+@caches.by_program
+def taking(program: ClosedJaxpr, asked: Names) -> ClosedJaxpr:
+    """The program of `(x, p) -> y`, where `p` are the changes of the named values."""
+    count = len(program.in_avals)
+
+    def run(*xs):
+        return _evaluate(program, xs[:count], asked, iter(xs[count:]))[0], None
+
+    avals = [*program.in_avals, *types(program, asked)]
+    return stage(run, avals, program.jaxpr.debug_info)[0]
+
+
+def types(program: ClosedJaxpr, asked: Names) -> list:
+    """The types of the named values, as they are outside of the program."""
+    return list(giving(program, asked).out_avals[len(program.out_avals) :])
+
+
+class Extended(NamedTuple):
+    """Programs that take, or give, something for each value that is named in one of them."""
+
+    programs: tuple[ClosedJaxpr, ...]
+    count: int
+
+
+@caches.by_program
+def extended(first: ClosedJaxpr, others: tuple, asked: Names, takes: bool) -> Extended:
+    """The programs of a call; each has a place for the named values of all of them."""
+    bodies = together(first, others)
+    kinds = [types(body, asked) for body in bodies]
+    if len(bodies) == 1:
+        return Extended(((taking if takes else giving)(first, asked),), len(kinds[0]))
+    inputs, outputs = len(first.in_avals), len(first.out_avals)
+    avals = [aval for own in kinds for aval in own]
+
+    def program(i: int, body: ClosedJaxpr) -> ClosedJaxpr:
+        start = sum(map(len, kinds[:i]))
+        end = start + len(kinds[i])
+
+        def takes_all(*xs):
+            own = xs[inputs + start : inputs + end]
+            return jx.evaluate(taking(body, asked), *xs[:inputs], *own), None
+
+        def gives_all(*xs):
+            outs = jx.evaluate(giving(body, asked), *xs)
+            before, after = (map(values.zeros, part) for part in (avals[:start], avals[end:]))
+            return [*outs[:outputs], *before, *outs[outputs:], *after], None
+
+        run, more = (takes_all, avals) if takes else (gives_all, [])
+        return stage(run, [*body.in_avals, *more], body.jaxpr.debug_info)[0]
+
+    return Extended(tuple([program(*pair) for pair in enumerate(bodies)]), len(avals))
+
+
+def _evaluate(
+    program: ClosedJaxpr, inputs: Sequence, asked: Names, changes: Iterator | None
+) -> tuple[list, list]:
+    """Evaluate a program with changes of its named values; or, for `None`, give these values too.
+
+    Returns the results, and the named values.
+    """
+    known, given = jx.environment(program, inputs), []
+
+    def read(atom: jx.Atom) -> Any:
+        return atom.val if isinstance(atom, Literal) else known[atom]
+
+    for equation in program.jaxpr.eqns:
+        xs, named = [read(atom) for atom in equation.invars], []
+        if equation.primitive is name_p and equation.params["name"] in asked:
+            ys = jx.bind(equation, xs)
+            if changes is None:
+                named = ys
+            else:
+                ys = [changed(ys[0], next(changes))]
+        elif _has(equation, asked):
+            with jx.in_place_of(equation):
+                ys, named = _call(equation, xs, asked, changes)
+        else:
+            ys = jx.bind(equation, xs)
+        given += named
+        known.update(zip(equation.outvars, ys, strict=True))
+    return [read(atom) for atom in program.jaxpr.outvars], given
+
+
+def _call(equation: JaxprEqn, xs: list, asked: Names, changes: Iterator | None) -> tuple:
+    """The same for an equation that carries programs with named values."""
+    primitive, params, takes = equation.primitive, equation.params, changes is not None
+    rule, count = RULES[primitive], len(equation.outvars)
+    if type(rule) is InlinedRule:
+        return _evaluate(rule.program(params), xs, asked, changes)
+    if isinstance(rule, ScanRule):
+        results = _scan(Loop.of(params), xs, asked, changes)
+    elif isinstance(rule, CallRule):
+        programs, number = rule.derive(params, extended, asked, takes)
+        ins = roles("in", [True] * (len(xs) - rule.head))
+        outs, new = roles("out", [True] * count), [None] * number
+        if changes is not None:
+            xs, ins = [*xs, *(next(changes) for _ in new)], [*ins, *new]
+        else:
+            outs = [*outs, *new]
+        results = rule.again(primitive, params, programs, xs, ins, outs)
+    else:
+        hidden = {n for p in jaxprs_in_params(params) for n in names_in(p)} & asked
+        raise names.hidden(sorted(hidden), primitive)
+    return results[:count], results[count:]
+
+
+def _scan(loop: Loop, xs: list, asked: Names, changes: Iterator | None) -> list:
+    """Loop over the steps, which take the change of each, or give what is named in each."""
+    consts, carry, steps = loop.parts(xs)
+    (program,), number = extended(loop.program, (), asked, changes is not None)
+    if changes is not None:
+        steps += [next(changes) for _ in range(number)]
+
+    def body(c, x):
+        outs = evaluate(program, *consts, *c, *x)
+        return outs[: loop.carry], outs[loop.carry :]
+
+    carry, ys = scan(body, carry, steps, **loop.options)
+    return [*carry, *ys]
+
+
+# ---- functions of pytrees ------------------------------------------------------------------------
+
+
+class Named:
+    """A function, staged at its arguments, and its values of the names that are asked for."""
+
+    def __init__(self, name: str, fun: Callable, asked: tuple | None, args: tuple, has_aux: bool):
+        leaves, in_tree = tree.flatten(args)
+        avals = checks.types(name, leaves, lambda: arguments(fun, enumerate(args)))
+        flat = Flat(fun, in_tree, has_aux)
+
+        def run(*tracers):
+            outs, aux = flat(*tracers)
+            kept = [*map(values.is_value, aux)]
+            rest, found = values.part(aux, kept)
+            return [*outs, *found], (len(outs), kept, rest)
+
+        self.flat = flat
+        self.program, self.aux = stage(run, avals, jx.debug_info(name, fun))
+        there = names_in(self.program)
+        self.asked = frozenset(names.present(name, fun, asked, there))
+        self.labels = [label for label in there if label in self.asked]
+        self.types = types(self.program, self.asked)
+        names.have_tangents(name, self.labels, self.types)
+
+    def result(self, outs: Sequence) -> tuple[Any, Any]:
+        """What the function returns, and `aux`."""
+        count, kept, rest = self.aux
+        out = tree.unflatten(self.flat.out_tree, outs[:count])
+        return out, tree.unflatten(self.flat.aux_tree, values.merge(rest, outs[count:], kept))
+
+    def changed(self, changes: list, *args: Any) -> tuple[Any, Any]:
+        """The function of changes of its named values, and of its arguments; and `aux`."""
+        program = taking(self.program, self.asked)
+        return self.result(jx.evaluate(program, *tree.leaves(args), *changes))
+
+    def opened(self, *args: Any) -> tuple[Any, Any]:
+        """The function that gives its named values, too; and `aux`."""
+        outs = jx.evaluate(giving(self.program, self.asked), *tree.leaves(args))
+        count = len(self.program.out_avals)
+        out, aux = self.result(outs[:count])
+        return (out, outs[count:]), aux
+
+    def by_name(self, found: Sequence) -> dict[str, Any]:
+        """One for each name; a tuple where several values have the name."""
+        pairs = [*zip(self.labels, found, strict=True)]
+        several = {name: tuple(x for n, x in pairs if n == name) for name in self.labels}
+        return {name: xs[0] if len(xs) == 1 else xs for name, xs in several.items()}
+
+
+def value_and_adjoints(
+    fun: Callable,
+    names: str | Sequence[str] | None = None,
+    argnums: Argnums | None = None,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """A function to the value of `fun`, a scalar, and its gradient in values that have names.
+
+    Args:
+      fun: a function of arrays or pytrees of arrays to a real scalar. Inside, or in what it calls,
+        `jax.ad_checkpoint.checkpoint_name(h, "h")` names a value.
+      names: the names asked for; `None` asks for all.
+      argnums: the position, or positions, of arguments whose gradient is wanted too.
+      has_aux: whether `fun` returns a pair of its value and something not differentiated.
+
+    Returns:
+      A function of the same arguments that returns `(value, adjoints)`, or with `argnums`
+      `(value, adjoints, gradient)`; with `has_aux`, `value` is `(value, aux)`. The adjoints are a
+      dictionary: for each name an array like the value, or a tuple where several have the name. In
+      a `scan` there is one for each step, stacked; of a branch that was not taken they are zero; in
+      a `shard_map`, what differs between devices is joined along the first dimension (a number gets
+      one).
+      The function is staged, so that it cannot branch in Python on the values of its arguments.
+
+    Raises:
+      ValueError: if a name does not occur; or if it does so where no derivative reaches it: in a
+        `while_loop`, or in a function with a derivative of the user's.
+      TypeError: if `fun` does not return a scalar, or a named value is an integer.
+
+    In the textbooks an *adjoint* is the derivative of the result with respect to any value on the
+    way; see Griewank and Walther, Evaluating Derivatives, 2nd ed. (2008), section 3.2.
+
+    >>> import jax.numpy as jnp, functrans as ft
+    >>> from jax.ad_checkpoint import checkpoint_name
+    >>> def loss(x):
+    ...     h = checkpoint_name(jnp.exp(x), "h")
+    ...     return jnp.sum(h * h)
+    >>> value, adjoints, gradient = ft.value_and_adjoints(loss, "h", argnums=0)(0.0)
+    >>> float(value), float(adjoints["h"]), float(gradient)
+    (1.0, 2.0, 2.0)
+    """
+    wanted = None if argnums is None else checks.argnums(argnums)
+    settings = {"name": "value_and_adjoints", "names": _listed(names)}
+    return transformed(fun, _adjoints, **settings, argnums=wanted, has_aux=has_aux)
+
+
+def _adjoints(fun: Callable, name: str, names: Any, argnums: Any, has_aux: bool) -> Callable:
+    def adjoints_at(*args, **kwargs):
+        partial, selected = select(name, fun, args, kwargs, () if argnums is None else argnums)
+        if argnums is not None:
+            checks.inputs(name, fun, argnums, args, selected, False, True, False)
+        staged = Named(name, partial, names, selected, has_aux)
+        changes = [*map(values.zeros, staged.types)]
+        out, pullback, aux = vjp(staged.changed, changes, *selected, has_aux=True)
+        checks.scalar(name, out, False)
+        bars, *gradient = pullback(values.constant(1, jax.typeof(out)))
+        found = (out, aux) if has_aux else out, staged.by_name(bars)
+        if argnums is None:
+            return found
+        return *found, gradient[0] if isinstance(argnums, int) else tuple(gradient)
+
+    return of_the_arguments(fun, name, "adjoints", adjoints_at)
+
+
+def value_and_tangents(
+    fun: Callable, names: str | Sequence[str] | None = None, has_aux: bool = False
+) -> Callable[..., Any]:
+    """A function to `f(x)`, `J_f(x) x_dot`, and the tangents of values inside that have names.
+
+    Args:
+      fun: a function of arrays or pytrees of arrays. Inside, or in what it calls,
+        `jax.ad_checkpoint.checkpoint_name(h, "h")` names a value.
+      names: the names asked for; `None` asks for all.
+      has_aux: whether `fun` returns a pair of its output and something not differentiated.
+
+    Returns:
+      A function of `(primals, tangents)`, as `jvp` takes them, that returns
+      `(output, output_tangent, tangents)`; with `has_aux`, `output` is `(output, aux)`. The
+      tangents are a dictionary, as that of `value_and_adjoints`.
+
+    Raises:
+      ValueError: as `value_and_adjoints`. TypeError: as `jvp`, or if a named value is an integer.
+
+    >>> import jax.numpy as jnp, functrans as ft
+    >>> from jax.ad_checkpoint import checkpoint_name
+    >>> def f(x):
+    ...     h = checkpoint_name(jnp.exp(x), "h")
+    ...     return h * h
+    >>> y, y_dot, tangents = ft.value_and_tangents(f, "h")((0.0,), (1.0,))
+    >>> float(y), float(y_dot), float(tangents["h"])
+    (1.0, 2.0, 1.0)
+    """
+    settings = {"name": "value_and_tangents", "names": _listed(names), "has_aux": has_aux}
+    return transformed_at_primals(fun, _tangents, **settings)
+
+
+def _tangents(fun: Callable, name: str, names: Any, has_aux: bool) -> Callable:
+    def tangents_at(primals, tangents):
+        checks.sequences(name, primals, tangents)
+        staged = Named(name, fun, names, tuple(primals), has_aux)
+        (out, _), (out_dot, dots), aux = jvp(staged.opened, primals, tangents, has_aux=True)
+        return (out, aux) if has_aux else out, out_dot, staged.by_name(dots)
+
+    return tangents_at
+
+
+def _listed(names: Any) -> tuple[str, ...] | None:
+    return names if names is None else (names,) if isinstance(names, str) else tuple(names)

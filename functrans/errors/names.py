@@ -1,0 +1,50 @@
+"""What is said of names of values that are not there, or that no derivative reaches.
+
+Read next: `lines.py`, how a user's line is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from jax.extend.core import Primitive
+
+from functrans import jaxpr as jx
+from functrans import values
+from functrans.errors.lines import user_line
+
+HOW = 'jax.ad_checkpoint.checkpoint_name(h, "h") gives h a name'
+
+
+def present(name: str, fun: Callable, asked: Sequence | None, there: Sequence[str]) -> Sequence:
+    """The names asked for, all of which occur in the function."""
+    known, asked = [*dict.fromkeys(there)], there if asked is None else asked
+    missing = [label for label in asked if label not in known]
+    if missing or not asked:
+        what = f"no value is named {missing[0]!r}" if missing else "no names are asked for"
+        listed = (
+            f"The names are {', '.join(map(repr, known))}" if known else f"It names none; {HOW}"
+        )
+        raise ValueError(f"{name}: in {jx.name_of(fun)} {what}. {listed}")
+    return asked
+
+
+def have_tangents(name: str, labels: Sequence[str], avals: Sequence) -> None:
+    for label, aval in zip(labels, avals, strict=True):
+        if not values.is_differentiable(aval):
+            raise TypeError(
+                f"{name}: the value named {label!r} is of type {aval.str_short()}, which has no "
+                "derivative"
+            )
+
+
+def hidden(labels: Sequence[str], primitive: Primitive) -> ValueError:
+    """For a name inside of an equation that is not bound again with other programs."""
+    where, why = f"'{primitive}'", "whose derivative is not that of the program inside"
+    if str(primitive) == "while":
+        where, why = "a while_loop", "which has no number of steps to stack them by. Use a scan"
+    said = ", ".join(map(repr, labels))
+    return ValueError(
+        f"the value named {said} is inside {where}, {why}, at {user_line()}. Name what goes in or "
+        "comes out"
+    )
