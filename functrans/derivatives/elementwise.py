@@ -223,12 +223,18 @@ elementwise(lax.cosh_p, lambda y, x: neg(times_i(sin(times_i(x)))) if is_complex
 
 
 # (1 + tanh x) e^-x = 1 / cosh x for x > 0, also where 1 - y^2 is lost in y = 1; and by symmetry for
-# x < 0. Its square has the derivatives of 1 - y^2.
+# x < 0. It is a function of x, with the derivative -2 y / cosh(x)^2.
+@custom_jvp
 def sech_squared(y, x):
     """`1 / cosh(x)^2`, of `y = tanh(x)`"""
-    constant_y, constant_x = rightwards(*map(lax.stop_gradient, (y, x)))
-    sech = mul(add(1, constant_y), exp(neg(constant_x)))
-    return sub(square(sech), rise_of_square(y))
+    y, x = rightwards(y, x)
+    return square(mul(add(1, y), exp(neg(x))))
+
+
+@partial(sech_squared.defjvp, symbolic_zeros=True)
+def sech_squared_jvp(primals, tangents):
+    slope = sech_squared(*primals)
+    return slope, along(tangents[1:], lambda: mul(-2, mul(primals[0], slope)))
 
 
 def rightwards(y, x):
@@ -239,17 +245,21 @@ def rightwards(y, x):
     return select_n(is_left, y, neg(y)), select_n(is_left, x, neg(x))
 
 
-# y = (1 + h) / 2 with h = tanh(x/2), and so the slope is (1 - h^2) / 4: its value is y^2 e^-x, with
-# the exponential that the logistic function itself contains.
+# y (1 - y) = y^2 e^-x, also where y is 1. The derivative is (1 - 2 y) = -tanh(x/2) times it.
+@custom_jvp
 def logistic_slope(y, x):
-    half = mul(0.5, x)
-    h = lax.tanh(half)
+    """`y (1 - y)`, of `y = 1 / (1 + e^-x)`"""
     if is_complex(x):
-        return mul(0.25, sech_squared(h, half))
-    c = lax.stop_gradient(y)
+        half = mul(0.5, x)
+        return mul(0.25, sech_squared(lax.tanh(half), half))
     limits: Any = jnp.finfo(aval_of(x).dtype)
-    e = lax.min(exp(neg(lax.stop_gradient(x))), number(limits.max, x))
-    return sub(mul(c, mul(c, e)), mul(0.25, rise_of_square(h)))
+    return mul(y, mul(y, lax.min(exp(neg(x)), number(limits.max, x))))
+
+
+@partial(logistic_slope.defjvp, symbolic_zeros=True)
+def logistic_slope_jvp(primals, tangents):
+    slope = logistic_slope(*primals)
+    return slope, along(tangents[1:], lambda: neg(mul(slope, lax.tanh(mul(0.5, primals[1])))))
 
 
 # i tan(x) = tanh(i x)

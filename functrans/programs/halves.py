@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, set_current_trace
+from jax.extend.core.primitives import custom_jvp_call_p
 
 from functrans import caches, values
 from functrans import jaxpr as jx
@@ -243,6 +244,13 @@ def origins(equations: Sequence[JaxprEqn]) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for equation in equations:
         of = {found.get(atom, atom) for atom in equation.invars if isinstance(atom, Var)}
-        if equation.primitive in CHEAP and len(of) == 1:
+        if len(of) == 1 and is_cheap(equation):
             found[equation.outvars[0]] = of.pop()
     return found
+
+
+def is_cheap(equation: JaxprEqn) -> bool:
+    """A slope may be a function with a derivative of its own (`derivatives/elementwise.py`)."""
+    if equation.primitive is custom_jvp_call_p:
+        return all(map(is_cheap, equation.params["call_jaxpr"].eqns))
+    return equation.primitive in CHEAP
