@@ -79,19 +79,21 @@ def clear_caches() -> None:
         empty()
 
 
-_NOT_SAID_BY_TYPE = frozenset([tuple, float, complex, np.float16, np.float32, np.float64])
+_FLOATS = frozenset([float, complex, np.float16, np.float32, np.float64])
 
 
 def kinds(params: Collection) -> tuple:
     """What a key needs besides params: `0.0 == -0.0` and `1 == 1.0 == True`, but they differ.
 
-    It looks into tuples, and into no other containers.
+    It looks into tuples, and into what else is a pytree.
     """
     found = (*map(type, params),)
-    if _NOT_SAID_BY_TYPE.isdisjoint(found):
+    if tuple in found:
+        params = jax.tree.leaves([*params])
+        found = (*map(type, params),)
+    if _FLOATS.isdisjoint(found):
         return found
-    rest = [x for x in params if type(x) in _NOT_SAID_BY_TYPE]
-    return *found, *[kinds(x) if type(x) is tuple else repr(x) for x in rest]
+    return *found, *[repr(x) for x in params if type(x) in _FLOATS]
 
 
 def by_types(function: Callable) -> Callable:

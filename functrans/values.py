@@ -175,7 +175,7 @@ def instantiate(x: Any) -> Any:
 def result(x: Any) -> Any:
     """What a transform returns for `x`: an array, also where it is a `Zero` or a number."""
     x = instantiate(x)
-    return jnp.asarray(x) if np.isscalar(x) else x
+    return jnp.asarray(x) if isinstance(x, (int, float, complex, np.generic)) else x
 
 
 def constant(value: Any, aval: Any) -> Any:
