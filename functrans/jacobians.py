@@ -80,7 +80,8 @@ def _jacobian_at(fun, name, mode, argnums, has_aux, chunk_size, holomorphic, all
         out, linear, *aux = mode(partial, *selected, has_aux=has_aux)
         if by_rows or holomorphic:  # the columns may be of any type
             checks.outputs(name, out, holomorphic)
-        blocks = (_rows if by_rows else _columns)(linear, selected, out, chunk_size)
+        with linear.width():
+            blocks = (_rows if by_rows else _columns)(linear, selected, out, chunk_size)
         jacobian = tree.unflatten(
             tree.structure(out), [tree.unflatten(tree.structure(point), row) for row in blocks]
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -81,12 +82,15 @@ class LinearFunction:
     def at(self, vector: Any) -> Any:
         """The value at a tangent or a cotangent, checked."""
         apply = self.compiled or functools.partial(self.apply, self.spec)
-        if _config.jax_enable_x64 or not self.spec.is_wide:
+        if self.spec.is_wide and not _config.jax_enable_x64:
+            plain = (float, complex)  # a number has the type that it has here
+            vector = tree.map(lambda x: jnp.asarray(x) if type(x) in plain else x, vector)
+        with self.width():
             return apply(self.residuals, vector)
-        plain = (float, complex)  # a number has the type that it has here
-        vector = tree.map(lambda x: jnp.asarray(x) if type(x) in plain else x, vector)
-        with jax.enable_x64(True):  # as it was where the function computed in 64 bits
-            return apply(self.residuals, vector)
+
+    def width(self) -> AbstractContextManager:
+        """With 64 bits, where the function has computed in 64 bits."""
+        return jax.enable_x64(True) if self.spec.is_wide else nullcontext()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.jaxpr})"

@@ -17,6 +17,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
@@ -162,3 +163,17 @@ def test_64_bits_switched_on_inside_a_function(fun: Callable) -> None:
     slope = jnp.sum(jax.grad(fun)(x) * x)
     assert y.dtype == y_dot.dtype == fun(jnp.asarray(x)).dtype
     chex.assert_trees_all_close((y_dot, pushforward(x)), (slope, slope), rtol=1e-5)
+
+
+@pytest.mark.parametrize("transform", [ft.jacfwd, ft.jacrev])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_jacobians_where_64_bits_are_switched_on_inside(transform, chunk_size) -> None:
+    def wide_sines(x):
+        with jax.enable_x64(True):
+            return 2 * jnp.sin(x.astype("float64"))
+
+    for fun in (wide_sines, ft.jit(wide_sines)):
+        jacobian = transform(fun, chunk_size=chunk_size)(X)
+        np.testing.assert_allclose(jacobian, np.diag(2 * np.cos(X)), rtol=1e-6)
+    curvature = transform(ft.jacrev(wide_sines))(X).sum(0)
+    np.testing.assert_allclose(curvature, np.diag(-2 * np.sin(X)), rtol=1e-6)
