@@ -38,6 +38,8 @@ from functrans.programs.live import each_depends, live_and_free
 from functrans.rules import CALL, RULES, STAGING_RULES, low_params
 from functrans.values import Flags
 
+_config: Any = jax.config
+
 
 class Tracer(appearance.Tracer):
     """Stands for the value of one atom (a variable, or a literal) of the jaxpr being written."""
@@ -109,6 +111,9 @@ class StagingTrace(Trace):
         return atom.val if type(atom) is Literal else Tracer(self, atom, source)
 
     def process_primitive(self, primitive, args, params, /):
+        if _config.eager_constant_folding and not any(isinstance(x, jax.core.Tracer) for x in args):
+            with jax.core.eval_context():  # within `jax.ensure_compile_time_eval`
+                return primitive.bind(*args, **params)
         rule = RULES[primitive]
         if rule is None or not rule.depends_on_types_only:  # it may carry programs
             params = low_params(params)

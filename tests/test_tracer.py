@@ -399,3 +399,18 @@ def test_a_tracer_that_leaks_from_the_tape_says_so():
     assert isinstance(leaked[0], jax.core.Tracer)
     with pytest.raises(jax.errors.UnexpectedTracerError):
         leaked[0] * 2.0
+
+
+def test_what_is_computed_while_a_function_is_staged() -> None:
+    """`jax.ensure_compile_time_eval` computes what has no tracers, and stages the rest."""
+
+    def scaled(x):
+        with jax.ensure_compile_time_eval():
+            n = jnp.sum(jnp.arange(4.0))
+            assert n > 5  # a number, and no tracer
+            return x * x * n
+
+    for fun in (scaled, ft.jit(scaled)):
+        assert ft.jit(fun)(2.0) == 24 and ft.grad(fun)(2.0) == 24
+        assert ft.jit(ft.grad(fun))(2.0) == 24 and ft.grad(ft.grad(fun))(2.0) == 12
+        assert jax.jit(ft.grad(fun))(2.0) == 24 and ft.jvp(jax.jit(fun), (2.0,), (1.0,))[1] == 24
