@@ -66,6 +66,8 @@ picture: $(VENV)/.installed-test  ## draw what imports what, for docs/architectu
 
 docs: $(VENV)/.installed-docs  ## build the documentation
 	$(BIN)/python -m sphinx -W docs docs/_build/html $(ARGS)
+	@! grep -rlE '(src|href)="https?://[^"]+\.(js|css)"' docs/_build/html --include='*.html' || { \
+	  echo 'these pages need a network for a script or a style' >&2; exit 1; }
 
 notebooks: $(VENV)/.installed-docs $(VENV)/.installed-colab  ## run the notebooks
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyter execute --timeout=600 colab/*.ipynb

