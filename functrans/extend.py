@@ -8,6 +8,8 @@ one equation it may ask
 
     bind                 what the equation computes
     tangent_program      its tangents, as a program: what its rule has to say, for any transform
+    derivative_program   the same, which reads the results instead of computing them again
+    through              what it computes on columns of arrays, if it carries programs (a loop, ...)
     rule_of              what kind of operation it is (`is_linear`, `is_diagonal`)
 
 With `transformed` a transform of a jitted function is jitted, as functrans's own are.
@@ -22,8 +24,8 @@ With `transformed` a transform of a jitted function is jitted, as functrans's ow
 >>> operations(lambda x: jax.numpy.sin(x) * x + 1.0)(2.0)
 3
 
-Read next: `programs/__init__.py`, what is done to programs; or `jacobians.py`, transforms that
-need no loop of their own.
+Read next: `taylor/__init__.py`, transforms that are written with it; or `jacobians.py`, transforms
+that need no loop of their own.
 """
 
 from __future__ import annotations
@@ -32,33 +34,54 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jax import tree
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
+from functrans import caches
 from functrans import jaxpr as jx
 from functrans.control_flow.calls import InlinedRule
+from functrans.control_flow.columns import carries_programs, through
 from functrans.control_flow.jit import JitRule
+from functrans.control_flow.library import derivative_of
 from functrans.errors import checks
 from functrans.flat import Flat
 from functrans.forward import Pushed, pushed_program
 from functrans.jaxpr import Operation, bind
-from functrans.jit import transformed
+from functrans.jit import transformed, transformed_at_primals
+from functrans.programs.live import live
 from functrans.rules import RULES, rule_of
-from functrans.templates import without_templates
+from functrans.templates import Template, sink_of, template, without_templates
 from functrans.tracer import stage
-from functrans.values import Linear, Zero, add, instantiate, merge, moving, part, pick, with_zeros
+from functrans.values import (
+    Linear,
+    Zero,
+    add,
+    instantiate,
+    merge,
+    moving,
+    part,
+    pick,
+    result,
+    with_zeros,
+)
 
 __all__ = [
     "staged",
     "interpret",
     "bind",
+    "evaluate",
     "tangent_program",
+    "derivative_program",
+    "carries_programs",
+    "through",
     "rule_of",
     "transformed",
+    "transformed_at_primals",
     "without_templates",
     "Staged",
     "Zero",
     "Linear",
     "instantiate",
+    "result",
     "add",
     "moving",
     "pick",
@@ -112,6 +135,7 @@ def interpret(
     inputs: Sequence[Any],
     meaning: Callable[[JaxprEqn, list], Sequence],
     constant: Callable[[Any], Any] = lambda value: value,
+    own_rules: bool = False,
 ) -> list:
     """Walk the equations of a program from the first to the last; calls of functions are entered.
 
@@ -120,6 +144,8 @@ def interpret(
       inputs: a value, of whatever kind, for each of its inputs.
       meaning: takes an equation and the values of its inputs; returns a value for each output.
       constant: makes such a value of a number or an array that stands in the program.
+      own_rules: whether a call with a derivative of its own, such as one of a `jax.custom_jvp`
+        function, is not entered, but is an equation like others.
 
     Returns:
       A value for each output of the program.
@@ -144,23 +170,42 @@ def interpret(
 
     for equation in program.jaxpr.eqns:
         xs = [read(atom) for atom in equation.invars]
-        called = _called(equation)
+        called = _called(equation, own_rules)
         if called is None:
             ys = meaning(equation, xs)
         else:
-            ys = interpret(called, xs, meaning, constant)
+            ys = interpret(called, xs, meaning, constant, own_rules)
         known.update(zip(equation.outvars, ys, strict=True))
     return [read(atom) for atom in program.jaxpr.outvars]
 
 
-def _called(equation: JaxprEqn) -> ClosedJaxpr | None:
+def _called(equation: JaxprEqn, own_rules: bool) -> ClosedJaxpr | None:
     """The program of a call, if the equation is nothing but a call of one function."""
     rule = RULES.get(equation.primitive)
     if isinstance(rule, JitRule):
-        return rule.bodies(equation.params)[0]
+        keeps = own_rules and derivative_of(equation.params)
+        return None if keeps else rule.bodies(equation.params)[0]
     if isinstance(rule, InlinedRule):
         return rule.program(equation.params)
-    return equation.params.get("call_jaxpr")  # of a custom rule: the function itself
+    # Of a custom rule: the function itself.
+    return None if own_rules else equation.params.get("call_jaxpr")
+
+
+def evaluate(program: ClosedJaxpr, inputs: Sequence, equation: JaxprEqn) -> list:
+    """Evaluate a program that was derived from an equation, in its place.
+
+    >>> import jax.numpy as jnp
+    >>> from functrans import extend
+    >>> (equation,) = extend.staged(jnp.square, 2.0).program.jaxpr.eqns
+    >>> y, y_dot = extend.evaluate(extend.tangent_program(equation, [True]).program, [3.0, 1.0],
+    ...                            equation)
+    >>> float(y), float(y_dot)
+    (9.0, 6.0)
+    """
+    sink, written = sink_of(jx.current_trace()), Template(program)
+    written.compiles = False  # it is not kept
+    outs = sink.run(written, [*map(sink.enter, inputs)], equation)
+    return [*map(sink.leave, outs)]
 
 
 def tangent_program(equation: JaxprEqn, flags: Sequence[bool]) -> Pushed:
@@ -187,4 +232,50 @@ def tangent_program(equation: JaxprEqn, flags: Sequence[bool]) -> Pushed:
         e:f32[] = mul b d
       in (c, e) }
     """
-    return pushed_program(Operation.of(equation), tuple(flags))
+    operation, flags = Operation.of(equation), tuple(flags)
+    kept = template(pushed_program, operation, flags)
+    return Pushed(kept.program.program, kept.moved) if kept else pushed_program(operation, flags)
+
+
+def derivative_program(equation: JaxprEqn, flags: Sequence[bool]) -> Pushed:
+    """The tangents of one equation, as a program that reads its results.
+
+    Args:
+      equation: an equation of a program.
+      flags: for each input whether it has a tangent.
+
+    Returns:
+      `(program, moved)`: the program of `(inputs, outputs, tangents of those inputs that move) ->
+      tangents of those outputs that have moved`, and for each output whether it has.
+
+    Raises:
+      NotImplementedError: if the primitive has no rule.
+
+    >>> import jax.numpy as jnp
+    >>> from functrans import extend
+    >>> (equation,) = extend.staged(jnp.exp, 2.0).program.jaxpr.eqns
+    >>> extend.derivative_program(equation, [True]).program
+    { lambda ; a:f32[] b:f32[] c:f32[]. let d:f32[] = mul c b in (d,) }
+    """
+    program, moved = tangent_program(equation, flags)
+    return Pushed(_reading_results(program, len(flags), len(moved)), moved)
+
+
+@caches.by_program
+def _reading_results(program: ClosedJaxpr, inputs: int, count: int) -> ClosedJaxpr:
+    """The program with its first `count` outputs as inputs, after the first of its inputs."""
+    jaxpr = program.jaxpr
+    computed = {v for equation in jaxpr.eqns for v in equation.outvars}
+    results: list[Any] = []
+    for atom in jaxpr.outvars[:count]:  # an input that is handed on stays what it is
+        is_new = isinstance(atom, Var) and atom in computed and atom not in results
+        results.append(atom if is_new else Var(atom.aval))
+    given, equations = set(results), []
+    for e in jaxpr.eqns:
+        outs = [Var(v.aval) if v in given else v for v in e.outvars]
+        if not given.issuperset(e.outvars):
+            equations.append(jx.copied(e, e.invars, outs, e.source_info, e.ctx))
+    outputs = jaxpr.outvars[count:]
+    variables = [*jaxpr.invars[:inputs], *results, *jaxpr.invars[inputs:]]
+    kept, info = live(equations, outputs), jaxpr.debug_info
+    return jx.closed(variables, outputs, kept, info, jaxpr.constvars, program.consts)

@@ -85,6 +85,7 @@ BESIDE = {
     "control_flow": {*LAYERS[: LAYERS.index("jit")], "derivatives"},
     "adjoints": {*LAYERS, "derivatives", "control_flow"},
     "extend": {*LAYERS, "control_flow"},
+    "taylor": {"extend", "rules", "errors"},
     "explain": {*LAYERS, "control_flow"},
     "": {
         *LAYERS,
@@ -93,6 +94,7 @@ BESIDE = {
         "foreign",
         "control_flow",
         "extend",
+        "taylor",
         "explain",
         "adjoints",
     },

@@ -18,6 +18,8 @@
     tagged        a function in a place              the same place, in each half
     pallas        a kernel that writes references    forward mode alone
 
+`columns.py` has the calls of transforms that carry more with a value than its derivative.
+
 A file here may use the interpreters; those of `derivatives/` may not.
 
 Read next: `base.py`, what all of them share.

@@ -6,7 +6,7 @@ A kernel gives nothing back.  Its derivative takes a second reference for each t
 done to the first is done to the second with the tangents.  It cannot be transposed, as what is read
 depends on when: there is no reverse mode, neither here nor in JAX.
 
-Read next: `../staging.py`, operations that need no equation.
+Read next: `columns.py`, calls in a transform that is none of these.
 """
 
 from __future__ import annotations

@@ -1,0 +1,344 @@
+"""What one equation makes of streams: coefficient `k` of its results from those before it.
+
+Let `y = f(x)`, and `x` move: `x(t) = x_0 + x_1 t + x_2 t^2 + ...`.  The derivative rule of `f` says
+
+    y'(t) = J_f(x(t)) x'(t),        and so        y_k = 1/k (J_f(x) x')_(k-1)
+
+where `J_f(x) x'` is the *derivative program* of the equation, which is made of equations and can be
+evaluated on streams as well.  It reads `y` itself, as `exp` does: `y' = y x'`.  Nothing more is
+needed, for any primitive with a rule; but some equations have their coefficients at less cost.  The
+first case that fits is taken:
+
+    nothing moves        y_0 = f(x_0), and no others
+    it carries programs  the same call, of columns of coefficients
+    a product            (x y)_k = sum_i x_i y_(k-i)
+    a power              is a product of powers
+    a quotient           A y = x   =>   A_0 y_k = x_k - sum_(i>0) A_i y_(k-i)
+    constant slopes      y_k = J x_k
+    any other            y_k = 1/k (J_f(x) x')_(k-1)
+
+Sources: A. Griewank and A. Walther, Evaluating Derivatives (2008), chapter 13; M. D. McIlroy, Power
+Series, Power Serious, J. Functional Programming 9 (1999).
+
+Read next: `jets.py`, the transforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, reduce
+from typing import Any
+
+import jax.core
+import numpy as np
+from jax import lax
+from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.lax.linalg import triangular_solve_p, tridiagonal_solve_p
+
+from functrans import extend
+from functrans.extend import Zero, pick
+from functrans.rules import LINEAR, constant
+from functrans.taylor.streams import Stream, divided, scaled
+
+Later = Callable[[int], list]
+"""From `k > 0` to the coefficients `k` of the results, those before it being known."""
+
+
+def coefficients(program: ClosedJaxpr, columns: Sequence[Sequence], order: int) -> list[list]:
+    """Evaluate a program on series, as far as the coefficient `order`.
+
+    Args:
+      program: a closed jaxpr.
+      columns: for each of its inputs the first coefficients; `None` stands for one that is zero,
+        and so are those that are missing.
+
+    Returns:
+      For each of its outputs `order + 1` coefficients, in the same way; one, if it does not move.
+    """
+    run = Run(order)
+    inputs = [Stream(v.aval, c) for v, c in zip(program.jaxpr.invars, columns, strict=True)]
+
+    def meaning(equation, xs):
+        node = Node(run, equation, xs)
+        node.reach(order)
+        return node.outputs
+
+    outs = extend.interpret(program, inputs, meaning, run.constant, own_rules=True)
+    return [y.column(order) for y in outs]
+
+
+class Run:
+    """What the equations of one evaluation share."""
+
+    def __init__(self, order: int):
+        self.order = order
+        self.nodes: dict[Any, Node] = {}
+        self.constants: dict[Any, tuple] = {}
+        self.derivatives: dict[Any, tuple] = {}
+
+    def constant(self, value: Any) -> Stream:
+        """The stream of a constant of a program: one for each number, and for each array."""
+        is_array = isinstance(value, jax.Array | jax.core.Tracer) or np.ndim(value)
+        key = id(value) if is_array else (type(value), repr(value))
+        if key not in self.constants:
+            self.constants[key] = Stream(jax.typeof(value), [value]), value
+        return self.constants[key][0]
+
+    def node(self, equation: JaxprEqn, inputs: list[Stream]) -> Node:
+        """The node of an equation on these streams: the one that there is, if there is one.
+
+        The sine needs the cosine, and this one the sine again.
+        """
+        key = key_of(equation, inputs)
+        found = None if key is None else self.nodes.get(key)
+        return found or Node(self, equation, inputs)
+
+    def derivative(self, equation: JaxprEqn, flags: Sequence[bool]) -> Any:
+        """`extend.derivative_program`; those of a user's rules are kept as long as this lives."""
+        key = id(equation), tuple(flags)
+        if key not in self.derivatives:
+            self.derivatives[key] = extend.derivative_program(equation, flags), equation
+        return self.derivatives[key][0]
+
+
+def key_of(equation: JaxprEqn, inputs: list[Stream]) -> Any:
+    """What two equations share that compute the same; `None` if that cannot be said."""
+    params = tuple([(name, type(p), p) for name, p in equation.params.items()])
+    key = equation.primitive, params, tuple(map(id, inputs))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return None if equation.effects else key
+
+
+class Node:
+    """One equation, and the streams that it computes."""
+
+    def __init__(self, run: Run, equation: JaxprEqn, inputs: list[Stream]):
+        self.run, self.equation, self.inputs = run, equation, inputs
+        self.flags = tuple([x.moves for x in inputs])
+        self.is_call = any(self.flags) and extend.carries_programs(equation)
+        self.outputs = [Stream(v.aval, source=self.reach) for v in equation.outvars]
+        for y, moves in zip(self.outputs, self.moved(), strict=True):
+            y.moves = moves
+        self.later: Later | None = None
+        self.count = 0  # how many coefficients are known
+        run.nodes[key_of(equation, inputs) or id(self)] = self
+
+    def moved(self) -> Sequence[bool]:
+        """Which outputs move."""
+        if not any(self.flags):
+            return [False] * len(self.outputs)
+        if self.is_call:
+            return [y.zero.dtype != jax.dtypes.float0 for y in self.outputs]
+        return self.run.derivative(self.equation, self.flags).moved
+
+    def reach(self, k: int) -> None:
+        """Compute all coefficients up to this one.
+
+        First all inputs are asked for theirs: a long program makes no deep recursion.
+        """
+        k = k if any(y.moves for y in self.outputs) else 0
+        for x in pick(self.inputs, self.flags):
+            x.reach(k)
+        while self.count <= k:
+            rows = self.of_call(k) if self.is_call else [self.coefficient(self.count)]
+            self.count += len(rows)
+            for row in rows:
+                for y, coefficient in zip(self.outputs, row, strict=True):
+                    y.known.append(coefficient)
+
+    def coefficient(self, k: int) -> list:
+        if k == 0:
+            return self.at_zero()
+        if self.later is None:
+            self.later = next(later for case in CASES if (later := case(self)))
+        return self.later(k)
+
+    def at_zero(self) -> list:
+        """The results at `t = 0`."""
+        zero = [type(x[0]) is Zero for x in self.inputs]
+        if any(zero):  # of a derivative the first coefficient may be zero
+            rule = extend.rule_of(self.equation.primitive)
+            is_zero = LINEAR in pick(partials_of(rule), zero)
+            if is_zero or (all(zero) and rule.is_linear(len(zero))):
+                return [y.zero for y in self.outputs]
+        return extend.bind(self.equation, [x.value for x in self.inputs])
+
+    def pushed(self, results: Sequence, dots: Sequence) -> list:
+        """`J_f(x_0) x_dot`, where these are the results to be read, and some tangents are zero."""
+        moving = extend.moving(dots)
+        if not any(moving):
+            return [y.zero for y in self.outputs]
+        program, moved = self.run.derivative(self.equation, moving)
+        given = [*(x.value for x in self.inputs), *map(extend.instantiate, results)]
+        outs = extend.evaluate(program, [*given, *pick(dots, moving)], self.equation)
+        return extend.with_zeros(outs, moved, [y.aval for y in self.outputs])
+
+    def of_call(self, k: int) -> list:
+        """The coefficients that are missing, of as many as the inputs have; at least up to `k`."""
+        available = min(x.available() for x in pick(self.inputs, self.flags))
+        k = max(k, min(self.run.order, available - 1))
+        columns = [[x.value, *x.column(k)[1:]] for x in self.inputs]
+        outs: Any = extend.through(self.equation, columns, coefficients, k)
+        given = [Stream(y.aval, c) for y, c in zip(self.outputs, outs, strict=True)]
+        return [[y[i] for y in given] for i in range(self.count, k + 1)]
+
+
+# ---- the cases -----------------------------------------------------------------------------------
+
+
+def total(terms: Sequence, zero: Zero) -> Any:
+    return reduce(extend.add, terms, zero)
+
+
+def partials_of(rule: Any) -> Sequence:
+    """What an elementwise or a multilinear rule says of each input."""
+    return getattr(rule, "partials", ())
+
+
+# (x y)_k = sum_i x_i y_(k-i), and twice one half of it if both are the same.
+def product(node: Node) -> Later | None:
+    """An operation that is linear in each of two inputs that move."""
+    rule = extend.rule_of(node.equation.primitive)
+    if [*pick(partials_of(rule), node.flags)] != [LINEAR, LINEAR]:
+        return None
+    x, y = pick(node.inputs, node.flags)
+    zero = node.outputs[0].zero
+
+    def term(i, j):
+        if type(x[i]) is Zero or type(y[j]) is Zero:
+            return zero
+        others = [c.value for c in node.inputs if not c.moves]
+        given = extend.merge(others, (x[i], y[j]), node.flags)
+        return extend.bind(node.equation, given)[0]
+
+    def later(k):
+        if x is not y or not rule.is_diagonal:
+            return [total([term(i, k - i) for i in range(k + 1)], zero)]
+        half = total([term(i, k - i) for i in range((k + 1) // 2)], zero)
+        return [total([scaled(half, 2), term(k // 2, k // 2) if k % 2 == 0 else zero], zero)]
+
+    return later
+
+
+def power(node: Node) -> Later | None:
+    """A whole power, which is a product of powers, or the inverse of one."""
+    primitive, n = node.equation.primitive, node.equation.params.get("y", 2)
+    if primitive not in (lax.square_p, lax.integer_pow_p) or n in (0, 1):
+        return None
+    program = power_program(node.inputs[0].aval, n)
+    nodes, (answer,) = expanded(node.run, program, node.inputs)
+
+    def later(k):
+        for inner in nodes:
+            inner.reach(k)
+        return [answer[k]]
+
+    return later
+
+
+@lru_cache(maxsize=256)
+def power_program(aval: Any, n: int) -> ClosedJaxpr:
+    def written(x):
+        if n < 0:
+            return lax.div(constant(1, aval), lax.integer_pow(x, -n))
+        half = lax.integer_pow(x, n // 2) if n > 3 else x
+        return lax.mul(half, lax.integer_pow(x, n - n // 2) if n % 2 else half)
+
+    like = jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+    return extend.staged(written, like).program
+
+
+# A y = x, where A and x move, has the coefficients  sum_i A_i y_(k-i) = x_k.  The rule knows A:
+# its derivative program gives  A_0^-1 x_dot  of a tangent of x, and  -A_0^-1 A_dot y  of one of A.
+def quotient(node: Node) -> Later | None:
+    """The solution of an equation that is linear: a quotient, or that of a linear system."""
+    if node.equation.primitive not in QUOTIENTS:
+        return None
+    divides = [moves and reads_results(node, i) for i, moves in enumerate(node.flags)]
+    if not any(divides):
+        return None
+
+    def later(k):
+        dividend = [x.zero if d else x[k] for x, d in zip(node.inputs, divides, strict=True)]
+        terms = [node.pushed([y[0] for y in node.outputs], dividend)]
+        for i in range(1, k + 1):
+            results = [y[k - i] for y in node.outputs]
+            if any(extend.moving(results)):
+                dots = [x[i] if d else x.zero for x, d in zip(node.inputs, divides, strict=True)]
+                terms.append(node.pushed(results, dots))
+        pairs = zip(zip(*terms, strict=True), node.outputs, strict=True)
+        return [total(of_one, y.zero) for of_one, y in pairs]
+
+    return later
+
+
+QUOTIENTS = {lax.div_p, triangular_solve_p, tridiagonal_solve_p, lax.linear_solve_p}
+
+
+def reads_results(node: Node, i: int) -> bool:
+    """Whether the derivative in one input depends on the results."""
+    flags = [j == i for j in range(len(node.inputs))]
+    jaxpr, count = node.run.derivative(node.equation, flags).program.jaxpr, len(node.inputs)
+    results = jaxpr.invars[count : count + len(node.outputs)]
+    read = [a for e in jaxpr.eqns for a in e.invars] + jaxpr.outvars
+    return not {*map(id, results)}.isdisjoint(map(id, read))
+
+
+def constant_slopes(node: Node) -> Later | None:
+    """Where `J` does not move: `y_k = J x_k`."""
+    if slopes_move(node):
+        return None
+    return lambda k: node.pushed([y[0] for y in node.outputs], [x[k] for x in node.inputs])
+
+
+def slopes_move(node: Node) -> bool:
+    """Whether the derivative program multiplies tangents by what moves."""
+    program, _ = node.run.derivative(node.equation, node.flags)
+    known = [*node.flags, *(y.moves for y in node.outputs)]
+    values = [(moves, False) for moves in known] + [(False, True)] * sum(node.flags)
+    products = []
+
+    def meaning(equation, inputs):
+        moves, is_tangent = map(any, zip(*inputs, strict=True)) if inputs else (False, False)
+        if is_tangent:
+            products.append(moves)
+            return [(False, True)] * len(equation.outvars)
+        flags = [moves for moves, _ in inputs]
+        moved = extend.tangent_program(equation, flags).moved if any(flags) else ()
+        return [(m, False) for m in moved] or [(False, False)] * len(equation.outvars)
+
+    extend.interpret(program, values, meaning, lambda _: (False, False), own_rules=True)
+    return any(products)
+
+
+def integral(node: Node) -> Later:
+    """`y_k = 1/k (J_f(x) x')_(k-1)`"""
+    program, moved = node.run.derivative(node.equation, node.flags)
+    dots = [x.derivative for x in pick(node.inputs, node.flags)]
+    nodes, slopes = expanded(node.run, program, [*node.inputs, *node.outputs, *dots])
+
+    def later(k):
+        for inner in nodes:
+            inner.reach(k - 1)
+        terms = [divided(slope[k - 1], k) for slope in slopes]
+        return extend.with_zeros(terms, moved, [y.aval for y in node.outputs])
+
+    return later
+
+
+def expanded(run: Run, program: ClosedJaxpr, inputs: Sequence[Stream]) -> tuple[list, list]:
+    """The nodes of a program in their order, and the streams that it gives."""
+    nodes: list[Node] = []
+
+    def meaning(equation, xs):
+        nodes.append(run.node(equation, xs))
+        return nodes[-1].outputs
+
+    outs = extend.interpret(program, inputs, meaning, run.constant, own_rules=True)
+    return nodes, outs
+
+
+CASES = (product, power, quotient, constant_slopes, integral)

@@ -1,0 +1,162 @@
+"""The transforms of Taylor mode: `jet` and `derivatives`.
+
+    jet f (x_0, x_1, x_2, ...)  =  the coefficients of f(x_0 + x_1 t + x_2 t^2 + ...)
+
+    derivatives f (x, v)        =  [d^k/dt^k f(x + t v) at t = 0, for k = 0, 1, ...]
+
+Nested `jvp`s compute the same in a time that doubles with each order; here it grows with the square
+of the order.
+
+Read next: `../programs/__init__.py`, what is done to programs.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from math import factorial as factorial_of
+from typing import Any
+
+from jax import tree, typeof
+
+from functrans import extend
+from functrans.errors import checks
+from functrans.extend import Zero
+from functrans.rules import cast
+from functrans.taylor.equations import coefficients
+from functrans.taylor.streams import Stream, divided, scaled
+
+
+def jet(
+    fun: Callable,
+    primals: Sequence,
+    series: Sequence,
+    order: int | None = None,
+    factorial: bool = False,
+) -> Any:
+    """Push a Taylor series forward, by its true coefficients: those of `t^k`, not derivatives.
+
+    Args:
+      fun: a function of arrays or pytrees of arrays.
+      primals: a tuple or list with its arguments, `x_0`.
+      series: for each argument the same structure, with a list of the coefficients `[x_1, x_2,
+        ...]` in the place of each array; they have its shape and dtype. Those that are missing are
+        zero. An integer has none: `[]`.
+      order: how many coefficients to compute; by default as many as the longest list has.
+      factorial: whether all coefficients, of inputs and results, are multiplied by `k!`, so that
+        they are derivatives, as those of `jax.experimental.jet.jet` are.
+
+    Returns:
+      `(output, series)`: the series has the structure of the output, with a list of `order`
+      coefficients in the place of each array. Source: A. Griewank and A. Walther, Evaluating
+      Derivatives (2008), chapter 13; J. Bettencourt, M. Johnson and D. Duvenaud, Taylor-mode
+      automatic differentiation for higher-order derivatives in JAX (2019).
+
+    Raises:
+      TypeError: if structures or dtypes differ. ValueError: if shapes do, or `order` is negative.
+
+    >>> import jax.numpy as jnp, functrans as ft
+    >>> y, (y_1, y_2, y_3) = ft.jet(jnp.exp, (0.0,), ([1.0],), order=3)
+    >>> float(y), float(y_1), float(y_2), round(float(6 * y_3), 4)
+    (1.0, 1.0, 0.5, 1.0)
+    """
+    checks.sequences("jet", primals, series)
+    settings = {"name": "jet", "order": order, "factorial": factorial}
+    at = extend.transformed_at_primals(fun, _jet, **settings)
+    return at(tuple(primals), tuple(series))
+
+
+def _jet(fun: Callable, name: str, order: int | None, factorial: bool) -> Callable:
+    def jet_at(primals, series):
+        columns = columns_of(name, primals, series)
+        longest = max(map(len, columns), default=1) - 1
+        scale = factorial_of if factorial else lambda _: 1
+        columns = [[divided(x, scale(k)) for k, x in enumerate(column)] for column in columns]
+        outs, result = pushed(fun, primals, columns, checked(name, longest, order))
+        outs = [[scaled(y, scale(k)) for k, y in enumerate(column)] for column in outs]
+        return result([y for y, *_ in outs]), result([rest for _, *rest in outs])
+
+    return jet_at
+
+
+def derivatives(fun: Callable, order: int) -> Callable[[Any, Any], list]:
+    """The value of a function and its first directional derivatives.
+
+    Args:
+      fun: a function of one array or pytree of arrays to the same.
+      order: how many derivatives.
+
+    Returns:
+      A function of `x` and the direction `v`, which is like `x`, that returns a list: `fun(x)`, and
+      `d^k/dt^k fun(x + t v)` at `t = 0` for `k` from 1 to `order`, each like `fun(x)`.
+
+    Raises:
+      TypeError: if the structures or dtypes of `x` and `v` differ. ValueError: if shapes do, or
+      `order` is negative.
+
+    >>> import functrans as ft
+    >>> [float(y) for y in ft.derivatives(lambda x: x**3, 4)(2.0, 1.0)]
+    [8.0, 12.0, 12.0, 6.0, 0.0]
+    """
+    order = checked("derivatives", 0, order)
+    return extend.transformed_at_primals(fun, _derivatives, name="derivatives", order=order)
+
+
+def _derivatives(fun: Callable, name: str, order: int) -> Callable:
+    def derivatives_at(x, v):
+        leaves, in_tree = tree.flatten((x,))
+        dots = checks.tangents(leaves, in_tree, (v,), name, "the direction")
+        columns = [[x, typed_like(x, dot)] for x, dot in zip(leaves, dots, strict=True)]
+        outs, result = pushed(fun, (x,), columns, order)
+        return [result([scaled(y[k], factorial_of(k)) for y in outs]) for k in range(order + 1)]
+
+    return derivatives_at
+
+
+def pushed(fun: Callable, args: tuple, columns: Sequence, order: int) -> tuple[list, Callable]:
+    """The coefficients of each leaf of the output, and what makes an output of leaves."""
+    program = extend.staged(fun, *args)
+    outs = coefficients(program.program, columns, order)
+    streams = [Stream(aval, c) for aval, c in zip(program.program.out_avals, outs, strict=True)]
+    results = [[extend.result(y[k]) for k in range(order + 1)] for y in streams]
+    return results, program.result
+
+
+def columns_of(name: str, primals: tuple, series: tuple) -> list[list]:
+    """For each leaf of the primals its coefficients; a `Zero` for one that is not given."""
+    leaves, in_tree = tree.flatten(primals)
+    try:
+        given = in_tree.flatten_up_to(series)
+    except ValueError as error:
+        wrong = f"{name}: the series must have the structure of the primals: {error}"
+        raise TypeError(wrong) from error
+    for terms in given:
+        if not isinstance(terms, (list, tuple)):
+            raise TypeError(
+                f"{name}: the series of an array is a list of its coefficients, but got "
+                f"{terms!r} of type {type(terms).__name__}"
+            )
+    columns = [[x] for x in leaves]
+    for k in range(max(map(len, given), default=0)):
+        pairs = zip(leaves, given, strict=True)
+        row = [terms[k] if k < len(terms) else Zero.like(x) for x, terms in pairs]
+        word = f"the coefficients of order {k + 1}"
+        row = checks.tangents(leaves, in_tree, tree.unflatten(in_tree, row), name, word)
+        for column, x in zip(columns, row, strict=True):
+            column.append(typed_like(column[0], x))
+    return columns
+
+
+def typed_like(primal: Any, x: Any) -> Any:
+    """The coefficient, in the weak type of its primal: that of a Python number."""
+    aval = typeof(primal).to_tangent_aval()
+    return x if type(x) is Zero or typeof(x).weak_type == aval.weak_type else cast(x, aval)
+
+
+def checked(name: str, longest: int, order: Any) -> int:
+    """How many coefficients are asked for."""
+    if order is None:
+        return longest
+    if operator.index(order) < 0:
+        raise ValueError(f"{name}: order must not be negative, but it is {order}")
+    return operator.index(order)

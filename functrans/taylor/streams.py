@@ -1,0 +1,93 @@
+"""A stream: the Taylor coefficients of one value, each computed when it is first asked for.
+
+    x(t) = x_0 + x_1 t + x_2 t^2 + ...            x'(t) = x_1 + 2 x_2 t + 3 x_3 t^2 + ...
+
+These are the coefficients themselves, not derivatives: the product of two functions then has the
+coefficients `sum_i x_i y_(k-i)`, with no binomials.  A coefficient that is known to be zero is a
+`Zero`, and costs nothing.
+
+The derivative of a stream is *one* stream, however often it is asked for, and so is everything else
+here: equations on the same streams are the same equation, and are computed once.
+
+Read next: `equations.py`, what an equation makes of streams.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any
+
+from jax import lax, typeof
+
+from functrans.extend import Zero, instantiate
+from functrans.rules import constant
+
+
+class Stream:
+    """Coefficients that are known, and how to get more of them."""
+
+    def __init__(self, aval: Any, known: Sequence = (), source: Callable | None = None):
+        self.aval = aval
+        self.zero = Zero(aval.to_tangent_aval())
+        self.known = [self.zero if x is None else x for x in known]
+        self.source = source
+        """Makes coefficients known, up to the one that it is called with; without it all others are
+        zero."""
+        self.moves = source is not None or any(type(x) is not Zero for x in self.known[1:])
+        """Whether a coefficient other than the first may not be zero."""
+
+    def __getitem__(self, k: int) -> Any:
+        self.reach(k)
+        return self.known[k] if k < len(self.known) else self.zero
+
+    @property
+    def value(self) -> Any:
+        """The first coefficient, as an array."""
+        return instantiate(self[0])
+
+    def reach(self, k: int) -> None:
+        """Let all coefficients up to this one be known."""
+        if self.source is not None and len(self.known) <= k:
+            self.source(k)
+
+    def available(self) -> float:
+        """How many coefficients are known without computing."""
+        return inf if self.source is None else len(self.known)
+
+    def column(self, k: int) -> list:
+        """The coefficients up to this one, with `None` for zero; one, if none other moves."""
+        return [
+            None if type(x) is Zero else x for x in map(self.__getitem__, range(k * self.moves + 1))
+        ]
+
+    @functools.cached_property
+    def derivative(self) -> Stream:
+        """`x'`, whose coefficient `k` is `(k + 1) x_(k+1)`."""
+        return Derivative(self)
+
+
+class Derivative(Stream):
+    """The derivative of a stream."""
+
+    def __init__(self, of: Stream):
+        super().__init__(of.zero.aval, source=self.compute)
+        self.of, self.moves = of, of.moves
+
+    def compute(self, k: int) -> None:
+        for i in range(len(self.known), k + 1):
+            self.known.append(scaled(self.of[i + 1], i + 1))
+
+    def available(self) -> float:
+        return self.of.available() - 1
+
+
+def scaled(x: Any, k: int) -> Any:
+    """`k x`"""
+    return x if k == 1 or type(x) is Zero else lax.mul(x, constant(k, typeof(x)))
+
+
+def divided(x: Any, k: int) -> Any:
+    """`x / k`"""
+    return x if k == 1 or type(x) is Zero else lax.div(x, constant(k, typeof(x)))
