@@ -290,8 +290,8 @@ def grad(**given: Any) -> Callable:
       dtypes of the argument (a tuple, if `argnums` is a sequence), or `(gradient, aux)`.
 
     Raises:
-      TypeError: if `fun` does not return a scalar, or an argument is not of a real dtype.
-      ValueError: if there are fewer arguments than `argnums` says.
+      TypeError: if `fun` does not return a scalar, an argument is not of a real dtype, or there are
+        fewer arguments than `argnums` says.
 
     >>> import functrans as ft
     >>> float(ft.grad(lambda x: x ** 3)(2.0))

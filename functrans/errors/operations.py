@@ -20,7 +20,7 @@ from functrans.errors.lines import in_place_of_numpy, user_line
 from functrans.errors.tracebacks import ENDED
 
 
-class NotLinear(TypeError):
+class NotLinear(TypeError, NotImplementedError):  # JAX raises the latter
     """An equation is not linear in an input with respect to which it was to be transposed."""
 
     @classmethod
