@@ -2,6 +2,7 @@
 
     evaluation_table : (a -> b), a -> the steps of forward or reverse mode, as a textbook's table
     graph            : (a -> b), a -> the computation, drawn, with values, tangents or adjoints
+    play             : (a -> b), a -> both passes of reverse mode over that graph, step by step
     saved_residuals  : (a -> b), a -> what reverse mode keeps
 
 It may import every other part of functrans, and none of them needs it: each name is imported when
@@ -17,21 +18,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from functrans.explain.graphs import Graph, graph
+    from functrans.explain.player import Player, play
     from functrans.explain.residuals import Residual, saved_residuals
     from functrans.explain.table import EvaluationTable, Row, evaluation_table
 
 __all__ = [
     "evaluation_table",
     "graph",
+    "play",
     "saved_residuals",
     "EvaluationTable",
     "Row",
     "Graph",
+    "Player",
     "Residual",
 ]
 
 _FILES = {
     "graphs": ("Graph", "graph"),
+    "player": ("Player", "play"),
     "residuals": ("Residual", "saved_residuals"),
     "table": ("EvaluationTable", "Row", "evaluation_table"),
 }

@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from functrans import jaxpr as jx
 from functrans import values
 from functrans.explain import notation
-from functrans.explain.notation import BAR, DOT, Text, marked
+from functrans.explain.notation import ATOM, BAR, DOT, PRODUCT, SUM, Text, marked
 from functrans.explain.records import Step, Variable, moving_variables
 from functrans.explain.steps import linearized, pull, push
 from functrans.tracer import stage
@@ -26,6 +26,12 @@ from functrans.values import Zero
 
 LONGEST = 48
 """A formula with more letters is given in general terms."""
+
+SLOPES: dict[str, Callable] = {
+    "sech_squared": lambda y, x: Text(f"1 − {y.inside(ATOM)}²", SUM),
+    "logistic_slope": lambda y, x: Text(f"{y.inside(PRODUCT)} × (1 − {y.inside(ATOM)})", PRODUCT),
+}
+"""What the functions are that rules call so as to be exact in the tails."""
 
 
 def tangent_formulas(step: Step) -> dict[Variable, str]:
@@ -111,8 +117,13 @@ def _texts(step: Step, program: ClosedJaxpr, inputs: Sequence[Text]) -> list[Tex
         given = [find(atom) for atom in equation.invars]
         if given == [x.text for x in step.inputs] and _is_same(equation, step.equation):
             texts.update(zip(equation.outvars, [y.text for y in step.outputs], strict=True))
-        elif None not in given and len(equation.outvars) == 1 and not notation.is_call(equation):
-            text = notation.expression(equation, [text for text in given if text])
+        elif None not in given and len(equation.outvars) == 1:
+            is_call = notation.is_call(equation)
+            slope = SLOPES.get(notation.called(equation)) if is_call else None
+            if is_call and not slope:
+                continue
+            known = [text for text in given if text]
+            text = slope(*known) if slope else notation.expression(equation, known)
             if len(text.text) <= LONGEST:
                 texts[equation.outvars[0]] = text
     return [*map(find, program.jaxpr.outvars)]

@@ -9,7 +9,7 @@ that the adjoint of a node is the sum over the edges that leave it:
 
 Graphviz finds the layout and draws; PyGraphviz brings it along.
 
-Read next: `../testing.py`, which checks derivatives against JAX and finite differences.
+Read next: `player.py`, which plays the passes over the graph.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def graph(
     count = len(run.steps)
     title = f"{run.name}: {count} step{'s' * (count != 1)}"
     title += f", {start.words}" if start.words else ""
-    picture = _Picture(run, values, start.mode)
+    picture = Picture(run, values, start.mode)
     return Graph(title, picture.draw(title), picture.notes)
 
 
@@ -152,7 +152,7 @@ EDGE = STYLE | {"fontcolor": DERIVATIVE, "fontsize": "10", "arrowsize": "0.7"}
 PAGE = {"fontname": FONT, "fontsize": "10", "labelloc": "b", "labeljust": "l", "nodesep": "0.3"}
 
 
-class _Picture:
+class Picture:
     """Nodes and edges in Graphviz's terms."""
 
     def __init__(self, run: Run, values: bool, mode: str | None):
@@ -164,9 +164,10 @@ class _Picture:
         self.page.node_attr.update(fontsize="12", **NODE)
         self.page.edge_attr.update(EDGE)
         self.home: dict[int, str] = {}
-        """By the id of a variable the node that it leaves."""
+        """By the id of a variable the node that it leaves; of a step or a result, its own."""
 
     def draw(self, title: str) -> str:
+        """The picture, with a title and the notes below it; without a title, without both."""
         blocks = _blocks(self.run.steps) if len(self.run.steps) > MANY else None
         blocks = blocks or [Block([step], 1) for step in self.run.steps]
         hidden = _read_only_in([block for block in blocks if block.times > 1], self.run)
@@ -178,8 +179,9 @@ class _Picture:
             self.notes.append(f"Not shown: {len(hidden)} inputs that only repeated steps read.")
         if self.has_labels:
             self.notes.append("On an edge: what this use adds to the adjoint.")
-        lines = [(line, NOTE) for line in (title, *self.notes)]
-        self.page.graph_attr["label"] = _html(lines, "LEFT")
+        if title:
+            lines = [(line, NOTE) for line in (title, *self.notes)]
+            self.page.graph_attr["label"] = _html(lines, "LEFT")
         return self.page.to_string()
 
     def _givens(self, hidden: set[int]) -> None:
@@ -195,9 +197,10 @@ class _Picture:
         lines += [f"({count} equation{'s' * (count > 1)} inside)"] if count else []
         tip = f"{line}  {line.code}"
         node = self._node("call" if count else "step", step.shown, *lines, tip=tip)
+        self.home[id(step)] = node
         for position, x in enumerate(step.inputs):
             if isinstance(x, Variable):
-                self._edge(x, node, step.contributions.get(position))
+                self._edge(x, node, step.contributions.get(position), position)
 
     def _repeated(self, steps: Sequence[Step], times: int) -> None:
         """One node for steps that do what those before them do."""
@@ -212,7 +215,10 @@ class _Picture:
         for home, count in homes.items():
             label = f" {count} values " if count > 1 else ""
             self.page.add_edge(home, name, label=label, fontcolor=NOTE)
-        self.home.update(dict.fromkeys(own, name))
+        self.home.update(dict.fromkeys([*own, *map(id, steps)], name))
+
+    def node_of(self, step: Step) -> str:
+        return self.home[id(step)]
 
     def _outputs(self) -> None:
         by_home: dict[str, list[tuple[Variable, Result]]] = {}
@@ -229,7 +235,8 @@ class _Picture:
                 self._edge(y, self._node("output", [], *lines))
                 continue
             for y, result in pairs:
-                self._edge(y, self._node("output", [], result.label), result.seed)
+                self.home[id(result)] = self._node("output", [], result.label)
+                self._edge(y, self.home[id(result)], result.seed)
 
     def _node(self, kind: str, variables: Sequence[Variable], *lines: str, tip: str = " ") -> str:
         name = f"n{len(self.page)}"
@@ -237,24 +244,32 @@ class _Picture:
         colored = [(line, "black") for line in lines]
         for v in variables:
             colored += self._numbers(v, f"{v.name} = " if len(variables) > 1 else "")
-        self.page.add_node(name, label=_html(colored), fillcolor=FILL[kind], tooltip=tip)
+        self.page.add_node(name, id=name, label=_html(colored), fillcolor=FILL[kind], tooltip=tip)
         return name
 
     def _numbers(self, v: Variable, name: str) -> Iterator[tuple[str, str]]:
         if self.values:
             yield name + notation.value(v.value), VALUE
         if self.mode == "fwd" and is_differentiable(v.aval):
-            yield f"{marked(v.name, DOT)} = {_number(v.tangent)}", DERIVATIVE
+            yield equated(marked(v.name, DOT), v.tangent), DERIVATIVE
         if self.mode == "rev" and v.moves:
-            yield f"{marked(v.name, BAR)} = {_number(v.adjoint)}", DERIVATIVE
+            yield equated(marked(v.name, BAR), v.adjoint), DERIVATIVE
 
-    def _edge(self, x: Variable, node: str, use: Contribution | None = None) -> None:
-        label = f" {_number(use.amount)} " if use and self.has_labels else ""
-        self.page.add_edge(self.home[id(x)], node, label=label)
+    def _edge(
+        self, x: Variable, node: str, use: Contribution | None = None, position: int = 0
+    ) -> None:
+        label = f" {number(use.amount)} " if use and self.has_labels else ""
+        self.page.add_edge(self.home[id(x)], node, label=label, id=f"{node}_{position}")
 
 
-def _number(derivative: Any) -> str:
+def number(derivative: Any) -> str:
     return "0" if type(derivative) is Zero else notation.value(derivative, is_brief=True)
+
+
+def equated(name: str, derivative: Any) -> str:
+    """`v̄ = 2`, or of a large array `‖v̄‖ = 2`."""
+    text = number(derivative)
+    return f"‖{name}‖ = {text.strip('‖')}" if text.startswith("‖") else f"{name} = {text}"
 
 
 def _html(lines: Sequence[tuple[str, str]], align: str = "CENTER") -> str:

@@ -143,7 +143,7 @@ class EvaluationTable:
 
 
 STYLE = """<style>
-.functrans-table { max-height: 40em; overflow: auto; }
+.functrans-table { overflow-x: auto; }
 .functrans-table table { border-collapse: collapse; margin: 0.5em 0 1em; border: 0;
   border-top: 2px solid; border-bottom: 2px solid; font-variant-numeric: tabular-nums; }
 .functrans-table caption { text-align: left; font-style: italic; caption-side: top; }
@@ -247,16 +247,16 @@ def evaluation_table(
     else:
         start, word = starts.reverse(name, run, wrt, cotangent), "reverse"
     evaluate(run, start)
-    rows = list(_forward_rows(run, mode))
+    rows = list(forward_rows(run, mode))
     if mode == "rev":
-        rows += _reverse_rows(run, cotangent is None)
+        rows += reverse_rows(run, cotangent is None)
     return EvaluationTable(f"{run.name}: {word} mode, {start.words}", mode, rows, run.notes())
 
 
 NOWHERE = Line("", 0, "")
 
 
-def _forward_rows(run: Run, mode: str) -> Iterator[Row]:
+def forward_rows(run: Run, mode: str) -> Iterator[Row]:
     def row(part: str, name: str, text: str, x: Variable | Number, dot: str, line: Line) -> Row:
         if mode == "rev" or part == "constant" or not is_differentiable(x.aval):
             return Row(part, name, text, x.value, "", "", None, line)
@@ -280,7 +280,7 @@ def _forward_rows(run: Run, mode: str) -> Iterator[Row]:
         yield row("output", result.label, y.text.text, y, marked(y.text.text, DOT), NOWHERE)
 
 
-def _reverse_rows(run: Run, is_gradient: bool) -> Iterator[Row]:
+def reverse_rows(run: Run, is_gradient: bool) -> Iterator[Row]:
     def row(part: str, name: str, text: str, bar: str, formula: str, total: Any, line: Line) -> Row:
         return Row(part, name, text, None, bar, formula, _array(total), line)
 
