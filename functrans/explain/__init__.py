@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from functrans.explain.graphs import Graph, graph
     from functrans.explain.player import Player, play
-    from functrans.explain.residuals import Residual, saved_residuals
+    from functrans.explain.residuals import Residual, Residuals, saved_residuals
     from functrans.explain.table import EvaluationTable, Row, evaluation_table
 
 __all__ = [
@@ -32,12 +32,13 @@ __all__ = [
     "Graph",
     "Player",
     "Residual",
+    "Residuals",
 ]
 
 _FILES = {
     "graphs": ("Graph", "graph"),
     "player": ("Player", "play"),
-    "residuals": ("Residual", "saved_residuals"),
+    "residuals": ("Residual", "Residuals", "saved_residuals"),
     "table": ("EvaluationTable", "Row", "evaluation_table"),
 }
 

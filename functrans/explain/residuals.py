@@ -20,6 +20,7 @@ from functrans import values
 from functrans.control_flow.checkpoint import inlined
 from functrans.errors import checks
 from functrans.errors.lines import user_line
+from functrans.explain import notation
 from functrans.linearize import linearize_jaxpr
 from functrans.tracer import stage
 
@@ -39,7 +40,20 @@ class Residual(NamedTuple):
         return f"{self.dtype.name}[{dimensions}] ({self.size:,} bytes): {self.origin}"
 
 
-def saved_residuals(fun: Callable, *args: Any, **kwargs: Any) -> list[Residual]:
+class Residuals(list[Residual]):
+    """A list that prints with each array's share of the whole."""
+
+    @property
+    def total(self) -> int:
+        """In bytes."""
+        return sum(residual.size for residual in self)
+
+    def __repr__(self) -> str:
+        lines = [f"{residual.size / (self.total or 1):4.0%}  {residual}" for residual in self]
+        return "\n".join([*lines, f"{self.total:,} bytes in {len(self)} arrays"])
+
+
+def saved_residuals(fun: Callable, *args: Any, **kwargs: Any) -> Residuals:
     """List what the reverse pass of a function keeps from the forward pass.
 
     Args:
@@ -48,17 +62,18 @@ def saved_residuals(fun: Callable, *args: Any, **kwargs: Any) -> list[Residual]:
       **kwargs: its keyword arguments.
 
     Returns:
-      A `Residual` for each array, with its `shape`, its `dtype`, its `size` in bytes and its
-      `origin`. Literal numbers are not counted.
+      A list with a `Residual` for each array: its `shape`, its `dtype`, its `size` in bytes and its
+      `origin`. Literal numbers are not counted. The list prints with the share of each array in the
+      `total`.
 
     Raises:
       TypeError: if an argument or a result is not an array.
 
     >>> import jax.numpy as jnp, functrans as ft
-    >>> for residual in ft.saved_residuals(lambda x: jnp.sum(jnp.sin(x) ** 2), jnp.ones(3)):
-    ...     print(residual)  # doctest: +ELLIPSIS
-    float32[3] (12 bytes): cos at ...
-    float32[3] (12 bytes): ... at ...
+    >>> ft.saved_residuals(lambda x: jnp.sum(jnp.sin(x) ** 2), jnp.ones(3))  # doctest: +ELLIPSIS
+     50%  float32[3] (12 bytes): cos at ...
+     50%  float32[3] (12 bytes): ... at ...
+    24 bytes in 2 arrays
     """
     checks.is_function("saved_residuals", fun)
     paths, tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
@@ -80,10 +95,10 @@ def saved_residuals(fun: Callable, *args: Any, **kwargs: Any) -> list[Residual]:
     }
     origins.update((var, "a constant") for var in jaxpr.constvars)
     for equation in jaxpr.eqns:
-        line = user_line(equation.source_info)
-        origins.update((var, f"{equation.primitive} at {line}") for var in equation.outvars)
+        origin = f"{notation.called(equation)} at {user_line(equation.source_info)}"
+        origins.update((var, origin) for var in equation.outvars)
     kept = dict.fromkeys(v for v in jaxpr.outvars[len(moved) :] if not isinstance(v, Literal))
-    return [_residual(var.aval, origins[var]) for var in kept]
+    return Residuals(_residual(var.aval, origins[var]) for var in kept)
 
 
 def _residual(aval: Any, origin: str) -> Residual:
