@@ -20,6 +20,7 @@ from rich.console import Console
 
 import functrans as ft
 from functrans.explain import EvaluationTable, evaluation_table, graph
+from functrans.explain.export import latex, plain_latex
 from functrans.explain.notation import marked, value
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -628,3 +629,45 @@ def test_text_is_escaped() -> None:
 
 def test_marks_stand_over_the_letter() -> None:
     assert marked("v₁₂", BAR) == f"v{BAR}₁₂"
+
+
+# ---- files, and the layout -----------------------------------------------------------------------
+
+
+def test_a_table_as_a_file(tmp_path: Path) -> None:
+    table = evaluation_table(loss, W1, W2, mode="rev")
+    texts = {}
+    for ending in ("html", "md", "tex"):
+        table.save(tmp_path / f"table.{ending}")
+        texts[ending] = (tmp_path / f"table.{ending}").read_text(encoding="utf-8")
+    assert table._repr_html_() in texts["html"]
+    lines = texts["md"].splitlines()
+    assert lines.count("|---|---|---|---|") == 2 and "| v₂ | v₀ × v₁ | 3.4657 |" in texts["md"]
+    last = r"$\mathrm{w2}$ & $\partial y/\partial \mathrm{w2} = \bar{v}_{0}$ & $0.87931$ &  \\"
+    assert last in texts["tex"] and texts["tex"].count(r"\begin{tabular}{llll}") == 2
+    assert r"$\bar{v}_{2} = \bar{v}_{2} + \bar{v}_{3} \times (0.5 / v_{3})$" in texts["tex"]
+    assert not any(letter in texts["tex"] for letter in "₀₁₂×∂" + BAR)
+    with pytest.raises(ValueError, match=r"must end in \.html, \.md, \.tex"):
+        table.save(tmp_path / "table.pdf")
+
+
+def test_signs_of_latex_in_a_text() -> None:
+    def f(p):
+        return p["a_b"] @ p["a_b"]  # 100 % & more
+
+    formulas = evaluation_table(f, {"a_b": np.ones(3)}).grids()[0].rows
+    assert [latex(cell) for cell in formulas[1][:2]] == ["v_{1}", "v_{0} @ v_{0}"]
+    assert latex("v₁ᵀ + sum_of(v₋₁²)") == r"v_{1}^{\mathsf T} + \mathrm{sum\_of}(v_{-1}^{2})"
+    assert plain_latex("100 % & a_b^c") == r"100 \% \& a\_b\textasciicircum c"
+
+
+def test_both_passes_side_by_side() -> None:
+    table = evaluation_table(loss, W1, W2, mode="rev", layout="side by side")
+    console = Console(file=io.StringIO(), width=180, color_system=None, force_jupyter=False)
+    console.print(table)
+    lines = plain(console.file.getvalue()).splitlines()
+    assert any("forward pass" in line and "reverse pass" in line for line in lines)
+    assert 'class="side-by-side"' in table._repr_html_()
+    assert table.rows == evaluation_table(loss, W1, W2, mode="rev").rows
+    with pytest.raises(ValueError, match="layout must be 'stacked' or 'side by side'"):
+        evaluation_table(loss, W1, W2, layout="beside")

@@ -5,13 +5,14 @@
 as in tables 2 and 3 of Baydin, Pearlmutter, Radul and Siskind, "Automatic differentiation in
 machine learning: a survey", 2018.
 
-Read next: `graphs.py`, which draws the same steps.
+Read next: `export.py`, the table as a file.
 """
 
 from __future__ import annotations
 
 import importlib
 import io
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import jax.core
 from jax import lax
 
-from functrans.explain import notation, starts
+from functrans.explain import export, notation, starts
 from functrans.explain.formulas import adjoint_formulas, tangent_formulas
 from functrans.explain.notation import BAR, DOT, Line, marked
 from functrans.explain.planning import planned
@@ -71,15 +72,40 @@ class EvaluationTable:
     rows: list[Row]
     notes: list[str]
     """What the table leaves out."""
+    layout: str = "stacked"
+    """Of both passes of reverse mode: `"stacked"`, or `"side by side"`."""
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the table to a file; its ending (`.html`, `.md`, `.tex`) says how."""
+        export.save(self, path)
+
+    def grids(self) -> list[export.Grid]:
+        """The texts of all cells: one table in forward mode, two in reverse mode."""
+        return [
+            export.Grid(
+                title * (self.mode == "rev"), headers, [self._cells(r, headers) for r in rows]
+            )
+            for title, headers, rows in self._tables()
+        ]
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         """The table for `rich.print`."""
-        box, table, text = map(_rich, ("box", "table", "text"))
+        table, text = map(_rich, ("table", "text"))
         yield text.Text(self.title, style="bold")
+        tables = [*self._rich_tables(options)]
+        if self.layout == "side by side":
+            both = table.Table.grid(padding=(0, 4))
+            both.add_row(*tables)
+            tables = [both]
+        yield from tables
+        for note in self.notes:
+            yield text.Text(note, style="italic")
+
+    def _rich_tables(self, options: Any) -> Iterator[Any]:
+        box, table, text = map(_rich, ("box", "table", "text"))
         for title, headers, rows in self._tables():
-            if self.mode == "rev":
-                yield text.Text(title, style="italic")
-            grid = table.Table(box=box.HORIZONTALS)
+            caption = text.Text(title, style="italic") if self.mode == "rev" else None
+            grid = table.Table(box=box.HORIZONTALS, title=caption, title_justify="left")
             for header in headers:
                 grid.add_column(text.Text(header), **COLUMNS.get(header, {"overflow": "fold"}))
                 if header == "line":  # the formulas come first
@@ -88,8 +114,6 @@ class EvaluationTable:
                 cells = map(text.Text, self._cells(row, headers))
                 grid.add_row(*cells, end_section=row.part != following.part)
             yield grid
-        for note in self.notes:
-            yield text.Text(note, style="italic")
 
     def __str__(self) -> str:
         width = shutil.get_terminal_size((120, 40)).columns
@@ -114,7 +138,8 @@ class EvaluationTable:
             tables.append(f"<table>{caption}<thead><tr>{head}</tr></thead>{body}</table>")
         notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in self.notes)
         title = f"<p><b>{escape(self.title)}</b></p>"
-        return f'<div class="functrans-table">{STYLE}{title}{"".join(tables)}{notes}</div>'
+        both = f'<div class="{self.layout.replace(" ", "-")}">{"".join(tables)}</div>'
+        return f'<div class="functrans-table">{STYLE}{title}{both}{notes}</div>'
 
     def _tables(self) -> Iterator[tuple[str, list[str], list[Row]]]:
         reverse = [row for row in self.rows if row.part in ("seed", "reverse", "gradient")]
@@ -155,6 +180,7 @@ STYLE = """<style>
 .functrans-table td.value { color: #1a7f37; }
 .functrans-table td.derivative { color: #c0392b; }
 .functrans-table td.line { white-space: pre; opacity: 0.65; font: 90% monospace; }
+.functrans-table .side-by-side { display: flex; flex-wrap: wrap; gap: 2em; }
 .functrans-table p { margin: 0.3em 0; }
 </style>"""
 """Rules as in a book's tables: none between columns."""
@@ -189,6 +215,7 @@ def evaluation_table(
     tangents: Sequence | None = None,
     cotangent: Any = None,
     unfold: bool = False,
+    layout: str = "stacked",
 ) -> EvaluationTable:
     """Evaluate a function and its derivative step by step, and show them as a textbook does.
 
@@ -209,15 +236,17 @@ def evaluation_table(
       unfold: whether to show, in the place of the calls of jitted functions, their equations. A
         function that is itself jitted is always opened. Other calls, loops and branches are
         always one row.
+      layout: in reverse mode, whether the pass back stands below the pass forward, `"stacked"`, or
+        beside it, `"side by side"`.
 
     Returns:
       An `EvaluationTable`: it prints as a table, `rich.print` shows it in color, a notebook shows
-      it as HTML; its `rows` are the data.
+      it as HTML; its `rows` are the data, and `save` writes HTML, Markdown or LaTeX.
 
     Raises:
       TypeError: if an argument is not an array, if none has a derivative, or if in reverse mode
         the result is not one real number and there is no `cotangent`.
-      ValueError: if `mode` or `wrt` is none of those that there are.
+      ValueError: if `mode`, `wrt` or `layout` is none of those that there are.
 
     >>> import jax.numpy as jnp
     >>> from functrans.explain import evaluation_table
@@ -237,6 +266,10 @@ def evaluation_table(
     _rich("table")
     if mode not in HEADERS:
         raise ValueError(f"evaluation_table: mode must be 'fwd' or 'rev', but it is {mode!r}")
+    if layout not in ("stacked", "side by side"):
+        raise ValueError(
+            f"evaluation_table: layout must be 'stacked' or 'side by side', but it is {layout!r}"
+        )
     if (mode == "fwd" and cotangent is not None) or (mode == "rev" and tangents is not None):
         given, right = ("cotangent", "rev") if mode == "fwd" else ("tangents", "fwd")
         raise ValueError(f"evaluation_table: {given} is for mode={right!r}, but mode is {mode!r}")
@@ -250,7 +283,8 @@ def evaluation_table(
     rows = list(forward_rows(run, mode))
     if mode == "rev":
         rows += reverse_rows(run, cotangent is None)
-    return EvaluationTable(f"{run.name}: {word} mode, {start.words}", mode, rows, run.notes())
+    title = f"{run.name}: {word} mode, {start.words}"
+    return EvaluationTable(title, mode, rows, run.notes(), layout)
 
 
 NOWHERE = Line("", 0, "")
