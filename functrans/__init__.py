@@ -19,7 +19,7 @@ from functrans.jacobians import jacfwd, jacrev, jacobian, hessian, hvp
 from functrans.jacobians import value_and_jacfwd, value_and_jacrev
 from functrans.adjoints import value_and_adjoints, value_and_tangents
 from functrans.jit import jit
-from functrans.taylor import jet, derivatives  # noqa: F811  in the place of the folder of rules
+from functrans.taylor import jet, derivatives, laplacian  # noqa: F811  in the place of the folder of rules
 from functrans.transforms import make_jaxpr
 from functrans.explain.residuals import saved_residuals
 from functrans.caches import clear_caches
@@ -32,5 +32,6 @@ __all__ = [
     "jvp", "vjp", "linearize", "linear_transpose", "grad", "value_and_grad",
     "jacfwd", "jacrev", "jacobian", "hessian", "hvp", "value_and_jacfwd", "value_and_jacrev",
     "value_and_adjoints", "value_and_tangents",
-    "jet", "derivatives", "jit", "make_jaxpr", "saved_residuals", "clear_caches", "rules", "extend",
+    "jet", "derivatives", "laplacian",
+    "jit", "make_jaxpr", "saved_residuals", "clear_caches", "rules", "extend",
 ]

@@ -9,6 +9,7 @@ one equation it may ask
     bind                 what the equation computes
     tangent_program      its tangents, as a program: what its rule has to say, for any transform
     derivative_program   the same, which reads the results instead of computing them again
+    tangents_of          the tangents of such a program again: second derivatives
     through              what it computes on columns of arrays, if it carries programs (a loop, ...)
     rule_of              what kind of operation it is (`is_linear`, `is_diagonal`)
 
@@ -44,14 +45,15 @@ from functrans.control_flow.jit import JitRule
 from functrans.control_flow.library import derivative_of
 from functrans.errors import checks
 from functrans.flat import Flat
-from functrans.forward import Pushed, pushed_program
+from functrans.forward import Pushed, jvp_jaxpr, pushed_program
 from functrans.jaxpr import Operation, bind
 from functrans.jit import transformed, transformed_at_primals
-from functrans.programs.live import live
+from functrans.programs.live import giving, live
 from functrans.rules import RULES, rule_of
 from functrans.templates import Template, sink_of, template, without_templates
 from functrans.tracer import stage
 from functrans.values import (
+    Flags,
     Linear,
     Zero,
     add,
@@ -71,6 +73,7 @@ __all__ = [
     "evaluate",
     "tangent_program",
     "derivative_program",
+    "tangents_of",
     "carries_programs",
     "through",
     "rule_of",
@@ -259,6 +262,27 @@ def derivative_program(equation: JaxprEqn, flags: Sequence[bool]) -> Pushed:
     """
     program, moved = tangent_program(equation, flags)
     return Pushed(_reading_results(program, len(flags), len(moved)), moved)
+
+
+@caches.by_program
+def tangents_of(program: ClosedJaxpr, flags: Flags) -> Pushed:
+    """The tangents of a program, as a program: of a `derivative_program`, the second derivative.
+
+    Args:
+      program: a closed jaxpr.
+      flags: a tuple that says for each input whether it has a tangent.
+
+    Returns:
+      `(program, moved)`: the program of `(inputs, tangents of those that move) -> tangents of those
+      outputs that have moved`, and for each output whether it has.
+
+    >>> from functrans import extend
+    >>> program = extend.staged(lambda x, y: x * y, 2.0, 3.0).program
+    >>> extend.tangents_of(program, (True, False)).program
+    { lambda ; a:f32[] b:f32[] c:f32[]. let d:f32[] = mul c b in (d,) }
+    """
+    pushed, moved = jvp_jaxpr(program, flags)
+    return Pushed(giving(pushed, pushed.jaxpr.outvars[len(moved) :]), moved)
 
 
 @caches.by_program

@@ -85,7 +85,7 @@ BESIDE = {
     "control_flow": {*LAYERS[: LAYERS.index("jit")], "derivatives"},
     "adjoints": {*LAYERS, "derivatives", "control_flow"},
     "extend": {*LAYERS, "control_flow"},
-    "taylor": {"extend", "rules", "errors"},
+    "taylor": {"extend", "rules", "errors", "flat", "signatures"},
     "explain": {*LAYERS, "control_flow"},
     "": {
         *LAYERS,

@@ -5,6 +5,7 @@
     streams      a value whose coefficients are asked for one after the other
     equations    what one equation makes of streams
     jets         the transforms: `jet`, `derivatives`
+    laplacian    second derivatives, summed over all directions on the way
 
 These are written with `functrans.extend` alone, as any reader could have written them.
 
@@ -12,5 +13,6 @@ Read next: `streams.py`, what stands in the place of a number.
 """
 
 from functrans.taylor.jets import derivatives, jet
+from functrans.taylor.laplacian import laplacian
 
-__all__ = ["derivatives", "jet"]
+__all__ = ["derivatives", "jet", "laplacian"]

@@ -7,7 +7,7 @@
 Nested `jvp`s compute the same in a time that doubles with each order; here it grows with the square
 of the order.
 
-Read next: `../programs/__init__.py`, what is done to programs.
+Read next: `laplacian.py`, second derivatives in many directions at once.
 """
 
 from __future__ import annotations
