@@ -14,11 +14,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 from jax import lax
+from jax.experimental import jet as jax_jet
+from jax.extend.core import jaxprs_in_params
 
 import functrans as ft
 
@@ -185,3 +189,243 @@ PROGRAMS = {
 def test_programs(name: str) -> None:
     order = {"sqrtm": 4, "eigh": 5, "hvp": 5}.get(name, 6)
     assert_consistent(PROGRAMS[name], X, V, order)
+
+
+# ---- with other transforms -----------------------------------------------------------------------
+
+
+def third(x):
+    """`y_3` of the sine along `x + t`."""
+    return ft.jet(jnp.sin, (x,), ([jnp.ones_like(x)],), order=3)[1][2]
+
+
+@pytest.mark.parametrize("ad", [ft, jax])
+def test_transforms_of_a_jet(ad: Any) -> None:
+    want = np.sin(X) / 6  # of -cos(x) / 6
+    for f in (third, ad.jit(third)):
+        np.testing.assert_allclose(ad.jvp(f, (X,), (V,))[1], want * V)
+        np.testing.assert_allclose(jax.vmap(ad.grad(f))(X), want)
+        np.testing.assert_allclose(ad.vjp(f, X)[1](V)[0], want * V)
+
+
+def test_a_jitted_function_has_jitted_jets() -> None:
+    f = ft.jit(lambda x: jnp.exp(x) * x)
+    derivatives = ft.derivatives(f, 3)
+    assert hasattr(derivatives, "lower")
+    np.testing.assert_allclose(
+        derivatives(0.5, 2.0), [np.exp(0.5) * (0.5 + k) * 2.0**k for k in range(4)]
+    )
+    y, (y_1,) = ft.jet(f, [0.5], [[2.0]])
+    np.testing.assert_allclose((y, y_1), ft.jvp(f, (0.5,), (2.0,)))
+
+
+def test_pytrees_integers_and_complex_numbers() -> None:
+    def f(p, z):
+        return {"product": p["x"] ** p["n"] * z, "n": p["n"] + 1, "half": (p["x"] / 2,)}
+
+    x, z = jnp.array([1.0, 2.0]), 1.0 + 2.0j
+    args = {"x": x, "n": 2}, z
+    out, series = jax.jit(lambda *args: ft.jet(f, args, ({"x": [x], "n": []}, [1j, 0j]), order=3))(
+        *args
+    )
+    np.testing.assert_allclose(out["product"], x**2 * z)
+    want = [2 * x**2 * z + 1j * x**2, x**2 * z + 2j * x**2, 1j * x**2]
+    np.testing.assert_allclose(series["product"], want)
+    np.testing.assert_allclose(series["half"][0], [x / 2, 0 * x, 0 * x])
+    assert out["n"] == 3
+    assert [y.dtype for y in series["n"]] == [jax.dtypes.float0] * 3
+
+
+def test_how_many_coefficients() -> None:
+    def count(series, **options):
+        return len(ft.jet(lambda x, y: x * y, (1.0, 2.0), series, **options)[1])
+
+    assert count(([1.0], [1.0, 2.0, 3.0])) == 3
+    assert count(([], [])) == 0
+    assert count(([1.0, 2.0], []), order=1) == 1
+    assert count(((1.0, 2.0), ()), order=5) == 5
+    assert len(ft.derivatives(jnp.sin, 0)(1.0, 1.0)) == 1
+
+
+def test_types() -> None:
+    """Those of first derivatives: of a Python number, of half precision, of a boolean."""
+    for fun, x in (
+        (lambda x: 2 * x / 3, 1.5),
+        (jnp.sqrt, jnp.bfloat16(2)),
+        (lambda x: x > 0, 1.0),
+        (lambda x: lax.scan(lambda c, _: (c * 0.5, c), x, length=2), 1.5),
+        (lambda x: lax.while_loop(lambda c: c < 3, lambda c: c * 2, x), 1.5),
+        (jax.jit(lambda x: x**3), np.float32(2)),
+    ):
+        dot = 1.0 if type(x) is float else np.ones_like(x)
+        (value, series), (y, y_dot) = ft.jet(fun, (x,), ([dot, dot],)), ft.jvp(fun, (x,), (dot,))
+        assert jax.tree.map(jax.typeof, value) == jax.tree.map(jax.typeof, y)
+        firsts = [rest[0] for rest in jax.tree.structure(y).flatten_up_to(series)]
+        for of_second in jax.tree.structure(y).flatten_up_to(series):
+            assert jax.typeof(of_second[0]) == jax.typeof(of_second[1])
+        assert [*map(jax.typeof, firsts)] == [*map(jax.typeof, jax.tree.leaves(y_dot))]
+
+
+def test_the_convention_of_jax() -> None:
+    """`jax.experimental.jet.jet`, with `factorial=True`."""
+
+    def f(x, y):
+        return {"a": jnp.sin(x) * y, "b": jnp.tanh(x @ y) / jnp.exp(y)}
+
+    args, series = (X, V), ([V, X, V], [X, X, X])
+    got = ft.jet(f, args, series, factorial=True)
+    chex.assert_trees_all_close(got, jax_jet.jet(f, args, series), rtol=1e-12)
+
+
+# ---- what is written -----------------------------------------------------------------------------
+
+
+def operations(fun: Callable, order: int, x: Any = 0.5) -> int:
+    """How many there are, but for zeros that are written out."""
+
+    def count(program):
+        kept = [e for e in program.eqns if e.primitive is not lax.broadcast_in_dim_p]
+        inner = [p for e in kept for p in jaxprs_in_params(e.params)]
+        return len(kept) + sum(count(getattr(p, "jaxpr", p)) for p in inner)
+
+    run = ft.make_jaxpr(lambda x: ft.jet(fun, (x,), ([jnp.ones_like(x)],), order=order))(x)
+    return count(run.jaxpr)
+
+
+def test_what_is_linear_costs_nothing() -> None:
+    """Coefficients that are known to be zero are not computed."""
+    assert operations(lambda x: 3.0 * jnp.reshape(x, (1,)), 8) == 4
+    assert operations(lambda x: x * x, 8) == operations(lambda x: x * x, 2) < 6
+
+
+@pytest.mark.parametrize(
+    "fun",
+    [
+        *(jnp.exp, jnp.tanh, jnp.sin, jnp.log, jnp.sqrt, jax.nn.sigmoid, jax.nn.gelu, lax.erf_inv),
+        *(lambda x: 1 / (1 + jnp.exp(x)), lambda x: x**-3, lambda x: jnp.arctan(x) ** 5),
+    ],
+)
+def test_growth_is_quadratic(fun: Callable) -> None:
+    few, some, many = (operations(fun, order) for order in (4, 8, 16))
+    assert many - 4 * some < 0 or many - some < 4.5 * (some - few)
+    assert many < 3000
+
+
+def test_functions_that_need_each_other() -> None:
+    """The Bessel functions of order 0 and 1: each is computed once."""
+    assert operations(jax.scipy.special.i0e, 8) < 3000
+    assert operations(jnp.sin, 8) < 120
+
+
+def test_a_user_rule_is_kept_and_its_answer_is_found() -> None:
+    """The custom rules above call themselves."""
+    assert operations(soft, 8) < 300
+    y, rest = ft.jet(wrong_sine, (0.0,), ([1.0],), order=3)
+    np.testing.assert_allclose([y, *rest], [0, 7, 0, 0])
+
+
+@jax.custom_jvp
+def wrong_sine(x):
+    return jnp.sin(x)
+
+
+wrong_sine.defjvps(lambda x_dot, y, x: 7 * x_dot)
+
+
+def test_an_effect_happens_once() -> None:
+    seen: list = []
+
+    def f(x):
+        jax.debug.callback(lambda x: seen.append(float(x)), x)
+        return jnp.sin(x)
+
+    jax.block_until_ready(ft.jet(f, (0.5,), ([1.0],), order=4))
+    jax.effects_barrier()
+    assert seen == [0.5]
+
+
+def test_a_long_program_is_no_deep_recursion() -> None:
+    def f(x):
+        for _ in range(400):
+            x = jnp.sin(x)
+        return x
+
+    y, rest = ft.make_jaxpr(lambda x: ft.jet(f, (x,), ([1.0],), order=2), return_shape=True)(1.0)[1]
+    assert [y.shape, *(x.shape for x in rest)] == [(), (), ()]
+
+
+# ---- differential equations ----------------------------------------------------------------------
+
+
+def solution(field: Callable, x: Any, order: int) -> list:
+    """The Taylor coefficients of the solution of `x' = f(x)`: `x_(k+1) = f(x)_k / (k + 1)`."""
+    series = [field(x)]
+    for k in range(1, order):
+        series.append(ft.jet(field, (x,), (series,))[1][-1] / (k + 1))
+    return [x, *series]
+
+
+def integrate(field: Callable, x: Any, time: float, steps: int, order: int) -> Any:
+    h = time / steps
+
+    def step(x, _):
+        return sum(c * h**k for k, c in enumerate(solution(field, x, order))), None
+
+    return jax.jit(lambda x: lax.scan(step, x, length=steps)[0])(x)
+
+
+def test_a_pendulum_comes_back() -> None:
+    """After one period, which is `2 pi / M(1, cos(a / 2))` with the mean of Gauss."""
+    start = np.array([2.0, 0.0])
+    a, b = 1.0, math.cos(start[0] / 2)
+    for _ in range(6):
+        a, b = (a + b) / 2, math.sqrt(a * b)
+    period = 2 * math.pi / a
+    end = integrate(lambda x: jnp.stack([x[1], -jnp.sin(x[0])]), start, period, 60, 14)
+    np.testing.assert_allclose(end, start, atol=1e-12)
+
+
+def test_lorenz_96() -> None:
+    """A chaotic system in which neighbours meet."""
+
+    def field(x):
+        return (jnp.roll(x, -1) - jnp.roll(x, 2)) * jnp.roll(x, 1) - x + 8.0
+
+    start = 8.0 + 0.01 * np.arange(12.0)
+    got = integrate(field, start, 0.5, 25, 14)
+    options = {"method": "DOP853", "rtol": 3e-14, "atol": 1e-14}
+    want = scipy.integrate.solve_ivp(lambda _, x: np.asarray(lorenz(x)), (0, 0.5), start, **options)
+    np.testing.assert_allclose(got, want.y[:, -1], rtol=1e-12)
+
+
+def lorenz(x: np.ndarray) -> np.ndarray:
+    return (np.roll(x, -1) - np.roll(x, 2)) * np.roll(x, 1) - x + 8.0
+
+
+# ---- mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("primals", "series", "options", "error", "text"),
+    [
+        ((1.0,), ([1.0], [1.0]), {}, TypeError, "structure of the primals"),
+        ((1.0,), (1.0,), {}, TypeError, "list of its coefficients"),
+        ((1.0,), ([np.ones(2)],), {}, ValueError, "coefficients of order 1"),
+        ((1.0,), ([1.0, 1j],), {}, TypeError, "coefficients of order 2"),
+        ((1,), ([1],), {}, TypeError, "float0"),
+        ((1.0,), ([1.0],), {"order": -1}, ValueError, "must not be negative"),
+        (1.0, ([1.0],), {}, TypeError, "tuples or lists"),
+    ],
+)
+def test_mistakes(primals: Any, series: Any, options: dict, error: type, text: str) -> None:
+    with pytest.raises(error, match=text):
+        ft.jet(lambda x: x, primals, series, **options)
+
+
+def test_mistakes_with_derivatives() -> None:
+    with pytest.raises(ValueError, match="must not be negative"):
+        ft.derivatives(jnp.sin, -1)
+    with pytest.raises(TypeError, match="derivatives expects a function"):
+        ft.derivatives(3.0, 1)
+    with pytest.raises(TypeError, match="the direction"):
+        ft.derivatives(jnp.sin, 1)(1.0, {"v": 1.0})

@@ -12,7 +12,7 @@ first case that fits is taken:
     nothing moves        y_0 = f(x_0), and no others
     it carries programs  the same call, of columns of coefficients
     a product            (x y)_k = sum_i x_i y_(k-i)
-    a power              is a product of powers
+    a power              is a product of powers, or exp(y log x)
     a quotient           A y = x   =>   A_0 y_k = x_k - sum_(i>0) A_i y_(k-i)
     constant slopes      y_k = J x_k
     any other            y_k = 1/k (J_f(x) x')_(k-1)
@@ -30,6 +30,7 @@ from functools import lru_cache, reduce
 from typing import Any
 
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
@@ -37,7 +38,7 @@ from jax.lax.linalg import triangular_solve_p, tridiagonal_solve_p
 
 from functrans import extend
 from functrans.extend import Zero, pick
-from functrans.rules import LINEAR, constant
+from functrans.rules import LINEAR, broadcast_to, constant
 from functrans.taylor.streams import Stream, divided, scaled
 
 Later = Callable[[int], list]
@@ -251,6 +252,34 @@ def power_program(aval: Any, n: int) -> ClosedJaxpr:
     return extend.staged(written, like).program
 
 
+# The rule of x^y is exact where the power is too small for a number, and so are the coefficients by
+# the last case.  But with both moving, its slopes are a family of two indices.
+def real_power(node: Node) -> Later | None:
+    """A power whose exponent moves too: `exp(y log x)`; nan where the power is no normal number."""
+    if node.equation.primitive is not lax.pow_p or not all(node.flags):
+        return None
+    (x, y), (z,) = node.inputs, node.outputs
+    nodes, (answer,) = expanded(node.run, exponential(x.aval, y.aval, z.aval), node.inputs)
+
+    def later(k):
+        for inner in nodes:
+            inner.reach(k)
+        tiny = jnp.finfo(z.aval.dtype).tiny
+        is_normal = lax.ge(lax.abs(z[0]), lax.full_like(lax.abs(z[0]), tiny))
+        return [lax.select(is_normal, answer[k], lax.full_like(answer[k], jnp.nan))]
+
+    return later
+
+
+def exponential(*avals: Any) -> ClosedJaxpr:
+    def written(x, y):
+        x, y = (broadcast_to(v, avals[2]) for v in (x, y))
+        return lax.exp(lax.mul(y, lax.log(x)))
+
+    likes = (jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals[:2])
+    return extend.staged(written, *likes).program
+
+
 # A y = x, where A and x move, has the coefficients  sum_i A_i y_(k-i) = x_k.  The rule knows A:
 # its derivative program gives  A_0^-1 x_dot  of a tangent of x, and  -A_0^-1 A_dot y  of one of A.
 def quotient(node: Node) -> Later | None:
@@ -341,4 +370,4 @@ def expanded(run: Run, program: ClosedJaxpr, inputs: Sequence[Stream]) -> tuple[
     return nodes, outs
 
 
-CASES = (product, power, quotient, constant_slopes, integral)
+CASES = (product, power, real_power, quotient, constant_slopes, integral)
