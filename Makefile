@@ -14,7 +14,7 @@ BIN     := $(VENV)/bin
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-all bench lint ruff-check ruff-format pyright format loc coverage-table \
-  picture docs notebooks clean
+  picture docs notebooks lab wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +71,12 @@ docs: $(VENV)/.installed-docs  ## build the documentation
 
 notebooks: $(VENV)/.installed-docs $(VENV)/.installed-colab  ## run the notebooks
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyter execute --timeout=600 colab/*.ipynb
+
+lab: $(VENV)/.installed-lab  ## install if needed, open the tutorials in JupyterLab
+	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyter lab colab $(ARGS)
+
+wheel: $(BIN)/python  ## build a wheel in dist/
+	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist .
 
 clean:  ## delete the environments, the caches and what was built
 	rm -rf .venv .hypothesis .pytest_cache .ruff_cache build dist docs/_build docs/tutorials
