@@ -21,6 +21,7 @@ from functrans.adjoints import value_and_adjoints, value_and_tangents
 from functrans.jit import jit
 from functrans.taylor import jet, derivatives, laplacian  # noqa: F811  in the place of the folder of rules
 from functrans.transforms import make_jaxpr
+from functrans.programs.strong import strong_zeros
 from functrans.explain.residuals import saved_residuals
 from functrans.caches import clear_caches
 from functrans import extend
@@ -31,7 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "jvp", "vjp", "linearize", "linear_transpose", "grad", "value_and_grad",
     "jacfwd", "jacrev", "jacobian", "hessian", "hvp", "value_and_jacfwd", "value_and_jacrev",
-    "value_and_adjoints", "value_and_tangents",
+    "value_and_adjoints", "value_and_tangents", "strong_zeros",
     "jet", "derivatives", "laplacian",
     "jit", "make_jaxpr", "saved_residuals", "clear_caches", "rules", "extend",
 ]

@@ -30,6 +30,7 @@ from jax.extend.core.primitives import custom_jvp_call_p
 from functrans import appearance, caches, values
 from functrans import jaxpr as jx
 from functrans.jaxpr import Operation
+from functrans.programs.strong import pushing
 from functrans.rules import rule_of
 from functrans.templates import Handle, Sink, sink_of, template
 from functrans.tracer import Trace, stage
@@ -39,7 +40,7 @@ from functrans.values import Flags, Zero
 def push(operation: Operation, primals: list, tangents: list) -> tuple[list, list]:
     """`(x, x_dot) -> (y, y_dot)`, the meaning of one equation: its rule is asked."""
     primitive, params = operation.primitive, operation.params
-    ys, y_dots = rule_of(primitive).forward(primitive, primals, tangents, params)
+    ys, y_dots = pushing(rule_of(primitive))(primitive, primals, tangents, params)
     return ys, checked_tangents(ys, y_dots)
 
 

@@ -28,6 +28,7 @@ from functrans import jaxpr as jx
 from functrans.forward import ForwardTrace, checked_tangents
 from functrans.jaxpr import Operation
 from functrans.programs.broadcasts import broadcast_last
+from functrans.programs.strong import strengthened
 from functrans.rules import rule_of
 from functrans.templates import Writing
 from functrans.tracer import RecordingTrace, stage
@@ -113,7 +114,8 @@ def _record(run: Callable, primals: Sequence, moving: Sequence[bool], info: Any)
     finally:
         tape.invalidate()
     # To multiply before it broadcasts lets the transpose sum before it multiplies.
-    return ys, aux, LinearProgram(broadcast_last(jaxpr), residuals, moved)
+    jaxpr = strengthened(broadcast_last(jaxpr), len(residuals))
+    return ys, aux, LinearProgram(jaxpr, residuals, moved)
 
 
 @caches.by_program

@@ -23,6 +23,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, set_curr
 from functrans import caches, values
 from functrans import jaxpr as jx
 from functrans.jaxpr import Operation
+from functrans.programs.strong import strengthened
 from functrans.rules import rule_of
 from functrans.templates import Handle, Sink, Template, sink_of, template
 from functrans.tracer import RecordingTrace, stage
@@ -163,7 +164,7 @@ def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> 
         jaxpr, residuals = tape.finish(outs, jx.debug_info("linear_transpose", fun))
     finally:
         tape.invalidate()
-    pull = jx.within("transpose", transpose)
+    jaxpr, pull = strengthened(jaxpr, len(residuals)), jx.within("transpose", transpose)
     return pull(jaxpr, [*residuals, *map(Linear, avals)], cotangents)
 
 

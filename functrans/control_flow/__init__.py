@@ -15,6 +15,7 @@
     hi            functions under one name           the function; a root is implicit
     declared      rules that such a function brings  called as JAX calls them
     shard_map     a function of each device's part   a call in each half, with specs
+    strong        products that a zero absorbs       the products again
     tagged        a function in a place              the same place, in each half
     pallas        a kernel that writes references    forward mode alone
 
@@ -40,6 +41,7 @@ from functrans.control_flow import (
     reflections,
     scan,
     shard_map,
+    strong,
     tagged,
     while_loop,
 )
@@ -59,6 +61,7 @@ __all__ = [
     "reflections",
     "scan",
     "shard_map",
+    "strong",
     "tagged",
     "while_loop",
 ]

@@ -33,6 +33,7 @@ from functrans.errors import operations
 from functrans.linearize import linearize
 from functrans.programs.halves import reached_outputs
 from functrans.programs.replay import replay
+from functrans.programs.strong import pushed_apart
 from functrans.reverse import transpose_function
 from functrans.rules import CALL, NotLinear, Rule, Trimmed, call, staging_rule, without_name
 from functrans.values import Zero
@@ -68,12 +69,16 @@ class CustomJvpRule(CustomRule):
     def forward(self, primitive, primals, tangents, params):
         _, jvp = params["subfuns"]
         given = _to_symbolic if params["symbolic_zeros"] else values.instantiate
-        try:
+
+        def push(tangents):
             outs = jvp.call_wrapped(*primals, *map(given, tangents))
+            split = len(outs) // 2
+            return list(outs[:split]), [from_symbolic(t) for t in outs[split:]]
+
+        try:
+            return pushed_apart(push, tangents)
         except jax.errors.UnexpectedTracerError as error:
             raise operations.ended_trace() from error
-        split = len(outs) // 2
-        return list(outs[:split]), [from_symbolic(t) for t in outs[split:]]
 
     def transpose(self, primitive, cotangents, inputs, params):
         # Only a linear function gets here, and it is its own derivative.
@@ -122,11 +127,15 @@ class BackwardRule:
         """Run the user's rule."""
         given = _to_symbolic if self.symbolic_zeros else values.instantiate
         # The seed of a gradient is a number; a user's rule may ask for an array's attributes.
-        y_bars = [jnp.asarray(y) if np.isscalar(y) else y for y in map(given, cotangents)]
-        returned = self.bwd.call_wrapped(*residuals, *y_bars)
-        # Since JAX 0.11 a backward rule returns logs beside the cotangents.
-        x_bars = returned[0] if isinstance(returned, tuple) else returned
-        return [from_symbolic(x) for x, moves in zip(x_bars, self.moving, strict=True) if moves]
+        y_bars = [jnp.asarray(y) if np.isscalar(y) else y for y in cotangents]
+
+        def pull(y_bars):
+            returned = self.bwd.call_wrapped(*residuals, *map(given, y_bars))
+            # Since JAX 0.11 a backward rule returns logs beside the cotangents.
+            x_bars = returned[0] if isinstance(returned, tuple) else returned
+            return [from_symbolic(x) for x in values.pick(x_bars, self.moving)]
+
+        return pushed_apart(pull, y_bars)
 
     def push(self, residuals: Sequence, tangents: Sequence) -> list:
         """Transpose the user's rule: cotangents for inputs, tangents for outputs."""

@@ -1,0 +1,268 @@
+"""The products that a zero absorbs, as primitives; and the programs of calls with such products.
+
+    x * y  =  0,  where x = 0 or y = 0          x / y  =  0,  where x = 0 or 1/y = 0
+
+A contraction has one factor whose zeros absorb, that which is linear.  What of the other meets
+nothing but zeros counts as zero:
+
+    y = x W          W_bar = sum_n x_n^T y_bar_n        without the rows n in which y_bar is zero
+
+This is enough, and costs a reduction where the exact sum of absorbing products would cost another
+contraction: if x_n has an entry that is not finite, all of y_n is not finite, and for the result to
+be finite all of y_bar_n is zero.  A solution of a linear system is 0 where its right side is.
+
+The derivative of a strong product is that of the plain one, in which again each product is strong.
+
+Read next: `tagged.py`, a function that runs in a place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive, set_current_trace
+from jax.interpreters import ad, batching, mlir
+from jax.lax.linalg import triangular_solve_p, tridiagonal_solve_p
+
+from functrans import jaxpr as jx
+from functrans import values
+from functrans.control_flow.base import CallRule
+from functrans.control_flow.calls import InlinedRule
+from functrans.control_flow.linear_solve import PARTS, LinearSolveRule, parts_of
+from functrans.control_flow.scan import Loop as Scan
+from functrans.control_flow.scan import ScanRule
+from functrans.control_flow.while_loop import Loop as While
+from functrans.control_flow.while_loop import WhileRule
+from functrans.derivatives.contraction import ragged_dot_general_p
+from functrans.programs.halves import reached_outputs
+from functrans.programs.strong import INSIDE, PRODUCTS, Strong, apart, strong_program
+from functrans.rules import RULES, Linear, Rule, Zero, call
+from functrans.tracer import Trace
+
+# ---- values --------------------------------------------------------------------------------------
+
+
+def product(plain: Primitive, x: Any, y: Any, **params: Any) -> Any:
+    """A product, or a quotient, of numbers."""
+    z = plain.bind(x, y, **params)
+    masks = is_zero(x), is_infinite(y) if plain is lax.div_p else is_zero(y)
+    aval = jax.typeof(z)
+    absorbed = lax.bitwise_or(*(values.broadcast_to(mask, aval) for mask in masks))
+    return lax.select_n(absorbed, z, values.zeros(aval))
+
+
+def is_zero(x: Any) -> Any:
+    return lax.eq(x, jnp.zeros_like(x))
+
+
+def is_infinite(x: Any) -> Any:
+    size = lax.abs(x)
+    return lax.eq(size, lax.full_like(size, jnp.inf))
+
+
+def contraction(plain: Primitive, *inputs: Any, zeros: Sequence[int], **params: Any) -> Any:
+    """A sum of products of two factors, in which the zeros of the factors `zeros` absorb."""
+    factors = [*inputs]
+    for i in zeros:
+        size = lax.abs(inputs[i])
+        nonzero = lax.select_n(is_zero(size), jnp.ones_like(size), size)  # also where it is nan
+        meets = met_by(plain, i, nonzero, inputs, params)
+        factors[1 - i] = jnp.where(meets, inputs[1 - i], 0)
+    return plain.bind(*factors, **params)
+
+
+def met_by(plain: Primitive, zeros: int, nonzero: Any, inputs: Sequence, params: dict) -> Any:
+    """Which elements of the other factor meet one of this factor that is not zero."""
+    other = inputs[1 - zeros]
+    if plain is lax.dot_general_p:
+        contracted, batch = params["dimension_numbers"]
+        own, target = ((*batch[i], *contracted[i]) for i in (zeros, 1 - zeros))
+        free = [d for d in range(nonzero.ndim) if d not in own]
+        # XLA is slow to reduce booleans on a CPU.
+        largest = lax.transpose(jnp.max(nonzero, axis=free, keepdims=True), (*own, *free))
+        largest = lax.squeeze(largest, range(len(own), nonzero.ndim))
+        order = sorted(range(len(target)), key=target.__getitem__)
+        largest = lax.transpose(largest, order)
+        return lax.broadcast_in_dim(~is_zero(largest), other.shape, sorted(target))
+    # The transpose in the other factor, of ones: how many they are.
+    given: list = [*inputs]
+    given[zeros], given[1 - zeros] = nonzero.astype(inputs[zeros].dtype), Linear(jax.typeof(other))
+    out = jax.eval_shape(partial(plain.bind, **params), *inputs)
+    ones = jnp.ones(out.shape, out.dtype)
+    counts = RULES[plain].transpose(plain, [ones], given, params)[1 - zeros]
+    return ~is_zero(counts)
+
+
+def solution(plain: Primitive, *inputs: Any, **params: Any) -> Any:
+    """The solution of a linear system, of which the right side is linear."""
+    right, x = inputs[PRODUCTS[plain].factors[0]], plain.bind(*inputs, **params)
+    axis = -2 if params.get("left_side", True) else -1
+    is_absorbed = jnp.max(~is_zero(right), axis=axis, keepdims=True)
+    return jnp.where(is_absorbed, x, 0)
+
+
+# ---- primitives ----------------------------------------------------------------------------------
+
+
+class StrengtheningTrace(Trace):
+    """Hands each operation to its parent; products as strong ones."""
+
+    def __init__(self, parent: Any, zeros: Sequence[int]):
+        super().__init__()
+        self.requires_low = False
+        self.parent, self.zeros = parent, zeros
+
+    def process_primitive(self, primitive, args, params, /):
+        if primitive in PRODUCTS:
+            primitive, _, one_sided = PRODUCTS[primitive]
+            params = {**params, "zeros": self.zeros} if one_sided else params
+        with set_current_trace(self.parent):
+            return primitive.bind(*args, **params)
+
+    def stage_value(self, x, /):
+        return self.parent.stage_value(x)
+
+
+def with_strong_products(function: Callable, *args: Any, zeros: Sequence[int] = (0, 1)) -> Any:
+    """Call a function in which all products are to be strong; in a contraction the zeros of these
+    factors absorb."""
+    with set_current_trace(StrengtheningTrace(jx.current_trace(), zeros)):
+        return function(*args)
+
+
+class StrongRule(Rule):
+    """The rule of the plain product, in which all products and quotients are strong."""
+
+    depends_on_types_only = True
+
+    def __init__(self, plain: Primitive):
+        self.plain = plain
+        self.is_diagonal = RULES[plain].is_diagonal
+
+    def forward(self, primitive, primals, tangents, params):
+        given = self.plain, primals, tangents, params
+        return with_strong_products(RULES[self.plain].forward, *given)
+
+    def transpose(self, primitive, cotangents, inputs, params):
+        given = self.plain, cotangents, inputs, params
+        return with_strong_products(RULES[self.plain].transpose, *given)
+
+
+class StrongContractionRule(StrongRule):
+    """The zeros of the same factors absorb, and those of a tangent or a cotangent."""
+
+    def forward(self, primitive, primals, tangents, params):
+        y = primitive.bind(*primals, **params)
+        total: Any = Zero.like(y)
+        for i, x_dot in enumerate(tangents):
+            if type(x_dot) is not Zero:
+                given = [*primals[:i], x_dot, *primals[i + 1 :]]
+                zeros = tuple(sorted({*params["zeros"], i}))
+                total = values.add(total, primitive.bind(*given, **params | {"zeros": zeros}))
+        return [y], [total]
+
+    def transpose(self, primitive, cotangents, inputs, params):
+        rule, plain = RULES[self.plain], {**params}
+        if any(type(inputs[i]) is not Linear for i in plain.pop("zeros")):
+            return with_strong_products(rule.transpose, self.plain, cotangents, inputs, plain)
+        return apart(lambda y: rule.transpose(self.plain, [y], inputs, plain), *cotangents)
+
+
+def declare(plain: Primitive, evaluate: Callable, rule: type, *factors: int) -> None:
+    """Declare the strong form of a product: to us, and to JAX."""
+    strong = Primitive(f"strong_{plain.name}")
+    run = partial(evaluate, plain)
+
+    def typed(*avals, zeros=None, **params):
+        return plain.abstract_eval(*avals, **params)[0]
+
+    strong.def_impl(run)
+    strong.def_abstract_eval(typed)
+    mlir.register_lowering(strong, mlir.lower_fun(run, multiple_results=False))
+    batching.primitive_batchers[strong] = partial(_batched, plain)
+    ad.primitive_jvps[strong] = partial(_pushed_by_jax, strong)
+    ad.primitive_transposes[strong] = partial(_pulled_by_jax, strong)
+    PRODUCTS[plain] = Strong(strong, factors, rule is StrongContractionRule)
+    call(strong, rule(plain))
+
+
+def _batched(plain: Primitive, inputs: Sequence, axes: Sequence, **params: Any) -> tuple:
+    zeros = params.pop("zeros", ())
+    operation = jax.vmap(partial(plain.bind, **params), in_axes=tuple(axes))
+    return with_strong_products(operation, *inputs, zeros=zeros), 0
+
+
+def _pushed_by_jax(strong: Primitive, primals: Sequence, tangents: Sequence, **params: Any) -> tuple:
+    given = [Zero(t.aval) if type(t) is ad.Zero else t for t in tangents]
+    y, y_dot = RULES[strong].forward(strong, [*primals], given, params)
+    (y,), (y_dot,) = (x if isinstance(x, list) else [x] for x in (y, y_dot))
+    return y, ad.Zero(y_dot.aval) if type(y_dot) is Zero else y_dot
+
+
+def _pulled_by_jax(strong: Primitive, y_bar: Any, *inputs: Any, **params: Any) -> Sequence:
+    if type(y_bar) is ad.Zero:
+        return [None] * len(inputs)
+    given = [Linear(x.aval) if ad.is_undefined_primal(x) else x for x in inputs]
+    return RULES[strong].transpose(strong, [y_bar], given, params)
+
+
+declare(lax.mul_p, product, StrongRule, 0, 1)
+declare(lax.div_p, product, StrongRule, 0)
+declare(triangular_solve_p, solution, StrongRule, 1)
+declare(tridiagonal_solve_p, solution, StrongRule, 3)
+for contraction_p in (lax.dot_general_p, lax.conv_general_dilated_p, ragged_dot_general_p):
+    declare(contraction_p, contraction, StrongContractionRule, 0, 1)
+
+# ---- programs inside -----------------------------------------------------------------------------
+
+
+def in_calls(rule: CallRule, params: dict, linear: Sequence[bool]) -> dict:
+    bodies, flags = rule.bodies(params), tuple(linear[rule.head :])
+    strong = tuple([strong_program(body, flags) for body in bodies])
+    ins, outs = (True,) * len(flags), (True,) * len(bodies[0].out_avals)
+    return rule.with_bodies(params, strong, ins, outs) or params
+
+
+def in_scan(rule: ScanRule, params: dict, linear: Sequence[bool]) -> dict:
+    loop = Scan.of(params)
+    consts, carry, xs = loop.parts(linear)
+    # On a tape all results are linear, and so is the carry.
+    flags = (*consts, *[True] * len(carry), *xs)
+    return params | {"jaxpr": strong_program(loop.program, flags)}
+
+
+def in_while(rule: WhileRule, params: dict, linear: Sequence[bool]) -> dict:
+    loop = While.of(params)
+    _, consts, carry = loop.parts(linear)
+    moving, _ = loop.settle(lambda *key: (reached_outputs(*key),), consts, carry)
+    return params | {"body_jaxpr": strong_program(loop.body, (*consts, *moving))}
+
+
+def in_place(rule: InlinedRule, params: dict, linear: Sequence[bool]) -> dict:
+    name = next(name for name in rule.names if name in params)
+    strong = strong_program(rule.program(params), tuple(linear))
+    return params | {name: strong if hasattr(params[name], "consts") else strong.jaxpr}
+
+
+def in_solver(rule: LinearSolveRule, params: dict, linear: Sequence[bool]) -> dict:
+    consts, right = parts_of(linear, params["const_lengths"])
+    programs = {part: getattr(params["jaxprs"], part) for part in PARTS}
+    strong = {
+        part: program and strong_program(program, (*consts[part], *[True] * len(right)))
+        for part, program in programs.items()
+    }
+    return params | {"jaxprs": params["jaxprs"]._replace(**strong)}
+
+
+INSIDE |= {
+    CallRule: in_calls,
+    ScanRule: in_scan,
+    WhileRule: in_while,
+    LinearSolveRule: in_solver,
+    InlinedRule: in_place,
+}

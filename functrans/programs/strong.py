@@ -1,0 +1,179 @@
+"""Strong zeros: what is exactly zero contributes exactly zero.
+
+    0 * inf = 0 * nan = 0          of a tangent, or a cotangent, and a residual
+
+`where(x > 0, sqrt(x), 0)` has the derivative 0 at x = 0, and the chain rule computes 0 * inf there.
+So, if the user asks for it, each product of a linear value and a residual in a linear program
+becomes one that a zero absorbs.  Along a path from an input to the result, then, the derivatives of
+all steps are multiplied, and one that is 0 makes the whole 0.  The products are symmetric: forward
+mode, which meets the infinite factor first, and reverse mode, which meets the zero first, agree.
+Where all factors are finite a product is the one that it was.
+
+Forward mode has no linear program.  There the tangents of one equation go on a tape of their own,
+and what it has written is run at once.
+
+Enzyme calls this strong zero (Moses and Churavy, 2020, its option `strong-zero`).
+
+Read next: `halves.py`, a program in two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, set_current_trace
+
+from functrans import caches, values
+from functrans import jaxpr as jx
+from functrans.programs.live import depends
+from functrans.rules import RULES, Rule
+from functrans.tracer import RecordingTrace
+from functrans.values import Flags
+
+
+@contextlib.contextmanager
+def strong_zeros(on: bool = True) -> Iterator[None]:
+    """Let a tangent or a cotangent that is exactly 0 contribute exactly 0, also times inf or nan.
+
+    A context, and a decorator; off by default. It counts where a derivative is taken, in all modes
+    and orders: put it around the outermost derivative. Where no factor is inf or nan, the
+    derivatives are those without it.
+
+    It is right where the zero is that of a mask, such as of `where`. Where a factor goes to 0 while
+    another goes to infinity, the limit of their product may be another: `sqrt(x) * sqrt(x)` has the
+    derivative 1, and at 0 it gets 0 in place of nan.
+
+    Args:
+      on: whether to switch it on or off.
+
+    >>> import jax.numpy as jnp, functrans as ft
+    >>> def f(x):
+    ...     return jnp.where(x > 0, jnp.sqrt(x), 0.0)
+    >>> float(ft.grad(f)(0.0))
+    nan
+    >>> with ft.strong_zeros():
+    ...     float(ft.grad(f)(0.0))
+    0.0
+    >>> float(ft.strong_zeros()(ft.grad(ft.grad(f)))(0.0))
+    0.0
+    """
+    with caches.STRONG_ZEROS(on):
+        yield
+
+
+class Strong(NamedTuple):
+    """A product that a zero absorbs."""
+
+    primitive: Primitive
+    factors: Sequence[int]
+    """In which of its inputs the operation is linear."""
+    one_sided: bool
+    """Whether only the zeros of some factors absorb; the param `zeros` says of which."""
+
+
+PRODUCTS: dict[Primitive, Strong] = {}
+"""From a product to the one that takes its place."""
+
+INSIDE: dict[type[Rule], Callable[[Any, dict, Flags], dict]] = {}
+"""For a kind of call: `(rule, params, which inputs are linear) -> params`, with programs in which
+the products are strong."""
+
+
+# ---- linear programs -----------------------------------------------------------------------------
+
+
+def strengthened(jaxpr: Jaxpr, residuals: int) -> Jaxpr:
+    """A linear program, whose first inputs are the residuals; if asked for, with strong zeros."""
+    if not caches.STRONG_ZEROS.value:
+        return jaxpr
+    linear = [i >= residuals for i in range(len(jaxpr.invars))]
+    return strong_program(jx.with_constants(jaxpr, []), tuple(linear)).jaxpr
+
+
+@caches.by_program
+def strong_program(program: ClosedJaxpr, linear: Flags) -> ClosedJaxpr:
+    """The program, which is linear in some of its inputs, with strong zeros."""
+    jaxpr, equations = program.jaxpr, []
+    found = {*values.pick(jaxpr.invars, linear)}
+    for equation in jaxpr.eqns:
+        flags = tuple([type(atom) is not Literal and atom in found for atom in equation.invars])
+        if any(flags):
+            pairs = zip(equation.outvars, depends(equation, flags), strict=True)
+            found.update(variable for variable, flag in pairs if flag)
+            equation = _strong(equation, flags)
+        equations.append(equation)
+    inputs, outputs, info = jaxpr.invars, jaxpr.outvars, jaxpr.debug_info
+    return jx.closed(inputs, outputs, equations, info, jaxpr.constvars, program.consts)
+
+
+def _strong(equation: JaxprEqn, linear: Flags) -> JaxprEqn:
+    primitive, params = equation.primitive, equation.params
+    rule = RULES.get(primitive)
+    inside = [INSIDE[kind] for kind in type(rule).__mro__ if kind in INSIDE]
+    if inside:
+        params = inside[0](rule, params, linear)
+    elif primitive in PRODUCTS and sum(linear) == 1:
+        strong, factors, one_sided = PRODUCTS[primitive]
+        i, (rest, _) = linear.index(True), values.part(equation.invars, linear)
+        if i in factors and not all(map(_is_finite, rest)):
+            primitive, params = strong, {**params, "zeros": (i,)} if one_sided else params
+    inputs, outputs, effects = equation.invars, equation.outvars, equation.effects
+    source, context = equation.source_info, equation.ctx
+    return JaxprEqn(inputs, outputs, primitive, params, effects, source, context)
+
+
+def _is_finite(atom: jx.Atom) -> bool:
+    return type(atom) is Literal and math.isfinite(abs(atom.val)) and atom.val != 0
+
+
+# ---- forward mode, and functions that are linear -------------------------------------------------
+
+
+def pushing(rule: Rule) -> Callable:
+    """`rule.forward`; if asked for, with strong zeros. A call derives its programs itself."""
+    if caches.STRONG_ZEROS.value and rule.depends_on_types_only:
+        return functools.partial(_push, rule.forward)
+    return rule.forward
+
+
+def _push(forward: Callable, primitive: Primitive, primals: list, tangents: list, params: dict):
+    return pushed_apart(lambda dots: forward(primitive, primals, dots, params), tangents)
+
+
+def pushed_apart(function: Callable, tangents: Sequence) -> Any:
+    """`function(tangents)`; if asked for, with strong zeros."""
+    if not caches.STRONG_ZEROS.value:
+        return function(tangents)
+    flags, avals = values.moving(tangents), [values.aval_of(t) for t in tangents]
+    moving = values.pick(tangents, flags)
+    return apart(lambda *xs: function(values.with_zeros(xs, flags, avals)), *moving)
+
+
+def apart(function: Callable, *linear: Any) -> Any:
+    """`function(*linear)`, with strong zeros: it is run on a tape, and then what that has written.
+
+    It may return other things besides what is linear: those, too, are handed back.
+    """
+    tape = RecordingTrace(jx.current_trace())
+    try:
+        inputs = [tape.new_input(jax.typeof(x)) for x in linear]
+        with set_current_trace(tape):
+            leaves, structure = jax.tree.flatten(function(*inputs), is_leaf=_is_leaf)
+        owned = [tape.owns(x) for x in leaves]
+        info = jx.debug_info("strong_zeros", function)
+        jaxpr, residuals = tape.finish(values.pick(leaves, owned), info)
+    finally:
+        tape.invalidate()
+    flags = tuple([i >= len(residuals) for i in range(len(jaxpr.invars))])
+    program = strong_program(jx.with_constants(jaxpr, []), flags)
+    outs = jx.evaluate(program, *residuals, *linear)
+    return jax.tree.unflatten(structure, values.merge(values.part(leaves, owned)[0], outs, owned))
+
+
+def _is_leaf(x: Any) -> bool:
+    return x is None or not isinstance(x, list | tuple)
