@@ -197,10 +197,8 @@ class ForwardTrace(Trace):
         if self.sink.is_writing and tracers and (result := self.run_staged(fun, primals, tangents)):
             return result
         if type(self.parent) is jx.EvalTrace:  # a number has the type that it has here, throughout
-            primals, tangents = (
-                [values.result(x) if m else x for x, m in zip(xs, moving, strict=True)]
-                for xs in (primals, tangents)
-            )
+            pairs = [zip(xs, moving, strict=True) for xs in (primals, tangents)]
+            primals, tangents = ([values.result(x) if m else x for x, m in p] for p in pairs)
         try:
             with set_current_trace(self):
                 outs, aux = fun(*self.join(primals, moving, values.pick(tangents, moving)))

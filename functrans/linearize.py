@@ -114,8 +114,7 @@ def _record(run: Callable, primals: Sequence, moving: Sequence[bool], info: Any)
     finally:
         tape.invalidate()
     # To multiply before it broadcasts lets the transpose sum before it multiplies.
-    jaxpr = strengthened(broadcast_last(jaxpr), len(residuals))
-    return ys, aux, LinearProgram(jaxpr, residuals, moved)
+    return ys, aux, LinearProgram(strengthened(broadcast_last(jaxpr), residuals), residuals, moved)
 
 
 @caches.by_program

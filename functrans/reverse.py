@@ -164,7 +164,7 @@ def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> 
         jaxpr, residuals = tape.finish(outs, jx.debug_info("linear_transpose", fun))
     finally:
         tape.invalidate()
-    jaxpr, pull = strengthened(jaxpr, len(residuals)), jx.within("transpose", transpose)
+    jaxpr, pull = strengthened(jaxpr, residuals), jx.within("transpose", transpose)
     return pull(jaxpr, [*residuals, *map(Linear, avals)], cotangents)
 
 

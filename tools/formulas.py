@@ -317,6 +317,8 @@ EFFECTS = {
 
 # ---- functions inside functions ------------------------------------------------------------------
 
+ABSORBING = "functrans's own, for `strong_zeros`: that of the product, in which a zero absorbs"
+
 CONTROL_FLOW = {
     "jit": "`jit (jvp f)`; transposed, `jit` of the transpose of the linear half",
     "call": INSIDE,
@@ -333,6 +335,10 @@ CONTROL_FLOW = {
     "custom_vjp_call": "`x_bar` by the user's rule, `y_dot` by the transpose of that rule",
     "transposed_backward_rule": "functrans's own, for a `custom_vjp` rule that waits for `y_bar`: "
     "`<y_bar, y_dot> = <bwd(r, y_bar), x_dot>`",
+    **dict.fromkeys(("strong_mul", "strong_div"), ABSORBING),
+    **dict.fromkeys(("strong_triangular_solve", "strong_tridiagonal_solve"), ABSORBING),
+    **dict.fromkeys(("strong_dot_general", "strong_conv_general_dilated"), ABSORBING),
+    "strong_ragged_dot_general": ABSORBING,
     "remat_opt": INSIDE,
     "cond": "`y = f_i(x)`: `y_dot = J f_i(x) x_dot`, `x_bar = J f_i(x)^T y_bar`",
     "scan": "a loop over pairs, `(c, c_dot), (x, x_dot) -> (c', c_dot'), (y, y_dot)`; "

@@ -20,7 +20,7 @@ varies there is a `pvary`, whose transpose is the sum.
 
 `jax.pmap` is written by JAX as a `shard_map`.
 
-Read next: `tagged.py`, functions that are computed in a place; or
+Read next: `strong.py`, products that a zero absorbs; or
 `../derivatives/collectives.py`, the operations in which devices meet.
 """
 

@@ -197,7 +197,9 @@ def _batched(plain: Primitive, inputs: Sequence, axes: Sequence, **params: Any) 
     return with_strong_products(operation, *inputs, zeros=zeros), 0
 
 
-def _pushed_by_jax(strong: Primitive, primals: Sequence, tangents: Sequence, **params: Any) -> tuple:
+def _pushed_by_jax(
+    strong: Primitive, primals: Sequence, tangents: Sequence, **params: Any
+) -> tuple:
     given = [Zero(t.aval) if type(t) is ad.Zero else t for t in tangents]
     y, y_dot = RULES[strong].forward(strong, [*primals], given, params)
     (y,), (y_dot,) = (x if isinstance(x, list) else [x] for x in (y, y_dot))

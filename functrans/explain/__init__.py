@@ -4,6 +4,7 @@
     graph            : (a -> b), a -> the computation, drawn, with values, tangents or adjoints
     play             : (a -> b), a -> both passes of reverse mode over that graph, step by step
     saved_residuals  : (a -> b), a -> what reverse mode keeps
+    blame            : (a -> b), a -> the equation that first made a nan or an infinity
 
 It may import every other part of functrans, and none of them needs it: each name is imported when
 it is first used.
@@ -17,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from functrans.explain.culprits import Blame, Culprit, blame
     from functrans.explain.graphs import Graph, graph
     from functrans.explain.player import Player, play
     from functrans.explain.residuals import Residual, Residuals, saved_residuals
@@ -27,15 +29,19 @@ __all__ = [
     "graph",
     "play",
     "saved_residuals",
+    "blame",
     "EvaluationTable",
     "Row",
     "Graph",
     "Player",
     "Residual",
     "Residuals",
+    "Blame",
+    "Culprit",
 ]
 
 _FILES = {
+    "culprits": ("Blame", "Culprit", "blame"),
     "graphs": ("Graph", "graph"),
     "player": ("Player", "play"),
     "residuals": ("Residual", "Residuals", "saved_residuals"),

@@ -7,7 +7,7 @@ A page is a list of *frames*, one for each equation of each pass.  A frame says 
 and edges of the graph, rows of the table, and the user's line.  What it shows depends on its number
 alone.
 
-Read next: `../testing.py`, which checks derivatives against JAX and finite differences.
+Read next: `culprits.py`, which finds where a nan comes from.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def evaluate(run: Run, start: Start) -> None:
 
     def walk(*xs):
         _begin(run, start, xs)
-        linear_programs = [_evaluate_step(step, start.mode) for step in run.steps]
+        linear_programs = [evaluate_step(step, start.mode) for step in run.steps]
         if start.mode == "rev":
             _pull_back(run, start.cotangents, linear_programs)
         return [], None
@@ -93,7 +93,7 @@ def pull(linear: LinearProgram, y_bars: Sequence) -> list:
 # ---- all of them ---------------------------------------------------------------------------------
 
 
-def _evaluate_step(step: Step, mode: str | None) -> LinearProgram | None:
+def evaluate_step(step: Step, mode: str | None) -> LinearProgram | None:
     """Evaluate one equation, and push its tangents; in reverse mode return its linear part."""
     equation, xs, linear = step.equation, [x.value for x in step.inputs], None
     y_dots: list = [y.tangent for y in step.outputs]
@@ -115,17 +115,17 @@ def _pull_back(run: Run, cotangents: Sequence, linear: Sequence[LinearProgram | 
     for result, y_bar in zip(run.results, cotangents, strict=True):
         source = result.source
         if source.moves:
-            result.seed = _contribute(source, values.varying_as(y_bar, source.aval))
+            result.seed = contribute(source, values.varying_as(y_bar, source.aval))
     for step, program in reversed([*zip(run.steps, linear, strict=True)]):
         y_bars = [y.adjoint for y in step.outputs]
         if program is not None and True in values.moving(y_bars):
             positions = values.pick(range(len(step.inputs)), step.moving)
             for position, x_bar in zip(positions, pull(program, y_bars), strict=True):
                 if type(x_bar) is not Zero:
-                    step.contributions[position] = _contribute(step.inputs[position], x_bar)
+                    step.contributions[position] = contribute(step.inputs[position], x_bar)
 
 
-def _contribute(x: Variable | Number, amount: Any) -> Contribution:
+def contribute(x: Variable | Number, amount: Any) -> Contribution:
     """`x_bar += amount`."""
     assert isinstance(x, Variable), "a number does not move"
     is_first, x.adjoint = type(x.adjoint) is Zero, values.add(x.adjoint, amount)

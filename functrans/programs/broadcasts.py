@@ -5,7 +5,7 @@
 Read backwards, `B^T` sums: a cotangent is summed before it is multiplied, not after.  A linear
 program has such broadcasts where a parameter meets a batch.
 
-Read next: `halves.py`, a program in two.
+Read next: `strong.py`, zeros that absorb.
 """
 
 from __future__ import annotations

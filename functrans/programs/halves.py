@@ -148,7 +148,7 @@ def divided(program: ClosedJaxpr, linear: Flags, forced: Flags | None = None) ->
             jaxpr, residuals = tape.finish(linear_outs, info)
         finally:
             tape.invalidate()
-        return [*known_outs, *residuals], (strengthened(jaxpr, len(residuals)), flags)
+        return [*known_outs, *residuals], (strengthened(jaxpr, residuals), flags)
 
     first, (jaxpr, flags) = stage(known_part, known_avals, info)
     return Divided(first, jx.with_constants(jaxpr, []), flags)

@@ -87,12 +87,16 @@ the products are strong."""
 # ---- linear programs -----------------------------------------------------------------------------
 
 
-def strengthened(jaxpr: Jaxpr, residuals: int) -> Jaxpr:
+def strengthened(jaxpr: Jaxpr, residuals: Sequence) -> Jaxpr:
     """A linear program, whose first inputs are the residuals; if asked for, with strong zeros."""
     if not caches.STRONG_ZEROS.value:
         return jaxpr
-    linear = [i >= residuals for i in range(len(jaxpr.invars))]
-    return strong_program(jx.with_constants(jaxpr, []), tuple(linear)).jaxpr
+    return strong_program(jx.with_constants(jaxpr, []), _after(residuals, jaxpr)).jaxpr
+
+
+def _after(residuals: Sequence, jaxpr: Jaxpr) -> Flags:
+    """The flags of the inputs that are linear."""
+    return tuple([i >= len(residuals) for i in range(len(jaxpr.invars))])
 
 
 @caches.by_program
@@ -169,8 +173,7 @@ def apart(function: Callable, *linear: Any) -> Any:
         jaxpr, residuals = tape.finish(values.pick(leaves, owned), info)
     finally:
         tape.invalidate()
-    flags = tuple([i >= len(residuals) for i in range(len(jaxpr.invars))])
-    program = strong_program(jx.with_constants(jaxpr, []), flags)
+    program = strong_program(jx.with_constants(jaxpr, []), _after(residuals, jaxpr))
     outs = jx.evaluate(program, *residuals, *linear)
     return jax.tree.unflatten(structure, values.merge(values.part(leaves, owned)[0], outs, owned))
 
