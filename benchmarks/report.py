@@ -30,30 +30,30 @@ HEAD = ("workload", "metric", "JAX", "functrans", "ratio", "budget", "met", "oth
 UNITS = {"s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")), "B": ((2**20, "MiB"), (2**10, "KiB"))}
 COUNTS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
-INTRO = """\
-# functrans beside JAX
+METHOD = """\
+## How it is measured
 
-`make bench` measures it and writes this page; `make bench BENCH=lstm` measures one workload, or
-those whose names begin so.  `benchmarks/workloads.py` has the workloads, `benchmarks/measure.py`
-says how they are measured: JAX and functrans take turns in one process, on functions that no cache
-knows, and a ratio is the median over the rounds of functrans's time to JAX's in the same round.
+`make bench` measures and writes this page; `make bench BENCH=lstm` measures one workload, or those
+whose names begin so. `benchmarks/workloads.py` has the workloads, and `benchmarks/measure.py` the
+method: JAX and functrans take turns in one process, on functions that no cache knows. A ratio is
+the median over the rounds of functrans's time divided by JAX's in the same round.
 
-| metric | what it is |
+| metric | meaning |
 |---|---|
 | `run k` | one call of the compiled derivative `k` |
 | `memory k`, `operations k` | its temporary memory; its operations, with every pass of a loop |
-| `operations grad / f` | those of the gradient to those of the function |
-| `compile grad` | XLA's part |
+| `operations grad / f` | the operations of the gradient divided by those of the function |
+| `compile grad` | the time that XLA takes |
 | `trace grad`, `lower grad` | `jit(grad(f)).trace(x)`, and `.lower()` of that |
-| `trace grad / f` | to the time in which the same library traces `f` |
-| `call k vs k of jit` | `ft.k(ft.jit(f))(x)` beside `jax.k(jax.jit(f))(x)` |
-| `call k vs jit of k` | the same beside `jax.jit(jax.k(f))(x)` |
+| `trace grad / f` | divided by the time in which the same library traces `f` |
+| `call k vs k of jit` | `ft.k(ft.jit(f))(x)` against `jax.k(jax.jit(f))(x)` |
+| `call k vs jit of k` | `ft.k(ft.jit(f))(x)` against `jax.jit(jax.k(f))(x)` |
 | `vjp of jit`, `pullback of jit` | `vjp(jit(f), x)`, and one call of the pullback |
 | `eager grad` | `grad(f)(x)`, with no `jit` |
 
-A budget is for the ratio; one that is *own* is for functrans's own figure, and one of *Autograd*
-for the ratio to HIPS Autograd's time of a gradient, which stands under *others* where it is
-installed, as that of `torch.func` does.
+A budget limits the ratio. A budget marked *own* limits functrans's own figure, and one marked
+*Autograd* the ratio to HIPS Autograd's time of a gradient. That time stands under *others*, where
+Autograd is installed, and so does the time of `torch.func`.
 """
 
 
@@ -176,6 +176,25 @@ def summary(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
         yield metric, str(len(found)), *figures, f"{kept} of {len(budgeted)}" if budgeted else ""
 
 
+IN_RESULT = ("run grad", "memory grad", "run hvp", "memory hvp", "trace grad", "eager grad")
+
+
+def result(run: Run) -> str:
+    """The result in three sentences."""
+
+    def ratio(metric: str) -> str:
+        return f"{median(row.ratio for row in run.rows if row.metric == metric):.2f}"
+
+    number = run.versions["jax"]
+    return (
+        f"With JAX {number} a compiled gradient takes {ratio('run grad')} of the time and "
+        f"{ratio('memory grad')} of the temporary memory that JAX's own takes, and a Hessian-vector "
+        f"product {ratio('run hvp')} and {ratio('memory hvp')} (medians over the workloads). "
+        f"Tracing a gradient takes {ratio('trace grad')} of JAX's time, and an eager gradient "
+        f"{ratio('eager grad')}. {tally(run.rows)}.\n"
+    )
+
+
 def section(run: Run) -> Iterator[str]:
     """What one run found."""
     packages = ", ".join(f"{name} {number}" for name, number in run.versions.items())
@@ -198,7 +217,10 @@ def section(run: Run) -> Iterator[str]:
 
 def page(runs: Iterable[Run]) -> str:
     """The whole page."""
-    return "\n".join([INTRO, *(part for run in runs for part in section(run))])
+    shown_runs = [*runs]
+    parts = [part for run in shown_runs for part in section(run)]
+    complete = [run for run in shown_runs if {row.metric for row in run.rows} >= set(IN_RESULT)]
+    return "\n".join(["# functrans beside JAX\n", *map(result, complete), METHOD, *parts])
 
 
 # ---- the plots -----------------------------------------------------------------------------------
