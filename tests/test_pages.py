@@ -1,4 +1,4 @@
-"""The pages of `docs/` whose programs are run as a reader would: what they print is what they say."""
+"""The programs of the pages of `docs/`, run as a reader would: they print what the page says."""
 
 from __future__ import annotations
 
