@@ -24,7 +24,7 @@ from functrans.transforms import make_jaxpr
 from functrans.programs.strong import strong_zeros
 from functrans.explain.residuals import saved_residuals
 from functrans.caches import clear_caches
-from functrans import extend
+from functrans import extend, sparse
 
 __version__ = "0.1.0"
 
@@ -33,6 +33,6 @@ __all__ = [
     "jvp", "vjp", "linearize", "linear_transpose", "grad", "value_and_grad",
     "jacfwd", "jacrev", "jacobian", "hessian", "hvp", "value_and_jacfwd", "value_and_jacrev",
     "value_and_adjoints", "value_and_tangents", "strong_zeros",
-    "jet", "derivatives", "laplacian",
+    "jet", "derivatives", "laplacian", "sparse",
     "jit", "make_jaxpr", "saved_residuals", "clear_caches", "rules", "extend",
 ]

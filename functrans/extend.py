@@ -43,6 +43,8 @@ from functrans.control_flow.calls import InlinedRule
 from functrans.control_flow.columns import carries_programs, through
 from functrans.control_flow.jit import JitRule
 from functrans.control_flow.library import derivative_of
+from functrans.control_flow.scan import Loop as Scan
+from functrans.control_flow.while_loop import Loop as While
 from functrans.errors import checks
 from functrans.flat import Flat
 from functrans.forward import Pushed, jvp_jaxpr, pushed_program
@@ -81,6 +83,8 @@ __all__ = [
     "transformed_at_primals",
     "without_templates",
     "Staged",
+    "Scan",
+    "While",
     "Zero",
     "Linear",
     "instantiate",

@@ -28,10 +28,13 @@ from functrans.explain.notation import BAR, DOT, marked
 from functrans.explain.planning import planned
 from functrans.explain.records import Contribution, Result, Run, Step, Variable
 from functrans.explain.steps import evaluate
+from functrans.sparse import Pattern, jacobian_pattern
 from functrans.values import Zero, is_differentiable
 
 FEW, SOME = 8, 16
 """A graph of few steps runs from left to right; one of some steps has labels on its edges."""
+PATTERN = 32, 32
+"""The most dots in a row and in a column of the picture of a Jacobian."""
 MANY = 60
 """Of a graph with more steps those that are repeated are drawn once."""
 
@@ -97,6 +100,7 @@ def graph(
     wrt: int | Sequence[int] | None = None,
     cotangent: Any = None,
     unfold: bool = False,
+    pattern: bool = False,
 ) -> Graph:
     """Draw the computation of `fun(*args)`: its steps, and what each of them reads.
 
@@ -111,6 +115,8 @@ def graph(
       wrt: as in `evaluation_table`.
       cotangent: as in `evaluation_table`.
       unfold: as in `evaluation_table`.
+      pattern: whether the pattern of the Jacobian is drawn beside the graph: which elements of the
+        results depend on which of the arguments `wrt`, or of the first one.
 
     Returns:
       A `Graph`, which a notebook shows as SVG. `save("x.svg")` draws to a file, also `.png` and
@@ -140,6 +146,8 @@ def graph(
     title = f"{run.name}: {count} step{'s' * (count != 1)}"
     title += f", {start.words}" if start.words else ""
     picture = Picture(run, values, start.mode)
+    if pattern:
+        picture.show_pattern(_pattern(fun, args, wrt))
     return Graph(title, picture.draw(title), picture.notes)
 
 
@@ -183,6 +191,13 @@ class Picture:
             lines = [(line, NOTE) for line in (title, *self.notes)]
             self.page.graph_attr["label"] = _html(lines, "LEFT")
         return self.page.to_string()
+
+    def show_pattern(self, found: Pattern) -> None:
+        """A table of dots, in a node of its own."""
+        self.page.add_node(
+            "pattern", shape="plain", style="solid", label=_dots(found.picture(*PATTERN))
+        )
+        self.notes.append(f"Dots: the Jacobian, {found!r}.")
 
     def _givens(self, hidden: set[int]) -> None:
         for kind, variables in (("input", self.run.inputs), ("constant", self.run.constants)):
@@ -278,6 +293,26 @@ def _html(lines: Sequence[tuple[str, str]], align: str = "CENTER") -> str:
         f'<FONT COLOR="{color}">{escape(line)}</FONT><BR ALIGN="{align}"/>' for line, color in lines
     )
     return f"<{text}>"
+
+
+def _pattern(fun: Callable, args: Sequence, wrt: int | Sequence[int] | None) -> Pattern:
+    """Which elements of the results depend on which of the arguments `wrt`."""
+    numbers = [wrt or 0] if wrt is None or isinstance(wrt, int) else [*wrt]
+
+    def chosen(xs):
+        given = dict(zip(numbers, xs, strict=True))
+        return fun(*(given.get(i, x) for i, x in enumerate(args)))
+
+    return jacobian_pattern(chosen, [args[i] for i in numbers])
+
+
+def _dots(dots: np.ndarray) -> str:
+    """A table with a colored cell for each dot, as a label of Graphviz."""
+    cell = '<TD FIXEDSIZE="TRUE" WIDTH="{0}" HEIGHT="{0}" BGCOLOR="{1}"></TD>'
+    size = max(4, 96 // max(dots.shape))
+    on, off = (cell.format(size, color) for color in (DERIVATIVE, FILL["constant"]))
+    rows = ("<TR>" + "".join(on if dot else off for dot in row) + "</TR>" for row in dots)
+    return f'<<TABLE BORDER="0" CELLSPACING="1" CELLPADDING="0">{"".join(rows)}</TABLE>>'
 
 
 # ---- repeated steps ------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ Sources: R. Li and others, A computational framework for neural network-based va
 Carlo with forward Laplacian, Nature Machine Intelligence 6 (2024), arXiv:2307.08214; F. Dangel and
 others, Collapsing Taylor mode automatic differentiation (2025), arXiv:2505.13644.
 
-Read next: `../programs/__init__.py`, what is done to programs.
+Read next: `../sparse/__init__.py`, matrices of which few elements differ from zero.
 """
 
 from __future__ import annotations

@@ -1,0 +1,37 @@
+"""Sparse Jacobians and Hessians: which elements may differ from zero, and only these evaluated.
+
+    detect     the pattern: where an element of the result depends on one of the input
+    color      the columns, or rows, that can be evaluated together
+    evaluate   one pass for each color, and read the nonzeros
+
+>>> import jax.numpy as jnp, functrans as ft
+>>> jacobian = ft.sparse.jacobian(lambda x: jnp.diff(x) ** 2, jnp.zeros(9))
+>>> jacobian.show()
+⠙⢦⡀⠀⠀
+⠀⠀⠙⢦⡀
+Coloring(8 x 9: 2 forward passes instead of 8)
+
+Read next: `patterns.py`, the value that is found, colored and shown.
+"""
+
+from functrans.sparse import loops  # noqa: F401  it says what equations do that carry programs
+from functrans.sparse.coloring import Coloring, color
+from functrans.sparse.evaluation import (
+    SparseDerivative,
+    hessian,
+    hessian_pattern,
+    jacobian,
+    jacobian_pattern,
+)
+from functrans.sparse.patterns import Pattern
+
+__all__ = [
+    "jacobian",
+    "hessian",
+    "jacobian_pattern",
+    "hessian_pattern",
+    "Pattern",
+    "Coloring",
+    "color",
+    "SparseDerivative",
+]

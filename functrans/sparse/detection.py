@@ -1,0 +1,194 @@
+"""Detection: which elements of the results depend on which elements of the inputs.
+
+    detect : (a -> b), Type a  ->  Pattern of J
+
+The pattern of `J` is that of the program `(x, x_dot) -> J x_dot`, which the rules have written, so
+that detection needs no rule of its own for any function: that program is linear in `x_dot`, and for
+each of its equations
+
+    y_dot = A x_dot        rows(y) = A rows(x)                 in the algebra of or and and
+
+where `rows(x)`, a sparse boolean matrix, says for each element of a value on which elements of the
+input it depends, and A is the pattern of the equation (`local.py`).  What does not depend on the
+tangents is *known*, or not: a mask, an index, the counter of a loop are known if they do not depend
+on the inputs.
+
+The Hessian of f is the Jacobian of its gradient.  In it two inputs are paired where they meet in an
+equation that is not linear, since the tangent of no other equation reads both.
+
+Read next: `loops.py`, equations that carry programs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import jax.core
+import numpy as np
+from jax import lax, tree
+from scipy import sparse
+
+from functrans import extend
+from functrans.sparse.local import Matrix, check_size, local, selection, times
+from functrans.sparse.numbers import Equation, evaluated
+from functrans.transforms import jvp
+
+
+class Value(NamedTuple):
+    """What is known of a value of the tangent program."""
+
+    shape: tuple[int, ...]
+    rows: Matrix | None = None
+    """On which inputs each element depends; `None` if on no input."""
+    known: Callable | None = None
+    """Gives the value, if it depends on no input at all."""
+
+    @property
+    def now(self) -> Any:
+        """The value, or `None`."""
+        return None if self.known is None else self.known()
+
+
+def constant(x: Any) -> Value:
+    is_traced = isinstance(x, jax.core.Tracer)
+    return Value(np.shape(x), known=None if is_traced else lambda: x)
+
+
+def detected(fun: Callable, likes: Sequence, argnum: int = 0) -> Matrix:
+    """The pattern of the Jacobian of `fun` in one of its arguments, in the order of its leaves."""
+    x = likes[argnum]
+
+    def push(x_dot, *args):
+        def moved(x):
+            return fun(*args[:argnum], x, *args[argnum + 1 :])
+
+        return jvp(moved, (args[argnum],), (x_dot,))[1]
+
+    _require_real("argument", extend.staged(lambda x: x, x).program.out_avals)
+    program: Any = extend.staged(push, x, *likes).program
+    _require_real("result", program.out_avals)
+    sizes = [prod(np.shape(leaf)) for leaf in tree.leaves(x)]
+    shapes = [v.aval.shape for v in program.jaxpr.invars]
+    columns, width = np.cumsum([0, *sizes]).tolist(), sum(sizes)
+    dots = [
+        Value(shape, selection(np.arange(start, start + size), width))
+        for shape, start, size in zip(shapes, columns, sizes, strict=False)
+    ]
+    inputs = [*dots, *map(Value, shapes[len(sizes) :])]
+    outs = extend.interpret(program, inputs, meaning, constant)
+    rows = [no_rows(out.shape, width) if out.rows is None else out.rows for out in outs]
+    return sparse.vstack(rows, format="csr") if rows else no_rows((0,), width)
+
+
+def _require_real(what: str, avals: Sequence) -> None:
+    for aval in avals:
+        if not np.issubdtype(aval.dtype, np.floating):
+            raise TypeError(
+                f"functrans.sparse: the {what} must be of real numbers, and is of type "
+                f"{aval.dtype}. Give the real and the imaginary part of complex numbers."
+            )
+
+
+def no_rows(shape: Sequence[int], width: int) -> Matrix:
+    return sparse.csr_array((prod(shape), width), dtype=bool)
+
+
+# ---- one equation --------------------------------------------------------------------------------
+
+
+def meaning(equation: Equation, inputs: list[Value]) -> list[Value]:
+    """What is known of the results of an equation."""
+    shapes = [v.aval.shape for v in equation.outvars]
+    if all(x.rows is None for x in inputs):
+        return still(equation, inputs)
+    if (carries := CALLS.get(equation.primitive)) is not None:
+        return carries(equation, inputs)
+    found = [None] * len(shapes)
+    if _is_diagonal(equation):
+        found = [_elementwise(equation, inputs)]
+    else:
+        for at, x in enumerate(inputs):
+            if x.rows is not None:
+                products = (times(p, x.rows, equation) for p in local(equation, at, inputs))
+                found = [union(a, b) for a, b in zip(found, products, strict=True)]
+    return [Value(shape, present(rows)) for shape, rows in zip(shapes, found, strict=True)]
+
+
+def still(equation: Equation, inputs: list[Value]) -> list[Value]:
+    """The results of an equation that no tangent reaches; they are computed when they are read."""
+    shapes = [v.aval.shape for v in equation.outvars]
+    if equation.effects or any(x.known is None for x in inputs):
+        return [*map(Value, shapes)]
+
+    @functools.cache
+    def results():
+        return evaluated(equation, [x.now for x in inputs])
+
+    return [Value(shape, known=lambda i=i: results()[i]) for i, shape in enumerate(shapes)]
+
+
+def union(a: Matrix | None, b: Matrix | None) -> Matrix | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def present(rows: Matrix | None) -> Matrix | None:
+    return None if rows is None or rows.nnz == 0 else rows
+
+
+# ---- elementwise ---------------------------------------------------------------------------------
+
+
+ELEMENTWISE = {
+    lax.select_n_p,
+    lax.real_p,
+    lax.imag_p,
+    lax.conj_p,
+    lax.complex_p,
+    lax.convert_element_type_p,
+    lax.reduce_precision_p,
+}
+"""Those whose rules say that they are linear, and not that they are elementwise."""
+
+
+def _is_diagonal(equation: Equation) -> bool:
+    return equation.primitive in ELEMENTWISE or extend.rule_of(equation.primitive).is_diagonal
+
+
+def _elementwise(equation: Equation, inputs: list[Value]) -> Matrix | None:
+    aval, total = equation.outvars[0].aval, None
+    size = aval.size
+    for at, x in enumerate(inputs):
+        if x.rows is None:
+            continue
+        rows = x.rows
+        if rows.shape[0] != size:  # dimensions of length 1 are repeated
+            check_size(rows.nnz * (size // rows.shape[0]), equation)
+            numbers = np.arange(rows.shape[0], dtype=np.int32).reshape(x.shape)
+            rows = rows[np.broadcast_to(numbers, aval.shape).ravel()]
+        kept = _mask(equation, at, inputs)
+        if kept is not None:
+            rows = selection(np.arange(size), size, kept) @ rows
+        total = union(total, rows)
+    return total
+
+
+def _mask(equation: Equation, at: int, inputs: list[Value]) -> np.ndarray | None:
+    """Where an equation that is linear in this input reads it, if known zeros can tell."""
+    others = [x.now for x in inputs if x.rows is None]
+    if any(x is None for x in others) or all(np.all(x) for x in others):
+        return None
+    given = [
+        x.now if x.rows is None else np.full(x.shape, i == at, atom.aval.dtype)
+        for i, (x, atom) in enumerate(zip(inputs, equation.invars, strict=True))
+    ]
+    (result,) = evaluated(equation, given)
+    return np.broadcast_to(result != 0, equation.outvars[0].aval.shape).ravel()
+
+
+CALLS: dict[Any, Callable[[Equation, list[Value]], list[Value]]] = {}
+"""What an equation does that carries programs."""
