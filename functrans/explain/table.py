@@ -246,7 +246,7 @@ def evaluation_table(
     Raises:
       TypeError: if an argument is not an array, if none has a derivative, or if in reverse mode
         the result is not one real number and there is no `cotangent`.
-      ValueError: if `mode`, `wrt` or `layout` is none of those that there are.
+      ValueError: if `mode`, `wrt` or `layout` has no such value.
 
     >>> import jax.numpy as jnp
     >>> from functrans.explain import evaluation_table
