@@ -1,6 +1,6 @@
 """The README's code does what the README says, and its picture and its figures are true.
 
-So do the examples of the page on what JAX does not have.
+So do the examples of the cookbook, and of the page on what JAX does not have.
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ def test_its_links() -> None:
     assert not [target for target in local if not (REPOSITORY / target).exists()]
 
 
-def test_the_examples_of_what_jax_does_not_have() -> None:
-    page = str(REPOSITORY / "docs/beyond-jax.md")
+@pytest.mark.parametrize("name", ["beyond-jax", "cookbook"])
+def test_the_examples_of_a_page(name: str) -> None:
+    page = str(REPOSITORY / f"docs/{name}.md")
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     failed, run = doctest.testfile(page, module_relative=False, optionflags=flags)
     assert run > 5
