@@ -8,7 +8,7 @@ The sizes are published ones, the data drawn as there: at random, from a fixed s
 adjustment one camera, point and feature, repeated).  The hand is made up: a skeleton and a mesh of
 the published numbers of bones, vertices and parameters, as the scanned one is not at hand.
 
-Read next: `workloads.py`, whose table names the sizes.
+Read next: `fields.py`.
 """
 
 from __future__ import annotations

@@ -59,6 +59,8 @@ BUDGETS = (
     Budget("run grad", 0.4, workload="adbench-gmm"),
     Budget("run jacfwd", 0.4, workload="matvec-10000"),  # the mode that JAX does well
     Budget("run jacrev", 1 / 100, workload="matvec-10000"),
+    Budget("run laplacian", 0.6),
+    Budget("run laplacian vs by hand", 1.1),
     Budget("run *", 1.03),
     Budget("memory *", 1.0),
     Budget("operations grad / f", 4.0, figure=OWN),  # the cheap gradient

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 import functrans as ft
+from benchmarks import fields
 from benchmarks.others import gradients
 from benchmarks.problem import Problem
 from benchmarks.workloads import Workload
@@ -131,6 +132,8 @@ def derivative(ad: Any, kind: str, fun: Callable) -> Callable:
         return lambda x, v, *data: ad.jvp(lambda x: fun(x, *data), (x,), (v,))
     if kind == "hvp":
         return lambda x, v, *data: hvp(ad, lambda x: fun(x, *data), x, v)
+    if kind == "laplacian":
+        return fields.at_each(ft.laplacian if ad is ft else fields.nested, fun)
     return getattr(ad, kind)(fun)
 
 
@@ -236,6 +239,10 @@ def run(subject: Subject, kind: str) -> Iterator[Row]:
     yield subject.row(f"run {kind}", "s", *medians(took), **(subject.others if repeated else {}))
     if repeated:
         yield subject.row(f"compile {kind}", "s", *medians(rounds))
+    if kind == "laplacian":
+        for name, other in fields.others(subject.problem).items():
+            jobs = [calls(jax.jit(other), *args), calls(compiled[1], *args)]
+            yield subject.row(f"run laplacian vs {name}", "s", *medians(alternate(jobs)))
     memory = [program.memory_analysis().temp_size_in_bytes for program in compiled]
     yield subject.row(f"memory {kind}", "B", pair(*memory))
     counts = [operations(*both) for both in zip(jaxprs, compiled, strict=True)]

@@ -41,6 +41,8 @@ the median over the rounds of functrans's time divided by JAX's in the same roun
 | metric | meaning |
 |---|---|
 | `run k` | one call of the compiled derivative `k` |
+| `run laplacian` | beside a second derivative in each direction, summed |
+| `run laplacian vs k` | beside one written by hand, and that of `folx` where it is installed |
 | `memory k`, `operations k` | its temporary memory; its operations, with every pass of a loop |
 | `operations grad / f` | the operations of the gradient divided by those of the function |
 | `compile grad` | the time that XLA takes |
@@ -108,7 +110,7 @@ def _processor() -> str:
 
 def _versions() -> dict[str, str]:
     found = {"functrans": ft.__version__, "python": platform.python_version()}
-    for package in ("jax", "jaxlib", "numpy", "autograd", "torch"):
+    for package in ("jax", "jaxlib", "numpy", "autograd", "torch", "folx"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

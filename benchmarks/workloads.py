@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import adbench, models, numerics
+from benchmarks import adbench, fields, models, numerics
 from benchmarks.problem import Problem
 
 OF_SCALARS = ("grad", "value_and_grad", "jvp", "hvp")
@@ -89,6 +89,10 @@ WORKLOADS = (
              {"layers": 2, "characters": 4, "bits": 3}, is_double=True),
     Workload("adbench-hand", adbench.hand_tracking, {"vertices": 544, "correspondences": 100},
              {"vertices": 10, "correspondences": 4}, kinds=JACOBIANS, is_double=True),
+    *(Workload(f"laplacian-{name}", fields.field,
+               {"activation": name, "dimensions": 64, "width": 256, "layers": 4, "batch": 16},
+               {"dimensions": 3, "width": 4, "layers": 2, "batch": 2}, kinds=("laplacian",))
+      for name in ("tanh", "gelu", "softplus")),
 )
 # fmt: on
 

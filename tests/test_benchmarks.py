@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import functrans as ft
-from benchmarks import budgets, measure, report
+from benchmarks import budgets, fields, measure, report
 from benchmarks.adbench import gaussian_mixture
 from benchmarks.measure import Row
 from benchmarks.workloads import WORKLOADS, chosen
@@ -75,6 +75,16 @@ def test_gaussian_mixture_is_a_log_density():
         gamma_function = 0.5 * np.log(np.pi) + math.lgamma(1.5) + math.lgamma(1.0)
         prior = 0.5 * np.sum(factor**2) + 3 * 2 * 0.5 * np.log(2.0) + gamma_function
         np.testing.assert_allclose(fun(params, x), normal.sum() + prior, rtol=1e-12)
+
+
+@pytest.mark.parametrize("workload", chosen("laplacian"), ids=lambda w: w.name)
+def test_laplacians_of_others(workload):
+    """What is written by hand is the same."""
+    problem = workload.problem(workload.sizes | workload.small)
+    args = problem.x, *problem.data
+    ours = measure.derivative(ft, "laplacian", problem.fun)(*args)
+    for other in fields.others(problem).values():
+        close(other(*args), ours, False)
 
 
 def test_operations_count_every_pass_of_a_loop():
