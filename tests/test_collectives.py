@@ -479,6 +479,25 @@ def a_residual_of_a_reduced_type(ad):
         return jax.jit(ad.grad(lambda x: jnp.sum(f(x) ** 2)))(x)
 
 
+@like_jax
+def a_laplacian(ad):
+    """What a value carries is divided among the devices as the value is."""
+
+    def body(x):
+        return jnp.sin(x) * lax.psum(x**3, "i")
+
+    found = []
+    for checked in (True, False):
+        f = jax.shard_map(body, mesh=mesh(i=4), in_specs=ALONG, out_specs=ALONG, check_vma=checked)
+        weights = jnp.outer(array(4), array(4))
+        if ad is ft:
+            found += [ft.laplacian(f)(array(4)), ft.laplacian(f, weights=weights)(array(4))]
+        else:
+            hessian = jax.jit(jax.hessian(f))(array(4))
+            found += [jnp.trace(hessian, axis1=-2, axis2=-1), jnp.sum(weights * hessian, (-2, -1))]
+    return jax.device_put(found, jax.devices()[0])  # where they lie is another question
+
+
 # Training in parallel on the data: each device has a part of the batch, and all have the weights.
 
 

@@ -193,11 +193,16 @@ def _call(equation: JaxprEqn, columns: list, walk: Callable, settings: tuple) ->
 
 
 def inside(types: Sequence, aval: Any) -> tuple:
-    """The types of a column in a program whose input has the type `aval`: that of one device's part
-    of a value is the type of this part of its coefficients too."""
+    """The types of a column in a program whose input has the type `aval`: where that is the type of
+    one device's part, the others begin with the axes of this part, too."""
     value, *others = types
-    dot = values.tangent_aval(aval)
-    return aval, *(dot if a is not None and a.shape == value.shape else a for a in others)
+    dot, n = values.tangent_aval(aval), value.ndim
+
+    def part(a):
+        return dot if a.ndim == n else dot.update(shape=(*dot.shape, *a.shape[n:]))
+
+    fits = [a is not None and a.shape[:n] == value.shape for a in others]
+    return aval, *(part(a) if fit else a for a, fit in zip(others, fits, strict=True))
 
 
 def roles(side: str, shape: Shape) -> list[Role]:
