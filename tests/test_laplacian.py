@@ -97,7 +97,20 @@ def mixing(x):
     return W @ x
 
 
-mixing.defjvp(lambda primals, tangents: (mixing(*primals), jnp.sin(primals[0]) * tangents[0]))
+mixing.defjvp(lambda xs, x_dots: (mixing(*xs), W @ (jnp.sin(xs[0]) * x_dots[0])))
+
+
+@jax.custom_jvp
+def latter(x, y):
+    return y + 0 * x
+
+
+latter.defjvp(lambda xs, x_dots: (latter(*xs), x_dots[1]))
+
+
+def of_one_base(x):
+    y = W @ x
+    return latter(jnp.sin(y), jnp.cos(y))
 
 
 def layer_norm(x):
@@ -149,6 +162,7 @@ FUNCTIONS: dict[str, dict[str, Callable]] = {
     },
     "rules": {
         "custom_jvp": lambda x: sine(W @ x) * sine(x), "not elementwise": lambda x: mixing(x * x),
+        "of two in a run": of_one_base,
         "gradient": jax.grad(lambda x: jnp.sum(jnp.tanh(W @ x) ** 3)),
         "our gradient": ft.grad(lambda x: jnp.sum(jnp.tanh(W @ x) ** 3)),
         "determinant": determinant, "solve": lambda x: jnp.linalg.solve(W + jnp.diag(x), x),
