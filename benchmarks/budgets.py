@@ -70,6 +70,13 @@ BUDGETS = (
     Budget("trace grad / f", 1.6, figure=OWN, least_equations=50),
     Budget("trace grad", 0.28, least_equations=50),
     Budget("trace+lower grad", 0.5, least_equations=50),
+    # Sparse Jacobians and Hessians; "/ f" has the time of the function in JAX's place.
+    Budget("sparse / dense jacobian", 1 / 8),
+    Budget("sparse / dense hessian", 1 / 20, workload="sparse-chain"),  # XLA writes it in one pass
+    Budget("sparse / dense hessian", 1 / 80),
+    Budget("sparse * / f", 2.5, workload="sparse-bratu"),
+    Budget("sparse * / f", 2.5, workload="sparse-bratu-energy"),
+    Budget("find and color *", 2.0, figure=OWN),
     # Calls.
     Budget("call * vs * of jit", 1 / 70, workload="scalar"),
     Budget("call * vs * of jit", 1 / 15, workload="perceptron"),

@@ -3,7 +3,7 @@
     by_hand : the same as functrans's, written out for one activation
     folx    : the package, where it is installed
 
-Read next: `workloads.py`, whose table names the sizes.
+Read next: `sparsity.py`.
 """
 
 from __future__ import annotations

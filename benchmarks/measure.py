@@ -20,6 +20,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -313,6 +315,42 @@ def eager(subject: Subject) -> Iterator[Row]:
     yield subject.row("eager grad", "s", *medians(took), **subject.others)
 
 
+def sparse(subject: Subject) -> Iterator[Row]:
+    """A sparse Jacobian or Hessian: to find and color its pattern, and to evaluate it, beside the
+    dense one and beside the function."""
+    workload, (fun, x, data) = subject.workload, subject.problem
+    kind = workload.sparse
+
+    def once(find: Callable) -> tuple[float, Any]:
+        found: list = []
+        start = time.perf_counter()
+        found.append(find(fresh(lambda x: fun(x, *data)), x))
+        return time.perf_counter() - start, found[0]
+
+    finders = {"functrans": lambda f, x: getattr(ft.sparse, kind)(ft.jit(f), x)}
+    if find_spec("asdex"):
+        finders["asdex"] = getattr(import_module("asdex"), kind)
+    took = {}
+    for name, find in finders.items():
+        once(find)  # what is compiled for any function is compiled
+        took[name], evaluate = once(find)
+        finders[name] = evaluate if name == "functrans" else jax.jit(evaluate)
+    ours = took.pop("functrans")
+    yield subject.row(f"find and color {kind}", "s", Pair(0.0, ours, 0.0), **took)
+    jobs = {name: calls(evaluate, x) for name, evaluate in finders.items()}
+    mine = jobs.pop("functrans")
+    if not workload.is_large:
+        dense = jax.jit(
+            (jax.jacfwd if kind == "jacobian" else jax.hessian)(lambda x: fun(x, *data))
+        )
+        yield subject.row(
+            f"sparse / dense {kind}", "s", *medians(alternate([calls(dense, x), mine]))
+        )
+    others = {name: median(job()[0] for _ in range(ROUNDS)) for name, job in jobs.items()}
+    function = calls(jax.jit(lambda x: fun(x, *data)), x)
+    yield subject.row(f"sparse {kind} / f", "s", *medians(alternate([function, mine])), **others)
+
+
 def steps(workload: Workload) -> dict[str, Callable[[Subject], Iterator[Row]]]:
     """What is measured of a workload, by name."""
     found: dict[str, Callable] = {kind: partial(run, kind=kind) for kind in workload.kinds}
@@ -322,6 +360,8 @@ def steps(workload: Workload) -> dict[str, Callable[[Subject], Iterator[Row]]]:
         found["calls"] = jitted_calls
     if workload.is_eager:
         found["eager"] = eager
+    if workload.sparse:
+        found["sparse"] = sparse
     return found
 
 

@@ -52,10 +52,13 @@ the median over the rounds of functrans's time divided by JAX's in the same roun
 | `call k vs jit of k` | `ft.k(ft.jit(f))(x)` against `jax.jit(jax.k(f))(x)` |
 | `vjp of jit`, `pullback of jit` | `vjp(jit(f), x)`, and one call of the pullback |
 | `eager grad` | `grad(f)(x)`, with no `jit` |
+| `find and color k` | the pattern of a sparse `k`, and its coloring; JAX has neither |
+| `sparse / dense k` | `ft.sparse.k` against JAX's dense `k` |
+| `sparse k / f` | and against the function itself |
 
 A budget limits the ratio. A budget marked *own* limits functrans's own figure, and one marked
 *Autograd* the ratio to HIPS Autograd's time of a gradient. That time stands under *others*, where
-Autograd is installed, and so does the time of `torch.func`.
+Autograd is installed, and so does the time of `torch.func`, and that of asdex.
 """
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import adbench, fields, models, numerics
+from benchmarks import adbench, fields, models, numerics, sparsity
 from benchmarks.problem import Problem
 
 OF_SCALARS = ("grad", "value_and_grad", "jvp", "hvp")
@@ -33,6 +33,8 @@ class Workload:
     is_plain: bool = False  # the function takes `np`: other libraries can run it
     is_batched: bool = False  # the derivative is taken for each entry of a batch, by `jax.vmap`
     is_double: bool = False  # float64
+    sparse: str = ""  # "jacobian" or "hessian": it is evaluated by `ft.sparse`, too
+    is_large: bool = False  # the dense matrix has no place in memory
     compilations: int = 1  # at least so many times the gradient is compiled
 
     def problem(self, sizes: dict[str, Any]) -> Problem:
@@ -93,6 +95,18 @@ WORKLOADS = (
                {"activation": name, "dimensions": 64, "width": 256, "layers": 4, "batch": 16},
                {"dimensions": 3, "width": 4, "layers": 2, "batch": 2}, kinds=("laplacian",))
       for name in ("tanh", "gelu", "softplus")),
+    Workload("sparse-line", sparsity.line, {"n": 2000}, {"n": 9},
+             kinds=("jacfwd",), sparse="jacobian"),
+    Workload("sparse-chain", sparsity.chain, {"n": 2000}, {"n": 9},
+             kinds=("hessian",), sparse="hessian"),
+    Workload("sparse-rod", sparsity.rod, {"n": 2000}, {"n": 9},
+             kinds=("hessian",), sparse="hessian"),
+    Workload("sparse-bratu", sparsity.bratu, {"n": 256}, {"n": 4},
+             kinds=("jvp",), sparse="jacobian", is_large=True),
+    Workload("sparse-bratu-energy", sparsity.bratu_energy, {"n": 256}, {"n": 4},
+             kinds=("hvp",), sparse="hessian", is_large=True),
+    Workload("sparse-graph", sparsity.graph, {"nodes": 2000, "edges": 6000, "width": 4},
+             {"nodes": 5, "edges": 7, "width": 2}, kinds=("jvp",), sparse="jacobian"),
 )
 # fmt: on
 

@@ -134,10 +134,21 @@ def row(workload="perceptron", metric="run grad", ratio=1.0, equations=60, other
         (row("svd", "operations grad / f")._replace(functrans=200.0), "explained"),
         (row("scalar", "operations grad / f")._replace(functrans=3.9, ratio=9.0), "yes"),
         (row(metric="lower grad", ratio=2.0), ""),
+        (row("sparse-bratu", "sparse jacobian / f", ratio=2.6), "no"),
+        (row("sparse-rod", "sparse / dense hessian", ratio=0.02), "no"),
+        (row("sparse-chain", "sparse / dense hessian", ratio=0.02), "yes"),
     ],
 )
 def test_verdicts(found, verdict):
     assert report.verdict(found) == verdict
+
+
+def test_what_is_measured_of_a_sparse_jacobian():
+    workload = chosen("sparse-line")[0]
+    rows = [*measure.sparse(measure.Subject(workload, workload.small))]
+    metrics = ["find and color jacobian", "sparse / dense jacobian", "sparse jacobian / f"]
+    assert [found.metric for found in rows] == metrics
+    assert all(found.functrans > 0 for found in rows)
 
 
 def test_every_budget_is_for_something():

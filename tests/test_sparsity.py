@@ -520,6 +520,18 @@ def test_single_precision_and_large_vectors(monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_allclose(got, dense(arrow, x), rtol=1e-6)
 
 
+def test_strong_zeros() -> None:
+    """They change what is evaluated, and not the pattern."""
+
+    def root(x):
+        return jnp.where(x > 0, jnp.sqrt(x), 0) @ jnp.asarray(BAND[:6, :6])
+
+    with ft.strong_zeros():
+        jacobian = ft.sparse.jacobian(root, SIX, format="dense")
+        assert jacobian.pattern == ft.sparse.Pattern(BAND[:6, :6].T)
+        np.testing.assert_array_equal(jacobian(np.zeros(6)), 0)
+
+
 def test_a_loop_without_end_is_evaluated_forward() -> None:
     def fun(x):
         return lax.while_loop(lambda c: jnp.sum(c) < 9, lambda c: c.at[0].mul(2.0) * x[0] + x, x)

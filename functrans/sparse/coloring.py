@@ -243,7 +243,7 @@ def _symmetric(pattern: Pattern) -> Coloring:
     edges = np.ones(int(is_off.sum()), bool), (pattern.rows[is_off], pattern.columns[is_off])
     graph = sparse.csr_array(edges, shape=matrix.shape)
     candidates = [stars(graph, order) for order in _orders(graph)]
-    if _longest(graph) < min(map(_count, candidates)):
+    if _longest(matrix) < min(map(_count, candidates)):
         candidates.append(best(matrix))  # columns without a common row have no mirror image, too
     colors = min(candidates, key=_count)
     return Coloring(pattern, colors, np.full(colors.size, NONE), symmetric=True)

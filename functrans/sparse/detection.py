@@ -32,6 +32,7 @@ from jax import lax, tree
 from scipy import sparse
 
 from functrans import extend
+from functrans.programs.strong import strong_zeros
 from functrans.sparse.local import Matrix, check_size, local, selection, times
 from functrans.sparse.numbers import Equation, evaluated
 from functrans.transforms import jvp
@@ -68,7 +69,8 @@ def detected(fun: Callable, likes: Sequence, argnum: int = 0) -> Matrix:
         return jvp(moved, (args[argnum],), (x_dot,))[1]
 
     _require_real("argument", extend.staged(lambda x: x, x).program.out_avals)
-    program: Any = extend.staged(push, x, *likes).program
+    with strong_zeros(False):  # with them there are no more nonzeros, and other primitives
+        program: Any = extend.staged(push, x, *likes).program
     _require_real("result", program.out_avals)
     sizes = [prod(np.shape(leaf)) for leaf in tree.leaves(x)]
     shapes = [v.aval.shape for v in program.jaxpr.invars]
