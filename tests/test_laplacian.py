@@ -126,9 +126,10 @@ def determinant(x):
 
 
 def wave(x):
-    """A complex function of real numbers, with a complex array that is a base."""
-    spectrum = jnp.fft.fft(jnp.tanh(x))
-    return jnp.exp(1j * jnp.sum(x)) * spectrum, jnp.abs(spectrum) ** 2, jnp.conj(spectrum).imag
+    """Complex functions of real numbers, in runs from a real base and from a complex one."""
+    spectrum, phase = jnp.fft.fft(jnp.tanh(x)), jnp.exp(1j * x)
+    of_complex = jnp.exp(1j * jnp.sum(x)) * spectrum, jnp.abs(spectrum) ** 2, spectrum.conj().imag
+    return *of_complex, jnp.abs(phase + x) * jnp.real(phase**2), lax.complex(x**3, x).conj() ** 2
 
 
 def network(activation):
