@@ -78,6 +78,7 @@ BUDGETS = (
     Budget("sparse * / f", 2.5, workload="sparse-bratu-energy"),
     Budget("find and color *", 2.0, figure=OWN),
     # Calls.
+    Budget("strong zeros / grad", 1.1, figure=OWN),
     Budget("call * vs * of jit", 1 / 70, workload="scalar"),
     Budget("call * vs * of jit", 1 / 15, workload="perceptron"),
     Budget("call * vs jit of *", 1.1),

@@ -351,6 +351,16 @@ def sparse(subject: Subject) -> Iterator[Row]:
     yield subject.row(f"sparse {kind} / f", "s", *medians(alternate([function, mine])), **others)
 
 
+def strong_zeros(subject: Subject) -> Iterator[Row]:
+    """Run the gradient with strong zeros and without, which JAX cannot."""
+    args, programs = arguments("grad", subject.problem), []
+    for on in (False, True):
+        with ft.strong_zeros(on):
+            programs.append(subject.jitted(ft, "grad").trace(*args).lower().compile())
+    ((_, _, ratio),) = medians(alternate([calls(program, *args) for program in programs]))
+    yield subject.row("strong zeros / grad", "", pair(1.0, ratio))
+
+
 def steps(workload: Workload) -> dict[str, Callable[[Subject], Iterator[Row]]]:
     """What is measured of a workload, by name."""
     found: dict[str, Callable] = {kind: partial(run, kind=kind) for kind in workload.kinds}
@@ -358,6 +368,8 @@ def steps(workload: Workload) -> dict[str, Callable[[Subject], Iterator[Row]]]:
         found["trace and lower"] = staging
     if workload.has_calls:
         found["calls"] = jitted_calls
+    if workload.has_strong_zeros:
+        found["strong zeros"] = strong_zeros
     if workload.is_eager:
         found["eager"] = eager
     if workload.sparse:

@@ -29,6 +29,7 @@ class Workload:
     small: dict[str, Any] = field(default_factory=dict)  # what differs in a quick check
     kinds: tuple[str, ...] = OF_SCALARS
     has_calls: bool = False  # transforms of the jitted function are called
+    has_strong_zeros: bool = False  # the gradient is run with strong zeros as well
     is_eager: bool = False  # the gradient is computed without `jit`, too
     is_plain: bool = False  # the function takes `np`: other libraries can run it
     is_batched: bool = False  # the derivative is taken for each entry of a batch, by `jax.vmap`
@@ -58,13 +59,13 @@ WORKLOADS = (
              is_eager=True, is_plain=True),
     Workload("transformer-6", models.transformer,
              {"layers": 6, "scanned": False, **TRANSFORMER}, {"layers": 1, **SMALL_TRANSFORMER},
-             compilations=3),
+             has_strong_zeros=True, compilations=3),
     Workload("transformer-12", models.transformer,
              {"layers": 12, "scanned": False, **TRANSFORMER}, {"layers": 2, **SMALL_TRANSFORMER},
              kinds=("grad",)),
     Workload("transformer-12-scan", models.transformer,
              {"layers": 12, "scanned": True, **TRANSFORMER}, {"layers": 2, **SMALL_TRANSFORMER},
-             kinds=("grad", "hvp")),
+             kinds=("grad", "hvp"), has_strong_zeros=True),
     Workload("lstm", models.lstm, {"steps": 100, "batch": 16, "hidden": 128},
              {"steps": 3, "batch": 2, "hidden": 4}),
     Workload("convnet", models.convnet, {"batch": 16, "size": 28, "channels": (1, 16, 32)},

@@ -22,7 +22,6 @@ from jax.extend.core.primitives import custom_jvp_call_p
 from functrans import caches, values
 from functrans import jaxpr as jx
 from functrans.programs.live import depends, giving, live, reached
-from functrans.programs.strong import strengthened
 from functrans.tracer import RecordingTrace, stage
 from functrans.values import Flags
 
@@ -148,7 +147,7 @@ def divided(program: ClosedJaxpr, linear: Flags, forced: Flags | None = None) ->
             jaxpr, residuals = tape.finish(linear_outs, info)
         finally:
             tape.invalidate()
-        return [*known_outs, *residuals], (strengthened(jaxpr, residuals), flags)
+        return [*known_outs, *residuals], (jaxpr, flags)
 
     first, (jaxpr, flags) = stage(known_part, known_avals, info)
     return Divided(first, jx.with_constants(jaxpr, []), flags)
