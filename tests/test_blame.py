@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -133,9 +134,10 @@ def test_it_says_so_when_there_is_none(mode: str, what: str) -> None:
     assert not found and str(found) == f"no nan and no infinity in the values and {what}"
 
 
+NO_FUNCTION: Any = 1.0
 WRONG: dict[str, tuple[Callable, type, str]] = {
     "mode": (lambda: blame(root, 1.0, mode="reverse"), ValueError, "'reverse'"),
-    "function": (lambda: blame(*[1.0, 1.0]), TypeError, "blame"),
+    "function": (lambda: blame(NO_FUNCTION, 1.0), TypeError, "blame"),
     "argument": (lambda: blame(root, "x"), TypeError, "blame"),
     "jit": (lambda: jax.jit(lambda x: blame(root, x) and x)(1.0), TypeError, "inside jit"),
 }
