@@ -29,7 +29,7 @@ from functrans.rules import RULES
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "primitives.md"
 IS_OLD = jax.__version_info__ < (0, 11)
-HEAD = ("primitive", "rule", "derivative", "modes", "order", "complex", "vmap", "JAX")
+HEAD = ("primitive", "rule", "derivative", "modes", "order", "Taylor", "complex", "vmap", "JAX")
 
 INTRO = """\
 # Every primitive and its derivative
@@ -55,6 +55,7 @@ What the columns say:
 - **modes**, **order**: what the table in `tests/rule_cases/` checks against finite differences, and
   against JAX where JAX has it right: in forward or reverse mode or both, and to which order; blank
   for what has no row there;
+- **Taylor**: the order to which the coefficients of Taylor mode are checked;
 - **complex**, **vmap**: whether that is with complex numbers too, and vectorized by `jax.vmap`;
 - **JAX**: whether JAX has an entry for it in `jax.interpreters.ad`.
 """
@@ -145,6 +146,7 @@ def checked(name: str) -> list[str]:
     return [
         " ".join(sorted(modes)),
         str(max((case.order for case in cases), default="")),
+        str(max((case.taylor for case in cases if "fwd" in case.modes), default="")),
         mark(any(case.complex for case in cases)),
         mark(any(case.vmap for case in cases)),
     ]
