@@ -207,9 +207,9 @@ matrices("schur", lambda x: linalg.schur(x, compute_schur_vectors=False)[0], spa
 
 # Reductions by reflections. JAX has no rule. Each program takes long to compile: complex numbers
 # and batches are in one row.
-matrices("hessenberg", linalg.hessenberg, F(3, 3), jax_modes=(), complex=False)
+matrices("hessenberg", linalg.hessenberg, F(3, 3), jax_modes=(), complex=False, taylor=4)
 matrices("hessenberg", linalg.hessenberg, F(2, 3, 3), jax_modes=(), order=1)
-matrices("tridiagonal", linalg.tridiagonal, F(3, 3), jax_modes=(), order=1)
+matrices("tridiagonal", linalg.tridiagonal, F(3, 3), jax_modes=(), order=1, taylor=4)
 matrices(
     "tridiagonal",
     lambda x: linalg.tridiagonal(x, lower=False),
