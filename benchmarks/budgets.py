@@ -61,9 +61,13 @@ BUDGETS = (
     Budget("run jacrev", 1 / 100, workload="matvec-10000"),
     Budget("run laplacian", 0.6),
     Budget("run laplacian vs by hand", 1.1),
+    Budget("run jet", 0.7),
+    Budget("run derivatives", 0.2, workload="series-scan"),
+    Budget("run derivatives", 1.1),
     Budget("run *", 1.03),
     Budget("memory *", 1.0),
     Budget("operations grad / f", 4.0, figure=OWN),  # the cheap gradient
+    Budget("operations derivatives", 1.1),
     Budget("operations *", 1.0),
     # On the way there.
     Budget("compile grad", 0.75, workload="transformer-6"),

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
 import functrans as ft
-from benchmarks import fields
+from benchmarks import fields, series
 from benchmarks.others import gradients
 from benchmarks.problem import Problem
 from benchmarks.workloads import Workload
@@ -130,6 +130,8 @@ def fresh(fun: Callable) -> Callable:
 
 def derivative(ad: Any, kind: str, fun: Callable) -> Callable:
     """The transform `kind` of either library; one along a direction takes `x, v, *data`."""
+    if kind in ("jet", "derivatives"):
+        return getattr(series, kind)(ad, fun)
     if kind == "jvp":
         return lambda x, v, *data: ad.jvp(lambda x: fun(x, *data), (x,), (v,))
     if kind == "hvp":
@@ -146,7 +148,8 @@ def hvp(ad: Any, fun: Callable, x: Any, v: Any) -> Any:
 
 def arguments(kind: str, problem: Problem) -> tuple:
     """Those of the derivative; the direction is one in every coordinate."""
-    direction = (jax.tree.map(jnp.ones_like, problem.x),) if kind in ("jvp", "hvp") else ()
+    along = kind in ("jvp", "hvp", "jet", "derivatives")
+    direction = (jax.tree.map(jnp.ones_like, problem.x),) if along else ()
     return (problem.x, *direction, *problem.data)
 
 

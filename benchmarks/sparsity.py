@@ -4,7 +4,7 @@
     Bratu's equation       -(u_xx + u_yy) = exp(u) on a square, with five points; and its energy
     a graph                one round of messages
 
-Read next: `workloads.py`, whose table names the sizes.
+Read next: `series.py`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import adbench, fields, models, numerics, sparsity
+from benchmarks import adbench, fields, models, numerics, series, sparsity
 from benchmarks.problem import Problem
 
 OF_SCALARS = ("grad", "value_and_grad", "jvp", "hvp")
@@ -108,6 +108,10 @@ WORKLOADS = (
              kinds=("hvp",), sparse="hessian", is_large=True),
     Workload("sparse-graph", sparsity.graph, {"nodes": 2000, "edges": 6000, "width": 4},
              {"nodes": 5, "edges": 7, "width": 2}, kinds=("jvp",), sparse="jacobian"),
+    Workload("series-perceptron", series.perceptron, {"width": 64, "layers": 3, "batch": 64},
+             {"width": 3, "layers": 1, "batch": 2}, kinds=("jet", "derivatives")),
+    Workload("series-scan", series.recurrent, {"width": 32, "steps": 20, "batch": 16},
+             {"width": 3, "steps": 2, "batch": 2}, kinds=("derivatives",)),
 )
 # fmt: on
 

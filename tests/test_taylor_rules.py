@@ -13,25 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxpr_as_fun
-from rule_cases import CASES, Case
+from rule_cases import Case, cases_of_series
 
 import functrans as ft
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def first_cases() -> list[Case]:
-    """The rows that name a primitive that no row before them does."""
-    seen: set[str] = set()
-    found = []
-    for case in CASES:
-        if "fwd" in case.modes and not seen.issuperset(case.primitives):
-            found.append(case)
-        seen.update(case.primitives)
-    return found
-
-
-ROWS = first_cases()
+ROWS = cases_of_series()
 
 
 def direction(rng: Any, x: Any) -> Any:

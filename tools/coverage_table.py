@@ -137,16 +137,18 @@ def kind_of(rule: Any) -> str:
 def checked(name: str) -> list[str]:
     """What the rows of `tests/rule_cases/` put a primitive through."""
     sys.path.append(str(REPOSITORY / "tests"))
-    cases = [
-        case
-        for case in importlib.import_module("rule_cases").CASES
-        if name in {primitive.removesuffix("_p") for primitive in case.primitives}
-    ]
+    table = importlib.import_module("rule_cases")
+
+    def of_this(cases):
+        names = [{primitive.removesuffix("_p") for primitive in c.primitives} for c in cases]
+        return [case for case, known in zip(cases, names, strict=True) if name in known]
+
+    cases, series = of_this(table.CASES), of_this(table.cases_of_series())
     modes = {mode for case in cases for mode in case.modes}
     return [
         " ".join(sorted(modes)),
         str(max((case.order for case in cases), default="")),
-        str(max((case.taylor for case in cases if "fwd" in case.modes), default="")),
+        str(max((case.taylor for case in series), default="")),
         mark(any(case.complex for case in cases)),
         mark(any(case.vmap for case in cases)),
     ]

@@ -18,12 +18,13 @@ from rule_cases import (
     special,
     windows,
 )
-from rule_cases.table import BOTH, CASES, Case
+from rule_cases.table import BOTH, CASES, Case, cases_of_series
 
 __all__ = [
     "BOTH",
     "CASES",
     "Case",
+    "cases_of_series",
     "calls",
     "collectives",
     "contraction",

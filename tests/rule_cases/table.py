@@ -95,6 +95,17 @@ def case(
     CASES.append(Case(names, fun, makers, *options))
 
 
+def cases_of_series() -> list[Case]:
+    """The rows on which Taylor mode is tried: those that name a primitive that none before does."""
+    seen: set[str] = set()
+    found = []
+    for case in CASES:
+        if "fwd" in case.modes and not seen.issuperset(case.primitives):
+            found.append(case)
+        seen.update(case.primitives)
+    return found
+
+
 def F(*shape: int, low: float = -2.0, high: float = 2.0) -> Maker:
     """Uniform in `[low, high)`, and so is the imaginary part of a complex number."""
 
