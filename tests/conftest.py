@@ -39,9 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What is imported by now stays: Python need not look through it for garbage each time."""
+    """What is imported by now stays: Python need not look through it for garbage each time, and not
+    after each small program."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +77,11 @@ def every_object() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
     """Thousands of tiny programs are compiled: what XLA's optimizer makes of them is not what is
-    tested, and takes most of the time."""
+    tested, and takes most of the time. So it is in the processes that such tests start."""
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
 

@@ -39,6 +39,8 @@ from mpmath import mp
 import functrans as ft
 from functrans.rules import RULES, Elementwise
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WIDTHS = [np.float32, np.float64]
 
 

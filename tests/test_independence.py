@@ -26,6 +26,8 @@ from jax.interpreters import ad as jax_ad
 
 import functrans as ft
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PROGRAMS: dict[str, Callable[[Any], Any]] = {}
 PLACES = np.array([[0, 1], [0, 2], [1, 0], [3, 1], [3, 1]])
 

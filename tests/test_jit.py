@@ -408,9 +408,9 @@ def test_an_exception_leaves_nothing_behind(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_eight_devices(kind: str) -> None:
-    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    devices = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-W", "error", __file__, kind]
-    done = subprocess.run(command, env=flags, capture_output=True, text=True)
+    done = subprocess.run(command, env=devices, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -491,9 +491,9 @@ def test_a_change_of_the_precision_of_products(wrap: Callable) -> None:
 
 def test_a_change_of_a_sharding() -> None:
     """In a child process in which the CPU is eight devices."""
-    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    devices = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-W", "error", __file__]
-    done = subprocess.run(command, env=flags, capture_output=True, text=True)
+    done = subprocess.run(command, env=devices, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

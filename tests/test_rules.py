@@ -195,13 +195,8 @@ def derivatives(
 
 
 def one_by_one(fun: Callable) -> Callable:
-    """`jax.vmap` over a batch of two, for what it cannot vectorize."""
-
-    def evaluate(*args):
-        outs = [fun(*(x[i] for x in args)) for i in (0, 1)]
-        return jax.tree.map(lambda *xs: jnp.stack(xs), *outs)
-
-    return evaluate
+    """As `jax.vmap`, for what it cannot vectorize: XLA compiles `fun` once for all of the batch."""
+    return lambda *args: jax.lax.map(lambda xs: fun(*xs), args)
 
 
 def direction(x: Any) -> Any:

@@ -24,6 +24,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import functrans as ft
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PROGRAMS: dict[str, Callable] = {}
 """Functions of weights, which all devices have, and of rows, of which each has some."""
 
@@ -196,10 +198,9 @@ def on_four_devices() -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, list[str]]:
-    options = "--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0"
-    flags = os.environ | {"XLA_FLAGS": " ".join(options)}
+    devices = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
     command = [sys.executable, "-W", "error", __file__]
-    done = subprocess.run(command, env=flags, capture_output=True, text=True)
+    done = subprocess.run(command, env=devices, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
