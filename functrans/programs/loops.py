@@ -8,7 +8,7 @@ is one that opens the call again before it passes the loop on.  (To bind `scan_p
 lose what `lax.scan` does besides: a carry that no step changes becomes a constant, and an output
 that is an input is not stacked.)
 
-Read next: `replay.py`, equations that are written again.
+Read next: `revolve.py`, a loop run backwards.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from jax.extend.core.primitives import scan_p
 
 from functrans import jaxpr as jx
 from functrans.programs.jitted import bind_jit
+from functrans.programs.places import added_in_place
 from functrans.templates import Template, Writing, sink_of
 from functrans.tracer import Trace, stage
 
@@ -41,7 +42,7 @@ def scan(body: Callable, carry: Any, xs: Any, **options: Any) -> tuple:
 
         info = jx.debug_info("scan", body)
         program, results = stage(flat, [jax.typeof(x) for x in leaves], info)
-        jaxpr, inputs = jx.constants_first(program, leaves)
+        jaxpr, inputs = jx.constants_first(added_in_place(program), leaves)
         return jax.tree.unflatten(results, bind_jit(jx.with_constants(jaxpr, []), inputs, BODY))
 
     with set_current_trace(_OpeningTrace(jx.current_trace())):

@@ -4,7 +4,7 @@
 
 Such is the gradient of a weight that every step multiplies by.
 
-Read next: `bases.py`, a linear program at every vector of a basis.
+Read next: `places.py`, sums in a few places.
 """
 
 from __future__ import annotations
