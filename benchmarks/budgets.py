@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 from benchmarks.measure import Row
 
-RATIO, OWN, AUTOGRAD = "ratio", "own", "Autograd"
+RATIO, OWN, AUTOGRAD, EQUINOX = "ratio", "own", "Autograd", "Equinox"
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Budget:
 
     def value(self, row: Row) -> float | None:
         """The figure of a row, if it has it."""
-        if self.figure == AUTOGRAD:
-            return row.functrans / row.others[AUTOGRAD] if AUTOGRAD in row.others else None
+        if self.figure in (AUTOGRAD, EQUINOX):
+            return row.functrans / row.others[self.figure] if self.figure in row.others else None
         return row.functrans if self.figure == OWN else row.ratio
 
     def is_met(self, row: Row) -> bool:
@@ -47,9 +47,7 @@ class Budget:
     def __str__(self) -> str:
         # Of a small fraction one wants to see what it is a fraction of: 1/70, not 0.0143.
         at_most = f"1/{1 / self.at_most:.0f}" if self.at_most < 0.1 else f"{self.at_most:g}"
-        return {RATIO: at_most, OWN: f"{at_most} (own)", AUTOGRAD: f"{at_most} (Autograd)"}[
-            self.figure
-        ]
+        return at_most if self.figure == RATIO else f"{at_most} ({self.figure})"
 
 
 BUDGETS = (
@@ -64,6 +62,12 @@ BUDGETS = (
     Budget("run jet", 0.7),
     Budget("run derivatives", 0.2, workload="series-scan"),
     Budget("run derivatives", 1.1),
+    Budget("run grad", 1.0, workload="until-product"),  # beside a scan that stores every step
+    Budget("run grad", 1.0, workload="until-cheap"),
+    Budget("run grad", 2.5, workload="until-small"),
+    Budget("run grad", 0.5, workload="until-*", figure=EQUINOX),
+    Budget("memory grad", 70 * 64 * 64 * 4, workload="until-product", figure=OWN),  # 70 carries
+    Budget("memory grad", 70 * 64 * 64 * 4, workload="until-cheap", figure=OWN),
     Budget("run *", 1.03),
     Budget("memory *", 1.0),
     Budget("operations grad / f", 4.0, figure=OWN),  # the cheap gradient

@@ -203,8 +203,12 @@ class Subject:
         self.equations = equations(self.f.jaxpr)
 
     def jitted(self, ad: Any, kind: str) -> Any:
-        """`jit` of the derivative of a function that is new; of the function itself, for `f`."""
-        fun = fresh(self.problem.fun)
+        """`jit` of the derivative of a function that is new; of the function itself, for `f`.
+
+        JAX differentiates another function if it cannot do this one.
+        """
+        fun, rivals = self.problem.fun, self.problem.rivals
+        fun = fresh(rivals.get("JAX", fun) if ad is jax else fun)
         fun = fun if kind == "f" else derivative(ad, kind, fun)
         return ad.jit(jax.vmap(fun) if self.workload.is_batched else fun)
 
@@ -214,7 +218,7 @@ class Subject:
     @functools.cached_property
     def others(self) -> dict[str, float]:
         """The time of one gradient by each other library that is installed and can do it."""
-        if not self.workload.is_plain:
+        if not self.workload.is_plain and not self.problem.rivals:
             return {}
         jobs = {name: calls(call) for name, call in gradients(self.problem).items()}
         with uncollected():
@@ -250,6 +254,8 @@ def run(subject: Subject, kind: str) -> Iterator[Row]:
             yield subject.row(f"run laplacian vs {name}", "s", *medians(alternate(jobs)))
     memory = [program.memory_analysis().temp_size_in_bytes for program in compiled]
     yield subject.row(f"memory {kind}", "B", pair(*memory))
+    if subject.problem.rivals:  # XLA does not know how many steps a loop without end takes
+        return
     counts = [operations(*both) for both in zip(jaxprs, compiled, strict=True)]
     yield subject.row(f"operations {kind}", "", pair(*counts))
     if kind == "grad":

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.scipy.linalg import solve_triangular
 
 from benchmarks.problem import Problem
@@ -36,6 +37,43 @@ def matrix_times_vector(m: int, n: int) -> Problem:
     """`f(x) = A x` from `R^n` to `R^m`: its Jacobian is there already."""
     rng = np.random.default_rng(0)
     return Problem(lambda x, a: a @ x, rng.normal(size=n), (rng.normal(size=(m, n)),))
+
+
+def until(body: str, size: int, steps: int) -> Problem:
+    """A loop that ends when it likes, of so many steps, with a matrix for its carry.
+
+    JAX differentiates a `scan` of as many steps, which stores them all, and Equinox's loop with
+    checkpoints, which takes twice the memory of these.
+    """
+    rng = np.random.default_rng(0)
+
+    def step(c: Any, a: Any) -> Any:
+        return {"product": jnp.tanh(c @ a) + 0.1 * c, "cheap": a * c * (2.0 - c)}[body]
+
+    def loop(c: Any, a: Any, n: Any) -> Any:
+        def more(state):
+            return state[0] < n
+
+        return jnp.sum(lax.while_loop(more, lambda s: (s[0] + 1, step(s[1], a)), (0, c))[1])
+
+    def stored(c: Any, a: Any, n: Any) -> Any:
+        return jnp.sum(lax.scan(lambda c, _: (step(c, a), None), c, length=steps)[0])
+
+    def checkpointed(c: Any, a: Any, n: Any) -> Any:
+        from equinox.internal import while_loop
+
+        def more(state):
+            return state[0] < n
+
+        def body(state):
+            return state[0] + 1, step(state[1], a)
+
+        end = while_loop(more, body, (0, c), kind="checkpointed", checkpoints=32)
+        return jnp.sum(end[1])
+
+    rivals = {"JAX": stored, "Equinox": checkpointed}
+    a = rng.normal(size=(size, size)) / size**0.5 if body == "product" else np.full(size, 0.9)
+    return Problem(loop, rng.uniform(0.2, 0.8, (size, size)), (a, steps), rivals)
 
 
 def svd(rows: int, columns: int) -> Problem:

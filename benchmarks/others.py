@@ -22,6 +22,10 @@ from benchmarks.problem import Problem
 def gradients(problem: Problem) -> dict[str, Callable[[], Any]]:
     """The libraries that are installed, at work on a function that takes `np`."""
     found = {}
+    if problem.rivals:
+        rivals = {name: fun for name, fun in problem.rivals.items() if name != "JAX"}
+        given = problem.x, *problem.data
+        return {name: partial(jax.jit(jax.grad(fun)), *given) for name, fun in rivals.items()}
     args = jax.tree.map(np.asarray, (problem.x, *problem.data))
     if find_spec("autograd"):
         fun = partial(problem.fun, np=import_module("autograd.numpy"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -16,3 +17,6 @@ class Problem(NamedTuple):
     fun: Callable[..., Any]
     x: Any
     data: tuple = ()
+    rivals: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+    """What JAX differentiates in its place, under its name, if it has no derivative of `fun`; and
+    what other libraries have for it, under theirs, which JAX differentiates too."""

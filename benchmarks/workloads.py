@@ -40,8 +40,9 @@ class Workload:
 
     def problem(self, sizes: dict[str, Any]) -> Problem:
         """The problem with arrays of JAX, in the precision of the context."""
-        fun, x, data = self.make(**sizes)
-        return Problem(fun, *jax.tree.map(jnp.asarray, (x, data)))
+        made = self.make(**sizes)
+        x, data = jax.tree.map(jnp.asarray, (made.x, made.data))
+        return made._replace(x=x, data=data)
 
 
 TRANSFORMER = {"d": 64, "heads": 4, "batch": 8, "time": 32}
@@ -79,6 +80,12 @@ WORKLOADS = (
              {"points": 6, "dimensions": 2}, kinds=(*OF_SCALARS, "hessian")),
     Workload("svd", numerics.svd, {"rows": 60, "columns": 40}, {"rows": 4, "columns": 3},
              is_plain=True),
+    Workload("until-product", numerics.until, {"body": "product", "size": 64, "steps": 1000},
+             {"size": 3, "steps": 50}, kinds=("grad",)),
+    Workload("until-cheap", numerics.until, {"body": "cheap", "size": 64, "steps": 1000},
+             {"size": 3, "steps": 50}, kinds=("grad",)),
+    Workload("until-small", numerics.until, {"body": "cheap", "size": 2, "steps": 1000},
+             {"steps": 50}, kinds=("grad",)),
     *(Workload(f"matvec-{m}", numerics.matrix_times_vector, {"m": m, "n": 100},
                {"m": m % 7, "n": 4}, kinds=JACOBIANS)
       for m in (1, 10, 100, 1000, 10000)),
