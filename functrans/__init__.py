@@ -18,6 +18,7 @@ from functrans.transforms import jvp, vjp, linearize, linear_transpose, grad, va
 from functrans.jacobians import jacfwd, jacrev, jacobian, hessian, hvp
 from functrans.jacobians import value_and_jacfwd, value_and_jacrev
 from functrans.adjoints import value_and_adjoints, value_and_tangents
+from functrans.control_flow.kept import carries_kept
 from functrans.jit import jit
 from functrans.taylor import jet, derivatives, laplacian  # noqa: F811  in the place of the folder of rules
 from functrans.transforms import make_jaxpr
@@ -32,7 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "jvp", "vjp", "linearize", "linear_transpose", "grad", "value_and_grad",
     "jacfwd", "jacrev", "jacobian", "hessian", "hvp", "value_and_jacfwd", "value_and_jacrev",
-    "value_and_adjoints", "value_and_tangents", "strong_zeros",
+    "value_and_adjoints", "value_and_tangents", "strong_zeros", "carries_kept",
     "jet", "derivatives", "laplacian", "sparse",
     "jit", "make_jaxpr", "saved_residuals", "clear_caches", "rules", "extend",
 ]

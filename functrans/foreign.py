@@ -4,7 +4,8 @@
 
 A package that brings a primitive of its own declares its derivative through `jax.interpreters.ad`,
 JAX's public door for that; functrans takes the declaration over.  It never does so for JAX's own
-primitives: where the functions in a declaration come from tells them apart.
+primitives: where the functions in a declaration come from tells them apart.  By the same door JAX
+is offered the rules of primitives that only functrans has, as its derivatives may be around ours.
 
 Read next: `appearance.py`, what other packages make of a tracer.
 """
@@ -20,6 +21,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad
 
 from functrans import jaxpr as jx
+from functrans.control_flow.counted_loops import PRIMITIVES
 from functrans.rules import FALLBACKS, Linear, NotLinear, Rule, Zero, call
 
 _WRAPPERS = ad.defjvp.__module__
@@ -112,3 +114,25 @@ def _from_jax(tangent: Any) -> Any:
 
 
 FALLBACKS.append(adopt)
+
+
+# ---- the other way -------------------------------------------------------------------------------
+
+
+def offer(primitive: Primitive, rule: Rule) -> None:
+    """Let JAX ask the rule of a primitive of ours."""
+
+    def push(primals, tangents, **params):
+        outs, dots = rule.linearize(primitive, [*primals], [*map(_from_jax, tangents)], params)
+        return outs, [*_to_jax(dots)]
+
+    def pull(cotangents, *inputs, **params):
+        symbols = [Linear(x.aval) if ad.is_undefined_primal(x) else x for x in inputs]
+        y_bars = [*map(_from_jax, cotangents)]
+        return [*_to_jax(rule.transpose(primitive, y_bars, symbols, params))]
+
+    ad.primitive_jvps[primitive], ad.primitive_transposes[primitive] = push, pull
+
+
+for _primitive, _rule in PRIMITIVES.items():
+    offer(_primitive, _rule)

@@ -416,10 +416,10 @@ MISTAKES: dict[str, tuple[Callable, type, str]] = {
     "no array": (lambda: evaluation_table(loss, "a", 5.0), TypeError, "evaluation_table: 'a'"),
     "no derivative": (
         lambda: evaluation_table(
-            lambda x: jax.lax.while_loop(lambda v: v < 9, lambda v: 2 * v, x), 2.0, mode="rev"
+            lambda x: jax.pure_callback(abs, jax.ShapeDtypeStruct((), x.dtype), x), 2.0, mode="rev"
         ),
         ValueError,
-        r"no reverse-mode derivative, at .*test_explain.py",
+        r"at .*test_explain.py.* whose derivative is not known",
     ),
     "both": (
         lambda: graph(loss, 2.0, 5.0, tangents=True, adjoints=True),

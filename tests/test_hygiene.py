@@ -81,7 +81,7 @@ LAYERS += [
 BESIDE = {
     "derivatives": {"rules", "errors"},
     "staging": {"rules", "derivatives"},
-    "foreign": {"jaxpr", "rules"},
+    "foreign": {"jaxpr", "rules", "control_flow"},
     "control_flow": {*LAYERS[: LAYERS.index("jit")], "derivatives"},
     "adjoints": {*LAYERS, "derivatives", "control_flow"},
     "extend": {*LAYERS, "control_flow"},

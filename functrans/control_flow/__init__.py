@@ -5,7 +5,10 @@
     jit           one function                       a call in each half
     cond          one of several functions           residuals of all branches share slots
     scan          a loop of a known length           a loop for each half; the transpose runs back
-    while_loop    a loop until something is met      forward mode alone
+    steps         one step of a loop                 a step of pairs, and a step back
+    counted_loops loops whose steps are counted      there and back, carries computed again
+    batched_loops many of them at once               the schedule of the longest
+    while_loop    a loop until something is met      counted, and then a counted loop
     reduce        a function of the user's, folded   a tree of pairs
     checkpoint    a function to be computed again    what the policy says is kept
     custom        derivatives that a user gives      a backward rule is transposed to go forward
@@ -27,9 +30,11 @@ Read next: `base.py`, what all of them share.
 """
 
 from functrans.control_flow import (
+    batched_loops,
     calls,
     checkpoint,
     cond,
+    counted_loops,
     custom,
     declared,
     hi,
@@ -41,15 +46,18 @@ from functrans.control_flow import (
     reflections,
     scan,
     shard_map,
+    steps,
     strong,
     tagged,
     while_loop,
 )
 
 __all__ = [
+    "batched_loops",
     "calls",
     "checkpoint",
     "cond",
+    "counted_loops",
     "custom",
     "declared",
     "hi",
@@ -61,6 +69,7 @@ __all__ = [
     "reflections",
     "scan",
     "shard_map",
+    "steps",
     "strong",
     "tagged",
     "while_loop",

@@ -25,6 +25,8 @@ from jax.extend.core import ClosedJaxpr
 from jax.extend.core.primitives import scan_p
 
 from functrans import caches, values
+from functrans.control_flow.kept import keeps_few, linear_scan
+from functrans.control_flow.steps import by_halves
 from functrans.forward import jvp_jaxpr
 from functrans.linearize import linearize_jaxpr
 from functrans.programs.halves import (
@@ -164,6 +166,8 @@ class ScanRule(Rule):
 
     def linearize(self, primitive, primals, tangents, params):
         loop = Loop.of(params)
+        if keeps_few(loop):
+            return self.linearize_keeping(primitive, primals, tangents, params)
         moving, derived = loop.settle(linearize_jaxpr, values.moving(tangents))
         first, second, moved = derived
         avals = loop.program.out_avals
@@ -179,6 +183,16 @@ class ScanRule(Rule):
         carry, ys, c_dot, y_dots = two_loops(half, known, linear, finish, loop.options)
         outs = [*carry, *ys]
         return outs, loop.tangents(moving, moved, outs, c_dot, y_dots)
+
+    def linearize_keeping(self, primitive, primals, tangents, params):
+        """The same for a loop that is to keep a few carries and stack nothing."""
+        loop = Loop.of(params)
+        moving, (_, moved) = loop.settle(by_halves, values.moving(tangents))
+        outs, (k_dots, c_dots, x_dots) = primitive.bind(*primals, **params), loop.parts(tangents)
+        linear = present(k_dots), loop.carried(c_dots, moving), present(x_dots)
+        dots = linear_scan(loop, moving, loop.parts(primals), linear)
+        count = len(linear[1])
+        return outs, loop.tangents(moving, moved, outs, dots[:count], dots[count:])
 
     def transpose(self, primitive, cotangents, inputs, params):
         loop, linear = Loop.of(params), values.linear(inputs)

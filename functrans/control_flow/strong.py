@@ -33,9 +33,11 @@ from functrans import jaxpr as jx
 from functrans import values
 from functrans.control_flow.base import CallRule
 from functrans.control_flow.calls import InlinedRule
+from functrans.control_flow.counted_loops import Counted, CountedRule, Reversed, ReversedRule
 from functrans.control_flow.linear_solve import PARTS, LinearSolveRule, parts_of
 from functrans.control_flow.scan import Loop as Scan
 from functrans.control_flow.scan import ScanRule
+from functrans.control_flow.steps import reached, settled
 from functrans.control_flow.while_loop import Loop as While
 from functrans.control_flow.while_loop import WhileRule
 from functrans.derivatives.contraction import ragged_dot_general_p
@@ -242,6 +244,22 @@ def in_while(rule: WhileRule, params: dict, linear: Sequence[bool]) -> dict:
     return params | {"body_jaxpr": strong_program(loop.body, (*consts, *moving))}
 
 
+def in_counted(rule: CountedRule, params: dict, linear: Sequence[bool]) -> dict:
+    loop = Counted(**params)
+    _, consts, carry = loop.parts(linear)
+    moving = settled(reached, loop.step, consts, carry)
+    return params | {"step": strong_program(loop.step, (*consts, *moving))}
+
+
+def in_reversed(rule: ReversedRule, params: dict, linear: Sequence[bool]) -> dict:
+    loop = Reversed(**params)
+    _, k, c, b = loop.parts(linear)
+    c = settled(reached, loop.step, k, c)
+    b = settled(reached, loop.back, (*k, *c), b)
+    step, back = strong_program(loop.step, (*k, *c)), strong_program(loop.back, (*k, *c, *b))
+    return params | {"step": step, "back": back}
+
+
 def in_place(rule: InlinedRule, params: dict, linear: Sequence[bool]) -> dict:
     name = next(name for name in rule.names if name in params)
     strong = strong_program(rule.program(params), tuple(linear))
@@ -262,6 +280,8 @@ INSIDE |= {
     CallRule: in_calls,
     ScanRule: in_scan,
     WhileRule: in_while,
+    CountedRule: in_counted,
+    ReversedRule: in_reversed,
     LinearSolveRule: in_solver,
     InlinedRule: in_place,
 }

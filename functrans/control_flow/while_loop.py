@@ -1,17 +1,18 @@
-"""A loop that runs until a condition is met: it has a forward derivative only.
+"""A loop that runs until a condition is met.
 
-    c = f(c) while g(c)        forward:    (c, c_dot) = (f(c), J f(c) c_dot) while g(c)
+    c = f(c) while g(c)        forward:      (c, c_dot) = (f(c), J f(c) c_dot) while g(c)
+                               linearize:    n, c = the loop, which counts its steps;
+                                             then c_dot = the counted loop of the pairs
 
-What is linear in the tangents is the whole loop again, which runs a second time.  Its transpose
-would have to run the steps backwards, and how many there are, and what each of them needs, is not
-known before: an array for that has no size.
+What is linear in the tangents is the whole loop again, and reads nothing of the first one but the
+number of steps.  Its transpose takes that many steps back (`counted_loops.py`).
 
 The condition may give an array: `jax.vmap` makes one of a condition that differs between examples.
 The loop then goes on as long as one of them is true, and an example whose own is false stays as it
 is.  So a loop is bound again as the primitive, which takes such a condition; `lax.while_loop` does
 not.
 
-Read next: `checkpoint.py`, a function to be computed again.
+Read next: `steps.py`, a step and its transpose.
 """
 
 from __future__ import annotations
@@ -21,17 +22,21 @@ from typing import Any, NamedTuple
 from weakref import ref
 
 import jax
+import numpy as np
 from jax.extend.core import ClosedJaxpr
 from jax.extend.core.primitives import while_p
 
 from functrans import caches, values
 from functrans import jaxpr as jx
+from functrans.control_flow.counted_loops import counted_loop
+from functrans.control_flow.kept import counted_of
+from functrans.control_flow.steps import as_carried, by_halves, paired, settled, started
 from functrans.errors import operations
 from functrans.forward import jvp_jaxpr
 from functrans.programs.halves import divided, reached_outputs
 from functrans.programs.live import either, reading, settle, taking, trimmed_step
 from functrans.programs.loops import evaluate
-from functrans.rules import Rule, Trimmed, call
+from functrans.rules import NotLinear, Rule, Trimmed, call
 from functrans.tracer import stage
 from functrans.values import Flags
 
@@ -74,6 +79,32 @@ class Loop(NamedTuple):
         programs = {"cond_jaxpr": condition_of, "body_jaxpr": body_of}
         return while_p.bind(*asked, *consts, *carry, **programs, **counts)
 
+    def refuse_order(self) -> None:
+        """Complain of an effect that would come again, and not in its turn."""
+        if any(str(effect).startswith("Ordered") for effect in self.body.effects):
+            raise operations.ordered_effect()
+
+    def counted(
+        self, step: ClosedJaxpr, asked: list, consts: list, carry: list, linear: Flags = ()
+    ) -> list:
+        """How many steps it takes, and where it ends, without what is linear in the carry.
+
+        Of several examples each takes its own.
+        """
+        linear = linear or (False,) * len(carry)
+        types = values.pick(self.body.out_avals, linear)
+        aval = self.condition.out_avals[0].update(dtype=np.dtype(np.int32), weak_type=False)
+
+        def condition(asked, state):
+            whole = values.merge(state[1:], map(values.zeros, types), linear)
+            return evaluate(self.condition, *asked, *whole)
+
+        def body(consts, state):
+            n, *c = state
+            return [n + 1, *evaluate(step, *consts, *c)[: len(c)]]
+
+        return self.bind(condition, body, asked, consts, [values.full(0, aval), *carry])
+
 
 def _staged(function: Callable, origin: ClosedJaxpr, consts: Any, carry: list) -> tuple:
     """The program of a function of constants and the carry; and all constants that it takes."""
@@ -82,12 +113,6 @@ def _staged(function: Callable, origin: ClosedJaxpr, consts: Any, carry: list) -
     program, _ = stage(lambda *xs: (function(*jax.tree.unflatten(tree, xs)), None), avals, info)
     jaxpr, inputs = jx.constants_first(program, inputs[: len(inputs) - len(carry)])
     return jx.with_constants(jaxpr, []), inputs
-
-
-def _as_carried(x: Any, aval: Any) -> Any:
-    """A tangent, with the type that it has in every step."""
-    x = values.instantiate(x)
-    return x if values.typeof(x).weak_type == aval.weak_type else values.cast(x, aval)
 
 
 class WhileRule(Rule):
@@ -105,7 +130,7 @@ class WhileRule(Rule):
         dot_avals = [*map(values.tangent_aval, values.pick(avals, moving))]
 
         def carried(c_dots):
-            return [*map(_as_carried, values.pick(c_dots, moving), dot_avals)]
+            return [*map(as_carried, values.pick(c_dots, moving), dot_avals)]
 
         def condition(asked, pair):
             return evaluate(loop.condition, *asked, *pair[:count])
@@ -119,12 +144,24 @@ class WhileRule(Rule):
         outs = loop.bind(condition, body, asked, fixed, [*carry, *carried(c_dots)])
         return outs[:count], values.with_zeros(outs[count:], moving, avals)
 
+    def linearize(self, primitive, primals, tangents, params):
+        loop = Loop.of(params)
+        loop.refuse_order()
+        asked, consts, carry = loop.parts(primals)
+        n, *outs = loop.counted(loop.body, asked, consts, carry)
+        (_, k_dots, c_dots), avals = loop.parts(tangents), loop.body.out_avals
+        k = values.moving(k_dots)
+        c = settled(by_halves, loop.body, k, values.moving(c_dots))
+        step = paired(loop.body, (len(k), len(c)), (*k, *c), c, by_halves)
+        consts = [*consts, *values.pick(k_dots, k)]
+        carry = [*carry, *started(c_dots, c, avals)]
+        wanted = (*[False] * len(c), *[True] * sum(c))
+        y_dots = counted_loop(n, counted_of(step, len(consts), wanted), consts, carry)
+        return outs, values.with_zeros(y_dots, c, avals)
+
     def transpose(self, primitive, cotangents, inputs, params):
-        raise operations.no_reverse(
-            "a while_loop, or a fori_loop whose bounds are not Python integers,",
-            "Use jax.lax.scan, or a fori_loop between Python integers, with a jax.lax.cond inside "
-            "where it may end early; or forward mode (jvp, jacfwd).",
-        )
+        # Only a loop that never takes a step, or never ends, is linear in all that it carries.
+        raise NotLinear.at(primitive, inputs)
 
     def depends(self, params, inputs):
         loop = Loop.of(params)
@@ -145,6 +182,7 @@ class WhileRule(Rule):
     def split(self, primitive, inputs, owned, params):
         """The loop without what depends on the tape runs now; what does is the whole loop again."""
         loop = Loop.of(params)
+        loop.refuse_order()
         _, consts_owned, carry_owned = loop.parts(owned)
         asked, consts, carry = loop.parts(inputs)
         count = len(consts)
@@ -153,21 +191,11 @@ class WhileRule(Rule):
             return divided(body, linear, linear[count:])
 
         linear, (first, _, _) = loop.settle(divide, consts_owned, carry_owned)
-        consts, _ = values.part(consts, consts_owned)
-        carry, _ = values.part(carry, linear)
-        # The condition does not read what is linear: zeros stand for it.
-        types = values.pick(loop.body.out_avals, linear)
-
-        def condition(asked, c):
-            whole = values.merge(c, map(values.zeros, types), linear)
-            return evaluate(loop.condition, *asked, *whole)
-
-        def body(consts, c):
-            return evaluate(first, *consts, *c)[: len(c)]
-
-        outs = loop.bind(condition, body, asked, consts, carry)
-        written = jx.current_trace().write(primitive, inputs, params)
-        return values.merge(outs, values.pick(written, linear), linear)
+        known, _ = values.part(consts, consts_owned)
+        # The condition does not read what is linear.
+        n, *outs = loop.counted(first, asked, known, values.part(carry, linear)[0], linear)
+        whole = counted_of(loop.body, len(consts), linear)
+        return values.merge(outs, counted_loop(n, whole, consts, carry), linear)
 
 
 @caches.by_program

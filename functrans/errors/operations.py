@@ -74,6 +74,22 @@ def no_reverse(what: str, advice: str) -> ValueError:
     return ValueError(f"{what} has no reverse-mode derivative, at {user_line()}. {advice}")
 
 
+def ordered_effect() -> ValueError:
+    return ValueError(
+        f"a loop has an ordered effect in its body, at {user_line()}. Reverse mode runs the steps "
+        "of a while_loop, or of a fori_loop whose bounds are not Python integers, several times: "
+        "leave out ordered=True, or use forward mode (jvp, jacfwd)"
+    )
+
+
+def summed_in_each_step(axes: Sequence[str]) -> NotImplementedError:
+    return NotImplementedError(
+        f"the loop at {user_line()} may take other numbers of steps on other devices, and reads "
+        "what is the same on all of them: its cotangents are summed over the devices in each step. "
+        f"Copy it before the loop, by jax.lax.pcast(x, {tuple(axes)}, to='varying')"
+    )
+
+
 def not_offloaded() -> str:
     return (
         f"the checkpoint policy at {user_line()} offloads values to the host's memory; functrans "

@@ -61,7 +61,7 @@ for choice in range(3):
 case("select_n", choose_each, F(2), apart(2))
 case("cond", nested, F(low=0.1))
 
-# Loops that end when a condition is met: no reverse mode, as JAX says too.
+# Loops that end when a condition is met: JAX has no reverse mode.
 
 
 def newton(a):
@@ -88,9 +88,9 @@ def repeated(n, x):
     return lax.fori_loop(0, n, lambda i, c: jnp.sin(c) + i * x, x)
 
 
-case("while", newton, F(low=0.5), modes=("fwd",))
-case("while", powers, integers(3, 4), F(2), F(2), modes=("fwd",), complex=True)
-case("while", repeated, integers(2, 5), F(2), modes=("fwd",))
+case("while", newton, F(low=0.5), jax_modes=("fwd",))
+case("while", powers, integers(3, 4), F(2), F(2), jax_modes=("fwd",), complex=True)
+case("while", repeated, integers(2, 5), F(2), jax_modes=("fwd",))
 # Nothing that moves enters the loop, or leaves it.
 case("while", lambda n, x: x * lax.fori_loop(0, n, lambda i, c: c + i, 0), integers(2, 5), F(2))
 
@@ -129,7 +129,7 @@ def recurrent(w, xs):
 
 
 case("scan cond", with_branches, apart(4))
-case("scan while", with_loops, F(), F(3), modes=("fwd",))
+case("scan while", with_loops, F(), F(3), jax_modes=("fwd",))
 case("scan", recurrent, F(2), F(3, 2), half=False)
 
 # Solutions of linear systems and of equations.

@@ -1,0 +1,142 @@
+"""How many carries reverse mode of a loop keeps: what the user says, and a `scan` that obeys.
+
+    with carries_kept(16):        a loop of a million steps, in the memory of 16
+
+What is said holds for the loops that are written, and for the derivatives that are taken, while it
+is said.  So it goes into the context of each equation, where JAX keeps metadata for XLA, and from
+there to the loop wherever this is differentiated.
+
+A `scan` stacks what its transpose reads.  One that is to keep a few carries is linearized as a loop
+that counts: its constants are the arrays that it runs over, and the tangents of the ys are carried,
+each written in its place.
+
+Read next: `checkpoint.py`, a function to be computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jax import lax
+
+from functrans import caches, values
+from functrans import jaxpr as jx
+from functrans.control_flow.counted_loops import Counted, counted_loop
+from functrans.control_flow.steps import as_carried, by_halves, grouped
+from functrans.programs.loops import evaluate
+from functrans.programs.revolve import KEPT, LEAST
+from functrans.tracer import stage
+from functrans.values import Flags
+
+NAME = "carries_kept"
+
+
+@contextlib.contextmanager
+def carries_kept(count: int) -> Iterator[None]:
+    """Say how many carries reverse mode of a loop keeps; the others are computed again.
+
+    A `while_loop`, or a `fori_loop` whose bounds are traced, keeps 64 if nobody says. A `scan`, or
+    a `fori_loop` between Python integers, stores what the way back reads of each step, unless this
+    is said. With 64 carries a step is computed about 4 times in a loop of a thousand steps, and 6
+    times in one of a hundred thousand.
+
+    Args:
+      count: at least 4.
+
+    Returns:
+      A context manager, for what is differentiated in it and for the loops in it; or a decorator,
+      for the loops of one function.
+
+    Raises:
+      TypeError: if `count` is not an integer.
+      ValueError: if it is less than 4.
+
+    >>> import functrans as ft
+    >>> from jax import lax
+    >>> def power(x):
+    ...     return lax.while_loop(lambda c: c < 100.0, lambda c: c * x, x)
+    >>> with ft.carries_kept(16):
+    ...     float(ft.grad(power)(2.0))  # of x ** 7
+    448.0
+    >>> float(ft.grad(ft.carries_kept(16)(power))(2.0))
+    448.0
+
+    Source: A. Griewank, A. Walther, Algorithm 799: Revolve, ACM Trans. Math. Softw. 26 (2000); for
+    loops that end when they like, P. Stumm, A. Walther, New algorithms for optimal online
+    checkpointing, SIAM J. Sci. Comput. 32 (2010).
+    """
+    count = operator.index(count)
+    if count < LEAST:
+        raise ValueError(f"carries_kept expects at least {LEAST}, but got {count}")
+    # Here, as to import it with functrans would declare the rules of that part of JAX.
+    from jax.experimental.xla_metadata import set_xla_metadata
+
+    with caches.CARRIES_KEPT(count), set_xla_metadata(**{NAME: count}):
+        yield
+
+
+def said() -> int | None:
+    """What is said of the equation that is derived now; or else of the derivative."""
+    metadata = jx.place_of(None).context.xla_metadata or {}
+    return metadata.get(NAME) or caches.CARRIES_KEPT.value
+
+
+def counted_of(step: Any, consts: int, wanted: Flags) -> Counted:
+    """The loop of such steps, to be bound."""
+    return Counted(step, consts, wanted, (True,) * len(wanted), said() or KEPT)
+
+
+def keeps_few(loop: Any) -> bool:
+    """Whether a `scan` is to keep fewer carries than it takes steps."""
+    count = said()
+    return count is not None and count < loop.options["length"]
+
+
+def linear_scan(loop: Any, moving: Flags, primals: tuple, tangents: tuple) -> list:
+    """The tangents of a `scan` that keeps a few carries: of the carry that moves, and of the ys.
+
+    Args:
+      loop: what is static in the `scan`.
+      moving: which inputs move, in some step.
+      primals, tangents: constants, carry and xs of the loop; of the tangents those that move.
+    """
+    pushed, moved = by_halves(loop.program, moving)
+    out_avals, length, size = loop.program.out_avals, loop.options["length"], loop.carry
+    (consts, carry, xs), (k_dots, c_dots, x_dots) = primals, tangents
+    c = loop.parts(moving)[1]
+    dot_avals = [*map(values.tangent_aval, values.pick(out_avals[:size], c))]
+    y_avals = map(values.tangent_aval, values.pick(out_avals[size:], moved[size:]))
+    y_dots = [_stack(aval, length) for aval in y_avals]
+    lists = consts, xs, k_dots, x_dots, [np.int32(0)], carry, c_dots, y_dots
+    sizes = [*map(len, lists)]
+
+    def step(*inputs):
+        consts, xs, k_dots, x_dots, (t,), carry, c_dots, y_dots = grouped(inputs, sizes)
+        at = length - 1 - t if loop.options["reverse"] else t
+        x, x_dot = (
+            [lax.dynamic_index_in_dim(a, at, 0, False) for a in part] for part in (xs, x_dots)
+        )
+        outs = evaluate(pushed, *consts, *carry, *x, *k_dots, *c_dots, *x_dot)
+        outs_dot = values.with_zeros(outs[len(moved) :], moved, out_avals)
+        c_dots = map(as_carried, values.pick(outs_dot[:size], c), dot_avals)
+        new = values.pick(outs_dot[size:], moved[size:])
+        pairs = zip(y_dots, new, strict=True)
+        y_dots = [lax.dynamic_update_index_in_dim(a, y_dot, at, 0) for a, y_dot in pairs]
+        return [t + 1, *outs[:size], *c_dots, *y_dots], None
+
+    avals = [values.typeof(x) for part in lists for x in part]
+    program, _ = stage(step, avals, loop.program.jaxpr.debug_info)
+    fixed, carried = ([x for part in half for x in part] for half in (lists[:4], lists[4:]))
+    wanted = (*[False] * (1 + size), *[True] * (len(c_dots) + len(y_dots)))
+    return counted_loop(np.int32(length), counted_of(program, len(fixed), wanted), fixed, carried)
+
+
+def _stack(aval: Any, length: int) -> Any:
+    shape = (length, *aval.shape)
+    sharding = values.sharding_of(aval, [None, *range(aval.ndim)])
+    zeros = lax.full(shape, 0, aval.dtype, sharding=sharding)
+    return values.varying_as(zeros, aval)
