@@ -51,6 +51,7 @@ from functrans.forward import Pushed, jvp_jaxpr, pushed_program
 from functrans.jaxpr import Operation, bind
 from functrans.jit import transformed, transformed_at_primals
 from functrans.programs.live import giving, live
+from functrans.programs.strong import pushed_apart
 from functrans.rules import RULES, rule_of
 from functrans.templates import Template, sink_of, template, without_templates
 from functrans.tracer import stage
@@ -77,6 +78,7 @@ __all__ = [
     "derivative_program",
     "tangents_of",
     "carries_programs",
+    "times",
     "through",
     "rule_of",
     "transformed",
@@ -287,6 +289,18 @@ def tangents_of(program: ClosedJaxpr, flags: Flags) -> Pushed:
     """
     pushed, moved = jvp_jaxpr(program, flags)
     return Pushed(giving(pushed, pushed.jaxpr.outvars[len(moved) :]), moved)
+
+
+def times(slope: Any, tangent: Any) -> Any:
+    """`slope * tangent`, multiplied as in the chain rule: with `strong_zeros`, `inf * 0 = 0`.
+
+    >>> import functrans as ft
+    >>> from functrans import extend
+    >>> with ft.strong_zeros():
+    ...     float(extend.times(float("inf"), 0.0))
+    0.0
+    """
+    return pushed_apart(lambda dots: slope * dots[0], [tangent])
 
 
 @caches.by_program

@@ -377,6 +377,20 @@ def test_of_no_numbers_and_of_python_numbers() -> None:
     assert float(ft.laplacian(lambda x: jnp.sum(x**2))(jnp.zeros((0, 3)))) == 0.0
 
 
+def test_strong_zeros() -> None:
+    """Where a factor of the chain rule is infinite, and what it is multiplied by is zero."""
+
+    def masked(x):
+        root = jnp.sqrt(x[0] * jnp.zeros(3) @ jnp.ones(3))
+        return root + jnp.where(x[0] > 0, jnp.log(x[0]) * x[1], 0.0) + x @ x
+
+    x = jnp.array([0.0, 4.0])
+    both = ft.strong_zeros()(lambda x: (ft.laplacian(masked)(x), ft.hessian(masked)(x)))
+    found, hessian = jax.jit(both)(x)
+    chex.assert_trees_all_close((found, jnp.trace(hessian)), (4.0, 4.0), rtol=1e-12)
+    assert np.isnan(ft.laplacian(masked)(x))
+
+
 def test_effects_happen_once(capfd: pytest.CaptureFixture) -> None:
     def fun(x):
         y, _ = lax.scan(lambda c, _: (jax.debug.print("step"), c**2)[1:] * 2, x, length=2)

@@ -79,10 +79,10 @@ class Carried(NamedTuple):
         u, first, second = self.base, self.first, self.second
         if first is None:
             return u.firsts, u.laplacian
-        laplacian = None if u.laplacian is None else first * u.laplacian
+        laplacian = None if u.laplacian is None else extend.times(first, u.laplacian)
         if second is not None:
-            laplacian = plus(laplacian, second * u.square)
-        return first * u.firsts, laplacian
+            laplacian = plus(laplacian, extend.times(second, u.square))
+        return extend.times(first, u.firsts), laplacian
 
 
 class Point(NamedTuple):
