@@ -138,11 +138,10 @@ class Node:
     def reach(self, k: int) -> None:
         """Compute all coefficients up to this one.
 
-        First all inputs are asked for theirs: a long program makes no deep recursion.
+        Who walks a program lets its equations do so in their order: the inputs of each have theirs
+        then, and Python's recursion grows with the order and not with the program.
         """
         k = k if any(y.moves for y in self.outputs) else 0
-        for x in pick(self.inputs, self.flags):
-            x.reach(k)
         while self.count <= k:
             rows = self.of_call(k) if self.is_call else [self.coefficient(self.count)]
             self.count += len(rows)
