@@ -27,8 +27,8 @@ help:  ## show this list
 demo: $(VENV)/.installed-demo  ## install if needed, train and cross-check a real model
 	$(BIN)/python -m functrans $(ARGS)
 
-# Rows of the table of rules that check no primitive in a new way say the same of each JAX: they run
-# with the oldest.
+# All rows of the table of rules run with the oldest JAX. With another one each primitive has one row
+# for each kind of number, real and complex.
 REPEATED := $(if $(filter 3.11,$(VERSION)),,-m "not repeated")
 
 test: $(VENV)/.installed-test  ## install if needed, run the tests

@@ -327,8 +327,9 @@ def eager(subject: Subject) -> Iterator[Row]:
 def sparse(subject: Subject) -> Iterator[Row]:
     """A sparse Jacobian or Hessian: to find and color its pattern, and to evaluate it, beside the
     dense one and beside the function."""
-    workload, (fun, x, data) = subject.workload, subject.problem
+    workload, problem = subject.workload, subject.problem
     kind = workload.sparse
+    fun, x, data = problem.fun, problem.x, problem.data
 
     def once(find: Callable) -> tuple[float, Any]:
         found: list = []
