@@ -166,7 +166,7 @@ def test_the_page_is_up_to_date(folder: Path, facts: dict[str, Any]) -> None:
 
 FORMULAS = {
     name: formula.strip("`")
-    for room in ("derivatives.elementwise", "derivatives.special")
+    for room in ("derivatives.elementwise", "derivatives.special", "derivatives.zeta")
     for name, formula in ROOMS[room].items()
     if re.fullmatch(r"`[yz]_dot = [^`]*`", formula) and hasattr(lax, name)
 }

@@ -194,6 +194,11 @@ SPECIAL = {
     "erf": "`y_dot = (2 / sqrt(pi)) exp(-x^2) x_dot`",
     "erfc": "`y_dot = -(2 / sqrt(pi)) exp(-x^2) x_dot`",
     "erf_inv": "`y_dot = (sqrt(pi) / 2) exp(y^2) x_dot`",
+    "bessel_i0e": "`y_dot = (i1e(x) - sign(x) y) x_dot`",
+    "bessel_i1e": "`y_dot = (i0e(x) - y / x - sign(x) y) x_dot`",
+}
+
+ZETA = {
     "lgamma": "`y_dot = digamma(x) x_dot`",
     "digamma": "`y_dot = polygamma(1, x) x_dot`",
     "polygamma": "`y = polygamma(m, x)`: `y_dot = polygamma(m + 1, x) x_dot`",
@@ -201,18 +206,19 @@ SPECIAL = {
         "`y = sum_n (n + q)^(-s)`: "
         "`y_dot = -sum_n log(n + q) (n + q)^(-s) s_dot - s zeta(s + 1, q) q_dot`"
     ),
+}
+
+INCOMPLETE = {
     "igamma": "`y = P(a, x)`: `y_dot = P_a a_dot + x^(a-1) exp(-x) / Gamma(a) x_dot`",
     "igammac": "`y = 1 - P(a, x)`: `y_dot` = minus that of `igamma`",
     "igamma_grad_a": (
-        "`y = P_a(a, x)`: `y_dot = (log(x) - digamma(a)) x^(a-1) exp(-x) / Gamma(a) x_dot`; none "
-        "in `a`"
+        "`y = P_a(a, x)`: `y_dot = P_aa a_dot + (log(x) - digamma(a)) x^(a-1) exp(-x) / Gamma(a) "
+        "x_dot`"
     ),
     "regularized_incomplete_beta": (
-        "`y = I(a, b, x)`: `y_dot = x^(a-1) (1-x)^(b-1) / B(a, b) x_dot`; none in `a` and `b`"
+        "`y = I(a, b, x)`: `y_dot = I_a a_dot + I_b b_dot + x^(a-1) (1-x)^(b-1) / B(a, b) x_dot`"
     ),
     "random_gamma": "`P(a, y)` stays as it was drawn: `y_dot = -(P_a / P_y) a_dot`",
-    "bessel_i0e": "`y_dot = (i1e(x) - sign(x) y) x_dot`",
-    "bessel_i1e": "`y_dot = (i0e(x) - y / x - sign(x) y) x_dot`",
 }
 
 LINALG = {
@@ -249,7 +255,8 @@ SPECTRAL = {
     ),
     "svd": (
         "`P = U^H A_dot V`: `s_dot = Re diag(P)`, `U_dot = U X + (1 - U U^H) A_dot V S^-1`, and so "
-        "for `V`, with `P = X S + S_dot - S Y` and skew-Hermitian `X` and `Y`; NaN as for `eigh`"
+        "for `V`, with `P = X S + S_dot - S Y` and skew-Hermitian `X` and `Y`; NaN as for `eigh`, "
+        "and for a complement of two vectors or more"
     ),
     "eig": (
         "`P = V^-1 A_dot V`: `w_dot = diag(P)`, `V_dot = V X` with `X_ij = P_ij / (w_j - w_i)`, "
@@ -435,9 +442,20 @@ ROOMS: dict[str, tuple[str, str, dict[str, str]]] = {
         SORTING,
     ),
     "derivatives.special": (
-        "Special functions",
+        "Error functions and Bessel functions",
         "The derivative of an integral is its integrand; where there is none, a recurrence serves.",
         SPECIAL,
+    ),
+    "derivatives.zeta": (
+        "The zeta function, and the gamma function's logarithm",
+        "`psi_m' = psi_(m+1)`, and all of them are values of the zeta function.",
+        ZETA,
+    ),
+    "derivatives.incomplete": (
+        "Incomplete gamma and beta functions",
+        "In the upper end of an integral the derivative is the density there; in a parameter it is "
+        "the integral of the density's derivative, by the rule of Gauss and Legendre.",
+        INCOMPLETE,
     ),
     "derivatives.linalg": (
         "Systems and triangular factors",

@@ -10,7 +10,9 @@ else: it reads as a table of derivatives, and importing it fills `functrans.rule
     indexing      gather, scatter, ...        gather and scatter-add are transposes
     windows       reduce_window, pooling      a sum over windows is a convolution with ones
     sorting       sort, top_k                 the tangent is permuted as the primal is
-    special       gamma, Bessel, ...          elementwise, from their integrals and recurrences
+    special       error functions, Bessel     elementwise, from their integrals and recurrences
+    zeta          zeta, lgamma, polygamma     a recurrence, and the formula of Euler and Maclaurin
+    incomplete    igamma, betainc             the density, and an integral for each parameter
     linalg        solvers, cholesky, lu       differentiate the equation that defines the factors
     orthogonal    qr, reflections             the motion of a unitary matrix is skew-Hermitian
     spectral      eigh, svd, eig              the motion of vectors is divided by gaps of values
@@ -29,6 +31,7 @@ from functrans.derivatives import (
     effects,
     elementwise,
     fft,
+    incomplete,
     indexing,
     linalg,
     orthogonal,
@@ -40,6 +43,7 @@ from functrans.derivatives import (
     special,
     spectral,
     windows,
+    zeta,
 )
 
 __all__ = [
@@ -48,6 +52,7 @@ __all__ = [
     "effects",
     "elementwise",
     "fft",
+    "incomplete",
     "indexing",
     "linalg",
     "orthogonal",
@@ -59,4 +64,5 @@ __all__ = [
     "special",
     "spectral",
     "windows",
+    "zeta",
 ]

@@ -26,6 +26,7 @@ from functrans.rules import (
     RULES,
     Absent,
     Linear,
+    broadcast_to,
     cast,
     constant,
     full,
@@ -96,6 +97,16 @@ def cast_like(x_bar: Any, x: Any) -> Any:
     if is_complex(x_bar) and not is_complex(x):
         x_bar = lax.real(x_bar)
     return cast(x_bar, aval_of(x))
+
+
+def where(mask: Any, value: float, x: Any) -> Any:
+    """A number where the mask is true, and `x` elsewhere."""
+    return lax.select_n(mask, x, lax.full_like(x, value))
+
+
+def with_full_operands(partial: Callable) -> Callable:
+    """A partial derivative whose arguments all have the shape of the answer."""
+    return lambda y, *xs: partial(y, *(broadcast_to(x, jax.typeof(y)) for x in xs))
 
 
 def named(name: str) -> Primitive:

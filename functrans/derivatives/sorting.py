@@ -4,7 +4,7 @@
 
 where s is the permutation that sorts x: it is constant nearby, as long as no two keys are equal.
 
-Read next: `special.py`, gamma, Bessel and their like.
+Read next: `special.py`, error functions and Bessel functions.
 """
 
 from typing import Any

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from jax import lax
-from jax.lax import conj, real
+from jax.lax import conj, neg, real
 from jax.lax.linalg import eig_p, eigh_p, schur_p, svd_p, triangular_solve
 
 from functrans.derivatives.common import add, div, eq, is_complex, mul, number, sub, zeros_like
@@ -132,15 +132,20 @@ def only_whole(subset: Any, what: str) -> None:
 # or if no vectors are used, only values. To see that, `uses`, copies of the tangents of the
 # values, are multiplied by NaN and added to the undetermined vectors. That makes these NaN, and the
 # cotangent of a copy is NaN if the vectors are used, and else zero.
-def with_undetermined(w_dot: Any, vectors_dot: list, masks: list) -> tuple[Any, list]:
+def with_undetermined(
+    w_dot: Any, vectors_dot: list, masks: list, complement: int | None = None
+) -> tuple[Any, list]:
     """The tangents of values, and of vectors (or their motions in the basis that they are), of
-    which those in the masks are undetermined."""
+    which those in the masks are undetermined. Those of a `complement` have no values."""
 
     def transpose(_, cotangents):
         w_bar, vectors_bar, uses_bar = cotangents
         is_used = is_read = shows = lax.full(w_bar.shape[:-1], False)
-        for x_bar, use_bar, mask in zip(vectors_bar, uses_bar, masks, strict=True):
-            moves = lax.bitwise_or(lax.ne(w_bar, zeros_like(w_bar)), any_moves(x_bar))
+        columns = zip(vectors_bar, uses_bar, masks, strict=True)
+        for k, (x_bar, use_bar, mask) in enumerate(columns):
+            moves = any_moves(x_bar)
+            if k != complement:
+                moves = lax.bitwise_or(moves, lax.ne(w_bar, zeros_like(w_bar)))
             used = lax.bitwise_and(mask, lax.ne(use_bar, use_bar))
             is_used = lax.bitwise_or(is_used, any_of(used, -1))
             is_read = lax.bitwise_or(is_read, any_of(lax.bitwise_and(used, moves), -1))
@@ -155,9 +160,15 @@ def with_undetermined(w_dot: Any, vectors_dot: list, masks: list) -> tuple[Any, 
 
         return passed(w_bar), [*map(passed, vectors_bar)], [*map(zeros_like, uses_bar)]
 
+    def one_for_each(mask):
+        if mask.shape == w_dot.shape:
+            return w_dot
+        first = lax.index_in_dim(w_dot, 0, w_dot.ndim - 1, keepdims=False)
+        return lax.broadcast_in_dim(first, mask.shape, range(first.ndim))
+
     solved: Any = lax.custom_linear_solve(
         lambda x: x,
-        (w_dot, vectors_dot, [w_dot] * len(masks)),
+        (w_dot, vectors_dot, [one_for_each(mask) for mask in masks]),
         solve=lambda _, b: b,
         transpose_solve=transpose,
         symmetric=True,
@@ -210,20 +221,18 @@ general(eigh_p, eigh_jvp)
 # On the diagonal P+ = S_dot, and P- gives X - Y as above, while X + Y, which turns the phases of
 # both vectors, is arbitrary; here it is such that Y is zero. To the motion of U within its columns
 # is added that out of them, which is (1 - U U^H) A_dot V S^-1; and so for V, with A_dot^H.
+#
+# The vectors of the complement, which full matrices have besides, are orthogonal to the others: for
+# them C^H U + U^H C = 0 gives U^H C_dot = -U_dot^H C. Two or more are any basis of it.
 def svd_jvp(primals, tangents, *, full_matrices, compute_uv, subset_by_index, **params):
     (a,), (a_dot,) = primals, tangents
     m, n = a.shape[-2:]
     only_whole(subset_by_index, "singular vectors")
-    if compute_uv and full_matrices and m != n:
-        raise NotImplementedError(
-            f"the derivative of the singular vectors of a {m} x {n} matrix with full matrices, at "
-            f"{checks.user_line()}: those without a singular value are any basis of the complement "
-            "of the others, so that they have no derivative. Use full_matrices=False; the projector"
-            " onto the complement is 1 - U U^H."
-        )
-    vectors = {"full_matrices": False, "compute_uv": True, "subset_by_index": None}
-    s, u, vh = svd_p.bind(a, **vectors, **params)
-    v = adjoint(vh)
+    is_full = compute_uv and full_matrices and m != n
+    vectors = {"full_matrices": is_full, "compute_uv": True, "subset_by_index": None}
+    s, u_all, vh_all = svd_p.bind(a, **vectors, **params)
+    u, of_left = columns_before(u_all, min(m, n))
+    v, of_right = columns_before(adjoint(vh_all), min(m, n))
     moved = matmul(a_dot, v)
     s_dot = real_part(inner(u, moved))
     if not compute_uv:
@@ -248,8 +257,30 @@ def svd_jvp(primals, tangents, *, full_matrices, compute_uv, subset_by_index, **
         of_u = lax.bitwise_or(of_u, near_zero(s, s))
     if n > m:
         of_v = lax.bitwise_or(of_v, near_zero(s, s))
-    s_dot, (u_dot, v_dot) = with_undetermined(s_dot, [u_dot, v_dot], [of_u, of_v])
-    return [s, u, vh], [s_dot, u_dot, adjoint(v_dot)]
+    dots, masks = [u_dot, v_dot], [of_u, of_v]
+    if is_full:
+        x, x_dot, rest = (u, u_dot, of_left) if m > n else (v, v_dot, of_right)
+        if abs(m - n) == 1:
+            dots.append(neg(matmul(x, matmul(adjoint(x_dot), rest))))
+            masks.append(lax.expand_dims(any_of(near_zero(s, s), -1), (s.ndim - 1,)))
+        else:
+            # Zero, and yet linear in A_dot, so that its cotangents are looked at.
+            first = lax.index_in_dim(s_dot, 0, s.ndim - 1, keepdims=False)
+            first = lax.broadcast_in_dim(mul(0, first), rest.shape, range(first.ndim))
+            dots.append(lax.convert_element_type(first, rest.dtype))
+            masks.append(lax.full((*s.shape[:-1], abs(m - n)), True))
+    s_dot, (u_dot, v_dot, *rest_dot) = with_undetermined(s_dot, dots, masks, 2)
+    if rest_dot and m > n:
+        u_dot = lax.concatenate([u_dot, *rest_dot], u.ndim - 1)
+    elif rest_dot:
+        v_dot = lax.concatenate([v_dot, *rest_dot], v.ndim - 1)
+    return [s, u_all, vh_all], [s_dot, u_dot, adjoint(v_dot)]
+
+
+def columns_before(x, k):
+    """The first k columns, and the others."""
+    last = x.ndim - 1
+    return lax.slice_in_dim(x, 0, k, axis=last), lax.slice_in_dim(x, k, None, axis=last)
 
 
 general(svd_p, svd_jvp)

@@ -33,7 +33,7 @@ case("zeta", jax.scipy.special.zeta, F(3, low=1.5, high=4.0), THREE, half=False)
 
 
 def with_shapes(function: Callable, *shapes: float) -> Callable:
-    """A function of `x` alone: in its parameters there is no derivative, or no second one."""
+    """A function of `x` alone: the parameters are constant."""
     return lambda x: function(*(jnp.full_like(x, shape) for shape in shapes), x)
 
 
@@ -42,11 +42,13 @@ for shape in (0.4, 1.0, 3.0):
 case("igammac", with_shapes(lax.igammac, 1.6), POSITIVE)
 case("igamma", lax.igamma, POSITIVE, POSITIVE, order=1)
 case("igammac", lax.igammac, POSITIVE, POSITIVE, order=1)
-# JAX has no rule for this one.
-case("igamma_grad_a", with_shapes(lax.igamma_grad_a, 1.6), POSITIVE, jax_modes=())
+# JAX has no rule for this one, and none in the shapes of the next.
+case("igamma_grad_a", lax.igamma_grad_a, POSITIVE, POSITIVE, jax_modes=(), order=1, half=False)
 beta = lax.regularized_incomplete_beta_p.bind
 for shapes in ((0.4, 2.5), (3.0, 1.0)):
     case("regularized_incomplete_beta", with_shapes(beta, *shapes), F(3, low=0.1, high=0.9))
+shapes = F(3, low=0.5, high=3.0), F(3, low=0.5, high=3.0)
+case("regularized_incomplete_beta", beta, *shapes, F(3, low=0.1, high=0.9), jax_modes=(), order=1)
 case("bessel_i0e", lax.bessel_i0e, apart(3, 2))
 case("bessel_i1e", lax.bessel_i1e, apart(3, 2))
 # e^|x| I0e(x) is I_0(x), whose derivative at 0 is 0; JAX 0.10 has 1.
