@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from jax.experimental.sparse import BCOO
+from jax.experimental.sparse import BCOO, BCSR
+from jax.extend.core import Primitive
 from jax.flatten_util import ravel_pytree
+from jax.interpreters import ad, batching, mlir
 from scipy import optimize
 from scipy import sparse as scipy_sparse
 from scipy.sparse.linalg import spsolve
@@ -61,6 +63,9 @@ SENDERS, RECEIVERS = np.array([0, 1, 2, 2, 5]), np.array([1, 2, 0, 4, 5])
 TRIANGLES = np.array([[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5]])
 WEIGHTS = RNG.normal(size=(2, 2))
 BAND = np.eye(8) + 2 * np.eye(8, k=1)
+BAND_8, BAND_4 = jnp.asarray(BAND), jnp.asarray(BAND[:4, :4])
+STORED, COMPRESSED = BCOO.fromdense(BAND_8, nse=20), BCSR.fromdense(BAND_8)
+SMALL, THREE = BCOO.fromdense(BAND_4), jnp.array([[0, 1], [1, 1], [2, 0]])
 CROSS: Any = np.array([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
 
 
@@ -133,6 +138,16 @@ def straight_through(x):
 straight_through.defjvp(lambda xs, x_dots: (jnp.floor(xs[0]), x_dots[0]))
 
 
+doubled_p = Primitive("doubled_for_a_pattern")
+doubled_p.def_impl(lambda x: 2.0 * jnp.roll(x, 1))
+doubled_p.def_abstract_eval(lambda x: x)
+mlir.register_lowering(doubled_p, mlir.lower_fun(doubled_p.impl, multiple_results=False))
+batching.primitive_batchers[doubled_p] = lambda xs, axes: (
+    jax.vmap(doubled_p.impl, axes[0])(*xs), 0)  # fmt: skip
+ad.primitive_jvps[doubled_p] = lambda xs, x_dots: (doubled_p.bind(*xs), doubled_p.impl(*x_dots))
+ft.rules.linear(doubled_p, lambda y_bar, x: 2.0 * jnp.roll(y_bar, -1))
+
+
 EXACT: dict[str, tuple[Callable, Any]] = {
     "five points": (bratu, GRID),
     "the gradient of its energy": (ft.grad(bratu_energy), GRID),
@@ -144,6 +159,17 @@ EXACT: dict[str, tuple[Callable, Any]] = {
     "the same from the right": (lambda x: x.reshape(2, 4) @ jnp.asarray(BAND[:4, :4]), EIGHT),
     "products of matrices in a batch": (
         lambda x: jnp.einsum("bij,bjk->bik", x.reshape(2, 2, 2), x.reshape(2, 2, 2)), EIGHT),
+    "a stored matrix": (
+        lambda x: STORED @ jnp.sin(x), EIGHT),
+    "compressed rows": (lambda x: COMPRESSED @ x.reshape(8, 1) ** 2, EIGHT),
+    "a stored matrix on the right": (
+        lambda x: x.reshape(2, 4) @ SMALL, EIGHT),
+    "stored numbers that vary": (
+        lambda x: BCOO((x[:3], THREE), shape=(3, 2))
+        @ np.ones((2, 2)), SIX),
+    "the gradient of an energy with it": (
+        ft.grad(lambda x: jnp.sum((STORED @ x) ** 3)), EIGHT),
+    "a primitive of the user's": (lambda x: doubled_p.bind(x)[::-1], SIX),
     "messages": (messages, RNG.uniform(size=12)),
     "finite elements": (ft.grad(elements), SIX),
     "a convolution with a cross": (convolved, GRID),
@@ -532,12 +558,22 @@ def test_strong_zeros() -> None:
         np.testing.assert_array_equal(jacobian(np.zeros(6)), 0)
 
 
-def test_a_loop_without_end_is_evaluated_forward() -> None:
-    def fun(x):
-        return lax.while_loop(lambda c: jnp.sum(c) < 9, lambda c: c.at[0].mul(2.0) * x[0] + x, x)
+def test_where_there_is_no_reverse_mode_columns_do() -> None:
+    @jax.custom_jvp
+    def sine(x):
+        return jnp.sin(x)
 
-    jacobian = ft.sparse.jacobian(fun, SIX)
-    assert (jacobian.coloring.forward, jacobian.coloring.reverse) == (2, 0)
+    # Right for a tangent that is positive or 0, and not linear.
+    sine.defjvp(lambda xs, dots: (jnp.sin(xs[0]), jnp.cos(xs[0]) * jnp.sqrt(dots[0] ** 2)))
+
+    def fun(f):
+        return lambda x: (f(x) * x[0]).at[0].set(jnp.sum(x))
+
+    passes = ft.sparse.jacobian(fun(jnp.sin), SIX).coloring
+    assert (passes.forward, passes.reverse) == (2, 1)
+    jacobian = ft.sparse.jacobian(fun(sine), SIX, format="dense")
+    assert (jacobian.coloring.forward, jacobian.coloring.reverse) == (6, 0)
+    np.testing.assert_allclose(jacobian(SIX), dense(fun(jnp.sin), SIX), rtol=1e-12)
 
 
 def test_a_pattern_that_is_given() -> None:

@@ -29,11 +29,12 @@ from typing import Any, NamedTuple
 import jax.core
 import numpy as np
 from jax import lax, tree
+from jax.extend.core import jaxprs_in_params
 from scipy import sparse
 
 from functrans import extend
 from functrans.programs.strong import strong_zeros
-from functrans.sparse.local import Matrix, check_size, local, selection, times
+from functrans.sparse.local import Matrix, check_size, dense, local, selection, times
 from functrans.sparse.numbers import Equation, evaluated
 from functrans.transforms import jvp
 
@@ -108,15 +109,39 @@ def meaning(equation: Equation, inputs: list[Value]) -> list[Value]:
         return still(equation, inputs)
     if (carries := CALLS.get(equation.primitive)) is not None:
         return carries(equation, inputs)
-    found = [None] * len(shapes)
     if _is_diagonal(equation):
-        found = [_elementwise(equation, inputs)]
-    else:
-        for at, x in enumerate(inputs):
-            if x.rows is not None:
-                products = (times(p, x.rows, equation) for p in local(equation, at, inputs))
-                found = [union(a, b) for a, b in zip(found, products, strict=True)]
+        return [Value(shapes[0], present(_elementwise(equation, inputs)))]
+    found: list = [None] * len(shapes)
+    moving = [(at, x) for at, x in enumerate(inputs) if x.rows is not None]
+    patterns = [local(equation, at, inputs) for at, _ in moving]
+    if None in patterns and (program := implementation(equation)):
+        return extend.interpret(program, inputs, meaning, constant)
+    for (at, x), known in zip(moving, patterns, strict=True):
+        size = equation.invars[at].aval.size
+        own = known or [dense(v.aval.size, size, equation) for v in equation.outvars]
+        products = (times(pattern, x.rows, equation) for pattern in own)
+        found = [union(a, b) for a, b in zip(found, products, strict=True)]
     return [Value(shape, present(rows)) for shape, rows in zip(shapes, found, strict=True)]
+
+
+def implementation(equation: Equation) -> Any:
+    """The program by which a primitive is evaluated, if it is one of other primitives."""
+    primitive, params = equation.primitive, equation.params
+    types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars]
+
+    def evaluate(*xs):
+        return primitive.impl(*xs, **primitive.get_bind_params(params))
+
+    try:
+        program = extend.staged(evaluate, *types).program
+    except Exception:  # it is no function of JAX's arrays: it may raise anything
+        return None
+    return None if primitive in primitives_of(program) else program
+
+
+def primitives_of(program: Any) -> set:
+    inner = (jaxpr for e in program.eqns for jaxpr in jaxprs_in_params(e.params))
+    return {e.primitive for e in program.eqns}.union(*map(primitives_of, inner))
 
 
 def still(equation: Equation, inputs: list[Value]) -> list[Value]:

@@ -322,7 +322,7 @@ def _derivative(fun, likes, argnum, pattern, mode, format, check, order) -> Spar
 
 
 def _has_reverse(fun: Callable, likes: tuple, argnum: int) -> bool:
-    """Whether there is a reverse mode: of a loop without end there may be none."""
+    """Whether there is a reverse mode: a rule of the user's, or a kernel, may have none."""
 
     def pulled(*args):
         out, pull = vjp(lambda x: fun(*args[:argnum], x, *args[argnum + 1 :]), args[argnum])

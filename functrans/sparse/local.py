@@ -11,7 +11,8 @@ kind says most of it:
     its transpose   moves elements: sums are transposes of copies, scatter-adds are those of gathers
     by dimensions   a Kronecker product, of a pattern for each dimension: windows, transforms
     contractions    the pairs that meet in the support of the other factor
-    any other       every element of y may read every element of x
+    any other       what its implementation does, if that is a program of such equations; or else
+                    every element of y may read every element of x
 
 An index that is not known may point to any place along the dimensions that it runs over: there the
 elements of x are one class, and all of a class are read where one of them is.
@@ -95,23 +96,22 @@ def times(pattern: Matrix, rows: Matrix, equation: Equation) -> Matrix:
 # ---- the kinds -----------------------------------------------------------------------------------
 
 
-def local(equation: Equation, at: int, inputs: Sequence) -> list[Matrix]:
-    """The pattern of each output in the input `at`.
+def local(equation: Equation, at: int, inputs: Sequence) -> list[Matrix] | None:
+    """The pattern of each output in the input `at`; `None` if the kind does not tell.
 
     Args:
       equation: an equation that is linear in this input.
       at: the position of the input.
       inputs: a `Value` for each input; `now` is computed only if the pattern depends on it.
     """
-    if (declared := PATTERNS.get(equation.primitive)) is not None:
+    primitive = equation.primitive
+    if declared := PATTERNS.get(primitive) or PATTERNS_BY_NAME.get(primitive.name):
         found = declared(equation, at, inputs)
         if found is not None:
             return [found]
     if equation.primitive in RUNS_OVER and any(map(_is_unknown_index, equation.invars, inputs)):
         return [_with_unknown_indices(equation, at, inputs)]
-    found = _moving(equation, at, inputs) or _transposed(equation, at, inputs)
-    size = equation.invars[at].aval.size
-    return found or [dense(v.aval.size, size, equation) for v in equation.outvars]
+    return _moving(equation, at, inputs) or _transposed(equation, at, inputs)
 
 
 def _is_unknown_index(atom: Any, x: Any) -> bool:
@@ -314,6 +314,40 @@ def _dot_general(equation, at, inputs):
     return matrix(y[b, :, n], columns, (y_aval.size, x_aval.size))
 
 
+# y[m,n] = sum over the elements k that are stored, at (m, c), of data[k] w[c,n].
+def _stored_product(equation, at, inputs):
+    (contracted, others), batch = equation.params["dimension_numbers"]
+    shape, (*at_stored, w) = equation.params["lhs_spinfo"].shape, inputs[1:]
+    if any(batch) or any(x.known is None for x in at_stored):
+        return None
+    places = [np.asarray(x.now) for x in at_stored]
+    if len(places) == 2:  # compressed rows
+        counts = np.diff(places[1])
+        columns = places[0][..., : counts.sum()]
+        places = [np.stack([np.repeat(np.arange(counts.size), counts), columns], -1)]
+    (places,) = places
+    if places.ndim != 2 or places.shape[1] != len(shape):  # there are dense or batch dimensions
+        return None
+    stored = np.flatnonzero((places < shape).all(1))  # all others are padding
+    free = [d for d in range(len(shape)) if d not in contracted]
+    m, c = (_raveled(places[stored], shape, dims) for dims in (free, contracted))
+    y, w_free = equation.outvars[0].aval, [d for d in range(len(w.shape)) if d not in others]
+    size = prod(w.shape[d] for d in w_free)
+    rows = np.arange(y.size).reshape(-1, size)[m]
+    if at == 0:
+        return matrix(rows, stored[:, None], (y.size, equation.invars[0].aval.size))
+    read = np.arange(prod(w.shape)).reshape(w.shape).transpose([*others, *w_free])
+    return matrix(rows, read.reshape(-1, size)[c], (y.size, read.size))
+
+
+def _raveled(places: np.ndarray, shape: Sequence[int], dims: Sequence[int]) -> np.ndarray:
+    """The numbers of places in these dimensions."""
+    number = np.zeros(len(places), np.int64)
+    for d in dims:
+        number = number * shape[d] + places[:, d]
+    return number
+
+
 # y[n,o,i] = sum over c and k of x[n,c,q] w[o,c,k], where q depends on i and k: for each offset k a
 # Kronecker product, of the pairs (n,o), (n,c) that meet and of a shift in each spatial dimension.
 def _convolution(equation, at, inputs):
@@ -406,5 +440,6 @@ PATTERNS: dict[Any, Callable] = {
     lax.dot_general_p: _dot_general,
     lax.conv_general_dilated_p: _convolution,
 }
+PATTERNS_BY_NAME = {"bcoo_dot_general": _stored_product, "bcsr_dot_general": _stored_product}
 """A function of the equation, the position of the input and the known values, to the pattern, or
 to `None` where it has nothing to say."""
