@@ -185,7 +185,7 @@ def test_an_initial_value_problem():
     """`odeint` brings an adjoint of its own: to the second order, in reverse over reverse.
 
     Its backward rule chooses its steps by the size of what it integrates, the cotangent; so it is
-    not linear, and has no transpose.
+    not linear, and has no transpose. In forward mode its steps are differentiated.
     """
 
     def final(y, a):
@@ -203,6 +203,29 @@ def test_an_initial_value_problem():
     chex.assert_trees_all_close(ft.jit(second)(*args), want, rtol=1e-4)
     with pytest.raises(TypeError, match="not linear in the cotangent"):
         ft.jacfwd(final)(*args)
+
+    def along(f):
+        return lambda y, a: ft.jvp(f, (y, a), (args[0] + 1, np.asarray(1.0)))[1]
+
+    def forward(f):
+        batch = jax.vmap(along(f), (None, 0))(args[0], np.asarray([0.5, 2.0]))
+        return along(f)(*args), along(along(f))(*args), along(ft.grad(f, 1))(*args), batch
+
+    got, want = jax.jit(lambda: (forward(final), forward(solution)))()
+    chex.assert_trees_all_close(got, want, rtol=1e-4)
+
+
+def test_an_initial_value_problem_without_errors():
+    """The size of a step, which the error decides, is constant to derivatives: the root of an
+    error that is zero has none, and neither has the norm of a state that is zero."""
+
+    def final(y, t):
+        return odeint(lambda y, t: jnp.full_like(y, 2.0), y, t)[-1]
+
+    y, times = np.zeros(2), np.asarray([0.0, 0.5, 1.5])
+    y_dot, times_dot = np.asarray([1.0, 3.0]), np.asarray([0.1, 5.0, 0.4])
+    got = ft.jvp(final, (y, times), (y_dot, times_dot))
+    chex.assert_trees_all_close(got, (np.full(2, 3.0), y_dot + 2 * (0.4 - 0.1)), rtol=1e-9)
 
 
 # A rule of a user's may carry values and tangents through one loop; on a tape that is split.

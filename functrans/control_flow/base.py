@@ -11,7 +11,7 @@ differentiating, or by what depends on what.
 
 A primitive says which programs it carries, and how it is bound again with others.
 
-Read next: `library.py`, functions of JAX with a derivative of their own.
+Read next: `odeint.py`, a solver of JAX in forward mode.
 """
 
 from __future__ import annotations

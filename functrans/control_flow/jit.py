@@ -21,6 +21,7 @@ from jax.extend.core.primitives import jit_p
 from functrans import values
 from functrans.control_flow.base import CallRule
 from functrans.control_flow.library import derivative_of
+from functrans.control_flow.odeint import is_solver, with_fixed_steps
 from functrans.programs.jitted import bind_jit, model_params
 from functrans.programs.replay import replay
 from functrans.rules import call, staging_rule
@@ -46,6 +47,8 @@ class JitRule(CallRule):
 
     def forward(self, primitive, primals, tangents, params):
         own = derivative_of(params)
+        if is_solver(params):
+            params = {**params, "jaxpr": with_fixed_steps(params["jaxpr"])}
         if own is None:
             return super().forward(primitive, primals, tangents, params)
         (y,) = primitive.bind(*primals, **params)

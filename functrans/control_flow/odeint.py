@@ -1,0 +1,103 @@
+"""`jax.experimental.ode.odeint` in forward mode: the derivative of its steps, whose sizes stay.
+
+    y_(n+1) = y_n + h_n phi(y_n, h_n)        =>        y_dot_(n+1) = (1 + h_n d phi) y_dot_n
+
+In reverse mode `odeint` has a rule of its own, which solves the adjoint equation, and which is not
+linear in the cotangent: its steps depend on it.  So its transpose is not to be had.  But the loops
+of the solver have a forward derivative, if the size of a step counts as a constant.  It should: it
+is chosen by the error, whose root has no derivative where the error is zero, and to the solution it
+makes no difference beyond the tolerance (Bock 1981; Hairer, Norsett and Wanner 1993, II.6).
+
+Read next: `library.py`, functions of JAX with a derivative of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax import lax
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.extend.core.primitives import custom_vjp_call_p, scan_p, while_p
+
+from functrans import caches
+from functrans import jaxpr as jx
+from functrans.control_flow.scan import Loop
+from functrans.control_flow.while_loop import Loop as WhileLoop
+from functrans.programs.loops import scan
+from functrans.tracer import stage
+
+# The state of the solver is y, its derivative, the time, the size of the step, the last time, and a
+# polynomial; a loop of steps counts them before all of these.
+STATE, SIZE = 6, 3
+
+
+def is_solver(params: dict) -> bool:
+    """Whether a compiled function is `odeint`, as it was called."""
+    program = params["jaxpr"]
+    calls = (e for e in program.jaxpr.eqns if e.primitive is custom_vjp_call_p)
+    is_named = params["name"] == "_odeint_wrapper"
+    return is_named and any(
+        _of_solver(e) for call in calls for e in call.params["call_jaxpr"].jaxpr.eqns
+    )
+
+
+def _of_solver(equation: JaxprEqn) -> bool:
+    """Whether an equation loops over the times at which the solution is wanted."""
+    if equation.primitive is not scan_p or Loop.of(equation.params).carry != STATE:
+        return False
+    return any(map(_of_steps, equation.params["jaxpr"].jaxpr.eqns))
+
+
+def _of_steps(equation: JaxprEqn) -> bool:
+    return equation.primitive is while_p and len(equation.outvars) == STATE + 1
+
+
+@caches.by_program
+def with_fixed_steps(program: ClosedJaxpr) -> ClosedJaxpr:
+    """The program of the solver itself, in which the size of a step has no derivative."""
+    info = program.jaxpr.debug_info
+    return stage(lambda *xs: (_evaluate(program, xs), None), program.in_avals, info)[0]
+
+
+def _evaluate(program: ClosedJaxpr, inputs: Sequence) -> list:
+    known = jx.environment(program, inputs)
+
+    def read(atom: jx.Atom) -> Any:
+        return atom.val if isinstance(atom, Literal) else known[atom]
+
+    for equation in program.jaxpr.eqns:
+        outs = _meet(equation, [read(atom) for atom in equation.invars])
+        known.update(zip(equation.outvars, outs, strict=True))
+    return [read(atom) for atom in program.jaxpr.outvars]
+
+
+def _meet(equation: JaxprEqn, xs: list) -> list:
+    if equation.primitive is custom_vjp_call_p:
+        return _evaluate(equation.params["call_jaxpr"], xs)
+    if _of_solver(equation):
+        times = Loop.of(equation.params)
+        consts, state, steps = times.parts(xs)
+
+        def until(c, x):
+            outs = _evaluate(times.program, [*consts, *c, *x])
+            return outs[:STATE], outs[STATE:]
+
+        state, ys = scan(until, _fixed(state, SIZE), steps, **times.options)
+        return [*state, *ys]
+    if _of_steps(equation):
+        loop = WhileLoop.of(equation.params)
+        asked, consts, state = loop.parts(xs)
+
+        def step(consts, c):
+            return _fixed(jx.evaluate(loop.body, *consts, *c), SIZE + 1)
+
+        def goes_on(asked, c):
+            return jx.evaluate(loop.condition, *asked, *c)
+
+        return loop.bind(goes_on, step, asked, consts, state)
+    return jx.bind(equation, xs)
+
+
+def _fixed(state: list, at: int) -> list:
+    return [lax.stop_gradient(x) if i == at else x for i, x in enumerate(state)]
