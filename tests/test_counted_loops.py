@@ -195,11 +195,11 @@ def test_gradients_of_batches() -> None:
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_no_nan_from_beyond_the_end(order: int) -> None:
-    """At the end of each loop its step divides by zero, and another one goes on."""
+    """Where a loop ends, its step takes the logarithm of zero, and another one goes on."""
 
     def run(k, x):
         def step(c):
-            return c - 1.0 + 0.0 * jnp.sqrt(c) * k
+            return c - 1.0 + 0.0 * k * jnp.log(c)
 
         return lax.while_loop(lambda c: c > 0.0, step, x)
 
@@ -639,6 +639,14 @@ def test_the_option_belongs_to_a_derivative_or_to_a_loop() -> None:
         assert kept(said) == kept(lambda x: said(x)) == [16]
         with ft.carries_kept(8):
             assert kept(said) == [16]
+    program = ft.make_jaxpr(jax.jit(fun))(1.0)  # written where nothing is said
+
+    def again(x):
+        return jax.core.eval_jaxpr(program.jaxpr, program.consts, x)[0]
+
+    assert kept_in(ft.make_jaxpr(ft.grad(again))(1.0).jaxpr) == [64]
+    with ft.carries_kept(8):
+        assert kept_in(ft.make_jaxpr(ft.grad(again))(1.0).jaxpr) == [8]
 
 
 def test_what_it_refuses() -> None:

@@ -64,6 +64,16 @@ def fori_loop(w, x):
 
 
 @program
+def loop_until(w, x):
+    """Of which JAX has no reverse mode."""
+    return lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, jnp.sin(s[1] @ w)), (0, x))[1]
+
+
+FOR_JAX = {loop_until: fori_loop}
+"""What JAX differentiates in their place."""
+
+
+@program
 def where(w, x):
     return jnp.where(x > 0.3, x @ w, 0.0), jnp.where(x > 0.3, x, x @ w)
 
@@ -159,7 +169,8 @@ def derivatives(ad: Any, fun: Callable, w: Any, x: Any) -> dict:
 def complaints(name: str, w: Any, x: Any) -> list[str]:
     """Where functrans and JAX give other numbers, or other types."""
     fun, said = PROGRAMS[name], []
-    got, want = jax.jit(lambda w, x: [derivatives(ad, fun, w, x) for ad in (ft, jax)])(w, x)
+    both = (ft, fun), (jax, FOR_JAX.get(fun, fun))
+    got, want = jax.jit(lambda w, x: [derivatives(*each, w, x) for each in both])(w, x)
     for transform in want:
         pairs = jax.tree.leaves(got[transform]), jax.tree.leaves(want[transform])
         for a, b in zip(*pairs, strict=True):
@@ -168,6 +179,28 @@ def complaints(name: str, w: Any, x: Any) -> list[str]:
             elif not np.allclose(a, b, rtol=1e-9, atol=1e-9):
                 said.append(f"{transform}: {a} for {b}")
     return said
+
+
+def own_ends(w: Any, x: Any) -> list[str]:
+    """A loop that takes other numbers of steps on other devices, and goes back as many."""
+
+    def grown(w, x):
+        end = lax.while_loop(lambda c: jnp.sum(c) < 30.0, lambda c: 1.5 * c + jnp.sin(c @ w), x)
+        return jnp.sum(end**2)[None]
+
+    def total(w, x):
+        rows = PartitionSpec("d")
+        specs = {"in_specs": (PartitionSpec(), rows), "out_specs": rows}
+        return jnp.sum(jax.shard_map(grown, **specs)(w, x))
+
+    got = jax.jit(ft.grad(total, 1))(w, x)
+    rows = [ft.grad(lambda x: grown(w, x)[0])(part) for part in np.split(np.asarray(x), 4)]
+    said = [] if np.allclose(got, np.concatenate(rows), rtol=1e-9) else [str(got)]
+    try:
+        jax.jit(ft.grad(total))(w, x)
+    except NotImplementedError as error:
+        return said if "pcast" in str(error) and "grown" in str(error) else [str(error)]
+    return [*said, "the sum over devices in each step was not refused"]
 
 
 def on_four_devices() -> dict[str, list[str]]:
@@ -184,6 +217,7 @@ def on_four_devices() -> dict[str, list[str]]:
                 found[name] = complaints(name, w, x)
             except Exception as error:
                 found[name] = [f"{type(error).__name__}: {str(error)[:300]}"]
+        found["each device its own end"] = own_ends(w, x)
         ways = {"eager": lambda f: f, "ft.jit": ft.jit}  # and not within `jax.jit`
         for name, way in ways.items():
             got = way(ft.grad(loss(carry_that_moves_later), (0, 1)))(w, x)
@@ -205,7 +239,7 @@ def found() -> dict[str, list[str]]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", [*PROGRAMS, "eager", "ft.jit"])
+@pytest.mark.parametrize("name", [*PROGRAMS, "eager", "ft.jit", "each device its own end"])
 def test_types_and_values_are_those_of_jax(name: str, found: dict[str, list[str]]) -> None:
     assert found[name] == []
 
