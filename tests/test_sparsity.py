@@ -247,6 +247,9 @@ UNIONS: dict[str, tuple[Callable, Any, Any]] = {
     "an unknown place": (
         lambda x: lax.dynamic_slice(x.reshape(2, 4), (jnp.argmax(x) % 2, 1), (1, 2)), EIGHT,
         np.eye(4)[1:3] @ np.tile(np.eye(4), 2)),
+    "an unknown place in a line": (
+        lambda x: lax.dynamic_slice(x, (jnp.argmax(x),), (6,)), EIGHT,
+        sum(np.eye(6, 8, k) for k in range(3))),
     "an unknown place is written": (
         lambda x: lax.dynamic_update_slice(
             x.reshape(2, 4), x[:1].reshape(1, 1), (1, jnp.argmax(x) % 4)), EIGHT,

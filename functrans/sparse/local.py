@@ -193,7 +193,7 @@ def _of_scatter(equation, inputs):
     return equation.params["dimension_numbers"].scatter_dims_to_operand_dims
 
 
-READS: dict[Any, Callable] = {lax.dynamic_slice_p: _of_starts(1), lax.gather_p: _of_gather}
+READS: dict[Any, Callable] = {lax.gather_p: _of_gather}
 WRITES: dict[Any, Callable] = {
     lax.dynamic_update_slice_p: _of_starts(2),
     lax.scatter_p: _of_scatter,
@@ -282,6 +282,21 @@ def _reduce_window(equation, at, inputs):
 def _select_and_scatter(equation, at, inputs):
     of_reading = _windows(equation.invars[at].aval, equation.outvars[0].aval, equation.params)
     return of_reading.T.tocsr()
+
+
+# In each dimension y_i reads x_(start + i), where 0 <= start <= x_size - y_size.
+def _dynamic_slice(equation, at, inputs):
+    (x, *_), y = equation.invars, equation.outvars[0]
+    factors = []
+    for start, x_size, y_size in zip(inputs[1:], x.aval.shape, y.aval.shape, strict=True):
+        last = x_size - y_size
+        starts = range(last + 1)
+        if start.known is not None:
+            starts = [int(np.clip(start.now, 0, last))]
+        check_size(y_size * len(starts), equation)
+        factors.append(window(y_size, x_size, starts))
+    check_size(prod(factor.nnz for factor in factors), equation)
+    return kronecker(factors)
 
 
 # ---- contractions --------------------------------------------------------------------------------
@@ -438,6 +453,7 @@ PATTERNS: dict[Any, Callable] = {
     lax.select_and_gather_add_p: _reduce_window,
     lax.select_and_scatter_add_p: _select_and_scatter,
     lax.dot_general_p: _dot_general,
+    lax.dynamic_slice_p: _dynamic_slice,
     lax.conv_general_dilated_p: _convolution,
 }
 PATTERNS_BY_NAME = {"bcoo_dot_general": _stored_product, "bcsr_dot_general": _stored_product}
