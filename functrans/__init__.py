@@ -12,7 +12,7 @@ Read next: `values.py`, if you mean to read every file; or `tracer.py`, for the 
 """
 
 # In teaching order.
-from functrans import control_flow, derivatives, foreign, staging  # noqa: F401  they declare rules
+from functrans import derivatives, control_flow, foreign, staging  # noqa: F401  they declare rules
 from functrans import rules
 from functrans.transforms import jvp, vjp, linearize, linear_transpose, grad, value_and_grad
 from functrans.jacobians import jacfwd, jacrev, jacobian, hessian, hvp

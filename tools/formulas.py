@@ -350,7 +350,9 @@ CONTROL_FLOW = {
     "cond": "`y = f_i(x)`: `y_dot = J f_i(x) x_dot`, `x_bar = J f_i(x)^T y_bar`",
     "scan": "a loop over pairs, `(c, c_dot), (x, x_dot) -> (c', c_dot'), (y, y_dot)`; "
     "the transpose runs backwards",
-    "while": "`(c, c_dot) = (f(c), J f(c) c_dot)` while `g(c)`; none in reverse",
+    "while": "`(c, c_dot) = (f(c), J f(c) c_dot)` while `g(c)`; linearized, `counted_loop`",
+    "counted_loop": "functrans's own: a loop whose steps are counted; transposed, `reversed_loop`",
+    "reversed_loop": "functrans's own: `x_t_bar = (J f(c_t))^T x_(t+1)_bar`, the last step first",
     "custom_linear_solve": SOLVED,
     "hessenberg": "that of the loop `A -> H_k^H A H_k`, `H_k = 1 - tau_k v_k v_k^H`, in which "
     "`v_k` and `tau_k` are functions of column `k`",
