@@ -19,6 +19,7 @@ from jax import lax
 from jax.extend.core import jaxprs_in_params
 
 import functrans as ft
+from functrans.jaxpr import evaluate
 from functrans.programs import revolve
 from functrans.testing import DIFFERENCES, cross_check
 
@@ -642,7 +643,7 @@ def test_the_option_belongs_to_a_derivative_or_to_a_loop() -> None:
     program = ft.make_jaxpr(jax.jit(fun))(1.0)  # written where nothing is said
 
     def again(x):
-        return jax.core.eval_jaxpr(program.jaxpr, program.consts, x)[0]
+        return evaluate(program, x)[0]
 
     assert kept_in(ft.make_jaxpr(ft.grad(again))(1.0).jaxpr) == [64]
     with ft.carries_kept(8):
