@@ -53,7 +53,9 @@ class Budget:
 BUDGETS = (
     # Compiled programs.
     Budget("run grad", 0.85, workload="transformer-6"),
-    Budget("run grad", 0.85, workload="lstm"),
+    Budget("run grad", 0.6, workload="three-layers-scan"),
+    Budget("run grad", 0.95, workload="transformer-12-scan"),
+    Budget("run grad", 0.6, workload="lstm"),
     Budget("run grad", 0.4, workload="adbench-gmm"),
     Budget("run jacfwd", 0.4, workload="matvec-10000"),  # the mode that JAX does well
     Budget("run jacrev", 1 / 100, workload="matvec-10000"),
@@ -69,6 +71,9 @@ BUDGETS = (
     Budget("memory grad", 70 * 64 * 64 * 4, workload="until-product", figure=OWN),  # 70 carries
     Budget("memory grad", 70 * 64 * 64 * 4, workload="until-cheap", figure=OWN),
     Budget("run *", 1.03),
+    Budget("memory grad", 0.35, workload="three-layers-scan"),
+    Budget("memory grad", 0.45, workload="transformer-12-scan"),
+    Budget("memory grad", 0.8, workload="lstm"),
     Budget("memory *", 1.0),
     Budget("operations grad / f", 4.0, figure=OWN),  # the cheap gradient
     Budget("operations derivatives", 1.1),
@@ -90,6 +95,7 @@ BUDGETS = (
     Budget("call * vs * of jit", 1 / 70, workload="scalar"),
     Budget("call * vs * of jit", 1 / 15, workload="perceptron"),
     Budget("call * vs jit of *", 1.1),
+    Budget("residuals of vjp of jit", 0.5),
     Budget("vjp of jit", 0.4),
     Budget("pullback of jit", 0.4),
     Budget("eager grad", 0.25),

@@ -317,6 +317,14 @@ def jitted_calls(subject: Subject) -> Iterator[Row]:
     yield subject.row("pullback of jit", "s", *medians(alternate(jobs)))
 
 
+def residuals(subject: Subject) -> Iterator[Row]:
+    """What a compiled function hands to its pullback."""
+    fun, args = subject.problem.fun, (subject.problem.x, *subject.problem.data)
+    kept = [jax.tree.leaves(ad.vjp(ad.jit(fun), *args)[1]) for ad in (jax, ft)]
+    figures = pair(*(float(sum(leaf.nbytes for leaf in leaves)) for leaves in kept))
+    yield subject.row("residuals of vjp of jit", "B", figures)
+
+
 def eager(subject: Subject) -> Iterator[Row]:
     """Differentiate a function that nothing compiles, one operation after the other."""
     fun, args = subject.problem.fun, (subject.problem.x, *subject.problem.data)
@@ -380,6 +388,8 @@ def steps(workload: Workload) -> dict[str, Callable[[Subject], Iterator[Row]]]:
         found["calls"] = jitted_calls
     if workload.has_strong_zeros:
         found["strong zeros"] = strong_zeros
+    if workload.hands_over:
+        found["residuals"] = residuals
     if workload.is_eager:
         found["eager"] = eager
     if workload.sparse:

@@ -47,6 +47,34 @@ def perceptron(widths: tuple[int, ...], batch: int) -> Problem:
     return Problem(perceptron_loss, params, (x, y))
 
 
+def network_loss(params: list, x: Any) -> Any:
+    for weight, bias in params:
+        x = jax.nn.gelu(x @ weight + bias)
+    return jnp.mean(x**2)
+
+
+def network(width: int, layers: int, batch: int) -> Problem:
+    """Layers with a `gelu`, of which JAX keeps several arrays each."""
+    rng = random()
+    params = [(dense(rng, width, width), np.zeros(width)) for _ in range(layers)]
+    return Problem(network_loss, params, (rng.normal(size=(batch, width)),))
+
+
+def three_layers(width: int, batch: int, steps: int) -> Problem:
+    """A loop over three residual layers: three products, and much between them."""
+    rng = random()
+
+    def loss(weight: Any, x: Any) -> Any:
+        def step(c, _):
+            for _ in range(3):
+                c = jnp.tanh(jnp.sin(c) @ weight + c / 2) * jax.nn.gelu(c) + c
+            return jnp.sin(c), None
+
+        return jnp.mean(lax.scan(step, x, None, length=steps)[0] ** 2)
+
+    return Problem(loss, dense(rng, width, width), (rng.normal(size=(batch, width)),))
+
+
 # ---- transformer ---------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ class Workload:
     kinds: tuple[str, ...] = OF_SCALARS
     has_calls: bool = False  # transforms of the jitted function are called
     has_strong_zeros: bool = False  # the gradient is run with strong zeros as well
+    hands_over: bool = False  # the residuals between `vjp(jit(f))` and its pullback are counted
     is_eager: bool = False  # the gradient is computed without `jit`, too
     is_plain: bool = False  # the function takes `np`: other libraries can run it
     is_batched: bool = False  # the derivative is taken for each entry of a batch, by `jax.vmap`
@@ -58,6 +59,10 @@ WORKLOADS = (
     Workload("perceptron-50", models.perceptron, {"widths": (64,) * 51, "batch": 32},
              {"widths": (3,) * 5, "batch": 2},
              is_eager=True, is_plain=True),
+    Workload("network-gelu", models.network, {"width": 64, "layers": 4, "batch": 512},
+             {"width": 3, "layers": 2, "batch": 2}, kinds=("grad",), hands_over=True),
+    Workload("three-layers-scan", models.three_layers, {"width": 64, "batch": 64, "steps": 200},
+             {"width": 3, "batch": 2, "steps": 3}, kinds=("grad", "hvp")),
     Workload("transformer-6", models.transformer,
              {"layers": 6, "scanned": False, **TRANSFORMER}, {"layers": 1, **SMALL_TRANSFORMER},
              has_strong_zeros=True, compilations=3),

@@ -18,6 +18,7 @@ Read next: `reverse.py`, which reads the linear jaxpr backwards.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -52,20 +53,26 @@ class Linearized(NamedTuple):
     moved: Flags
 
 
-def linearized_program(operation: Operation, moving: Flags) -> Linearized:
+def linearized_program(operation: Operation, moving: Flags, apart: bool = False) -> Linearized:
     """The meaning of one equation, in two programs."""
-    info = jx.debug_info("rule", operation.primitive.bind)
-    return _staged(lambda trace, *pair: trace.ask(operation, *pair), operation.avals, moving, info)
+    info, avals = jx.debug_info("rule", operation.primitive.bind), operation.avals
+    return _staged(lambda trace, *pair: trace.ask(operation, *pair), avals, moving, info, apart)
+
+
+_linearized_apart = functools.partial(linearized_program, apart=True)
 
 
 class LinearizeTrace(ForwardTrace):
     """Gives each operation its pair; the work on tangents is written down on a tape."""
 
-    program_of = staticmethod(linearized_program)
-
     def __init__(self, tape: RecordingTrace):
         super().__init__(tape.parent)
         self.tape, self.dot_sink = tape, Writing(tape)
+
+    def apply(self, operation, xs, moving, x_dots):
+        is_apart = self.tape.apart and rule_of(operation.primitive).carried
+        self.program_of = _linearized_apart if is_apart else linearized_program
+        return super().apply(operation, xs, moving, x_dots)
 
     def ask(self, operation, primals, tangents):
         primitive, params = operation.primitive, operation.params
@@ -89,22 +96,22 @@ class LinearizeTrace(ForwardTrace):
 
 
 def linearize(
-    fun: Callable, primals: Sequence, moving: Sequence[bool]
+    fun: Callable, primals: Sequence, moving: Sequence[bool], apart: bool = False
 ) -> tuple[list, list, LinearProgram]:
     """Run a function of a flat list that returns two, its outputs and `aux`.
 
     Each input with the flag `moving` gets a tangent, which is an input of the linear program.
+    `apart` says that the linear program is compiled by itself.
 
     Returns the outputs, `aux`, and the linear program.
     """
-    info = jx.debug_info("linearize", fun)
     run = jx.within("jvp", lambda trace, *pair: trace.run_function(fun, *pair))
-    return _record(run, primals, moving, info)
+    return _record(run, primals, moving, jx.debug_info("linearize", fun), apart)
 
 
-def _record(run: Callable, primals: Sequence, moving: Sequence[bool], info: Any) -> tuple:
+def _record(run: Callable, primals: Sequence, moving: Sequence[bool], info: Any, apart: bool):
     """`run(trace, primals, tangents) -> (ys, y_dots, aux)`, with a tape for the tangents."""
-    tape, avals = RecordingTrace(jx.current_trace()), [values.typeof(x) for x in primals]
+    tape, avals = RecordingTrace(jx.current_trace(), apart), [values.typeof(x) for x in primals]
     try:
         new = [tape.new_input(values.tangent_aval(aval)) for aval in values.pick(avals, moving)]
         tangents = values.with_zeros(new, moving, avals)
@@ -118,20 +125,20 @@ def _record(run: Callable, primals: Sequence, moving: Sequence[bool], info: Any)
 
 
 @caches.by_program
-def linearize_jaxpr(program: ClosedJaxpr, moving: Flags) -> Linearized:
+def linearize_jaxpr(program: ClosedJaxpr, moving: Flags, apart: bool = False) -> Linearized:
     """Split a jaxpr in two: `x -> (y, residuals)` and `(residuals, x_dot) -> y_dot`."""
 
     def walk(trace, primals, tangents):
         return trace.run_jaxpr(program, primals, tangents)
 
-    return _staged(walk, program.in_avals, moving, program.jaxpr.debug_info)
+    return _staged(walk, program.in_avals, moving, program.jaxpr.debug_info, apart)
 
 
-def _staged(run: Callable, avals: Sequence, moving: Flags, info: Any) -> Linearized:
+def _staged(run: Callable, avals: Sequence, moving: Flags, info: Any, apart: bool) -> Linearized:
     """The two programs of a function of a trace, primals and tangents."""
 
     def primal(*primals):
-        ys, _, linear = _record(lambda *args: (*run(*args), []), primals, moving, info)
+        ys, _, linear = _record(lambda *args: (*run(*args), []), primals, moving, info, apart)
         return [*ys, *linear.residuals], linear
 
     first, linear = stage(primal, avals, info)

@@ -154,14 +154,14 @@ class RecordingTrace(StagingTrace):
 
     If only some results of an equation depend on the tape, as of a loop that carries a counter
     beside a tangent, its rule splits it in two. So each equation of a tape is linear in what the
-    tape owns.
+    tape owns. `apart` says that what is recorded is compiled by itself: it is handed arrays.
     """
 
     writes_everything = False
 
-    def __init__(self, parent: Any):
+    def __init__(self, parent: Any, apart: bool = False):
         super().__init__()
-        self.parent = parent
+        self.parent, self.apart = parent, apart or type(parent) is jx.EvalTrace
         self.scope = source_info_util.current_name_stack()
 
     def atom(self, x, aval=None):

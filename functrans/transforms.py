@@ -127,7 +127,8 @@ def _linear_part(linearized: Callable, kind: type[LinearFunction], spec: Spec) -
 def _linear_function(
     name: str, fun: Callable, primals: Sequence, has_aux: bool, kind: type[LinearFunction]
 ) -> tuple:
-    at = transformed_at_primals(fun, _linearize, name=name, has_aux=has_aux, kind=kind)
+    settings = {"name": name, "has_aux": has_aux, "kind": kind, "apart": isinstance(fun, Jitted)}
+    at = transformed_at_primals(fun, _linearize, **settings)
     out, linear, *aux = at(*primals)
     # Keep the compiled linear part with the function, as its other transforms are kept.
     spec, jitted = linear.spec, isinstance(at, Jitted)
@@ -135,14 +136,14 @@ def _linear_function(
     return out, kind(linear.residuals, spec, compiled), *aux
 
 
-def _linearize(fun: Callable, name: str, has_aux: bool, kind: type) -> Callable:
+def _linearize(fun: Callable, name: str, has_aux: bool, kind: type, apart=False) -> Callable:
     def linearize_at(*primals):
         leaves, in_tree = tree.flatten(primals)
         types = checks.types(name, leaves, lambda: arguments(fun, enumerate(primals)))
         in_avals = [*map(values.tangent_aval, types)]
         moving = tuple(map(values.is_differentiable, in_avals))
         flat = Flat(fun, in_tree, has_aux)
-        outs, aux, (jaxpr, residuals, moved) = linearize_flat(flat, leaves, moving)
+        outs, aux, (jaxpr, residuals, moved) = linearize_flat(flat, leaves, moving, apart)
         out_avals = [values.tangent_aval(jax.typeof(x)) for x in outs]
         spec = Spec(jaxpr, moving, moved, in_tree, flat.out_tree, in_avals, out_avals)
         return flat.result(outs, kind(residuals, spec), aux)

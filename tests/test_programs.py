@@ -28,7 +28,7 @@ from functrans.linearize import linearize_jaxpr
 from functrans.programs import halves
 from functrans.programs.bases import first_products
 from functrans.programs.broadcasts import broadcast_last
-from functrans.programs.halves import Address, divided, hoist, located, postpone
+from functrans.programs.halves import Address, divided, hoist, located
 from functrans.programs.live import any_input, depends, giving, live, live_and_free, reached, settle
 from functrans.programs.outputs import new_outputs
 from functrans.programs.sums import sums_after
@@ -522,80 +522,6 @@ def test_what_has_an_effect_is_not_hoisted() -> None:
     close(jx.evaluate(moved.first, X, Y), [Y, X + 1, np.sin(X + 1)])
 
 
-def test_what_arithmetic_makes_of_others_is_postponed() -> None:
-    """Of `s = sin(x)` the second half reads `s` and `s (1 - s)`: `s` is stacked."""
-
-    def first(c, x):
-        s = lax.sin(x)
-        slope = lax.mul(s, lax.sub(1.0, s))
-        return lax.add(c, s), s, slope, lax.mul(slope, 3.0), lax.cos(slope)
-
-    half = of_a_step(first, 1, 1, 0, Y, X)
-    later, made_of, moved = postpone(half, 1)
-    assert moved.addresses == [
-        Address("fresh", 0), Address("later", 0), Address("later", 1), Address("fresh", 1)
-    ]  # fmt: skip
-    # `cos(slope)` is not arithmetic, so it is stacked, and the slope is needed in both halves.
-    assert made_of == [Address("fresh", 0)]
-    assert names_of(later) == ["sub", "mul", "mul"]
-    s = np.sin(X)
-    slope = s * (1 - s)
-    close(jx.evaluate(moved.first, Y, X), [Y + s, s, np.cos(slope)])
-    close(jx.evaluate(later, s), [slope, 3 * slope])
-
-
-def test_nothing_is_computed_twice() -> None:
-    def first(c, x):
-        a = lax.sin(x)
-        b = lax.mul(a, a)
-        return lax.add(c, b), b, lax.mul(b, 2.0), lax.neg(lax.mul(a, x))
-
-    half = of_a_step(first, 1, 1, 0, Y, X)
-    later, _, moved = postpone(half, 1)
-    # The carry needs `b` in the loop already, so it is stacked rather than made again.
-    assert moved.addresses == [Address("fresh", 0), Address("later", 0), Address("fresh", 1)]
-    both = sorted([*names_of(moved.first), *names_of(later)])
-    assert both == sorted(names_of(half.first))
-    a = np.sin(X)
-    close(jx.evaluate(moved.first, Y, X), [Y + a * a, a * a, -a * X])
-    close(jx.evaluate(later, a * a), [2 * a * a])
-
-
-def test_of_several_cheap_functions_of_one_value_the_value_is_stacked() -> None:
-    """What the loop computes anyway is made again, for fewer arrays."""
-
-    def first(c, x):
-        z = lax.sin(x)
-        y = lax.tanh(z)
-        return lax.add(c, y), y, lax.exp(lax.neg(lax.abs(z)))
-
-    half = of_a_step(first, 1, 1, 0, Y, X)
-    later, made_of, moved = postpone(half, 1)
-    assert moved.addresses == [Address("later", 0), Address("later", 1)]
-    assert made_of == [Address("fresh", 0)]
-    assert sorted(names_of(later)) == ["abs", "exp", "neg", "tanh"]
-    z = np.sin(X)
-    close(jx.evaluate(moved.first, Y, X), [Y + np.tanh(z), z])
-    close(jx.evaluate(later, z), [np.tanh(z), np.exp(-np.abs(z))])
-
-
-def test_what_is_stacked_anyway_serves_what_is_postponed() -> None:
-    """An output of the steps, and an input that the second half reads."""
-
-    def first(c, x):
-        y = lax.sin(x)
-        return c, y, x, lax.mul(y, x), lax.sub(lax.mul(y, y), x)
-
-    half = of_a_step(first, 2, 1, 0, Y, X)
-    later, made_of, moved = postpone(half, 1)
-    assert moved.addresses == [Address("in", 1), Address("later", 0), Address("later", 1)]
-    assert moved.fresh == []
-    assert set(made_of) == {Address("out", 1), Address("in", 1)}
-    at_hand = {Address("out", 1): np.sin(X), Address("in", 1): X}
-    made = jx.evaluate(later, *[address.read(at_hand) for address in made_of])
-    close(made, [np.sin(X) * X, np.sin(X) ** 2 - X])
-
-
 class Rotated(NamedTuple):
     """What is derived, and which of three carries moves after the step."""
 
@@ -642,12 +568,12 @@ def test_sums_of_products_are_made_after_the_loop() -> None:
             lax.mul(c, k),  # no product
             product(lax.cos(c), c),  # of a factor for which there is no memory left
             lax.add(c, x),
-            lax.mul(z, z),
+            lax.mul(z, lax.concatenate([c] * 4, 1)),
         )
 
     k, carries, xs, zs = random(2, 5), random(4, 2, 5), random(4, 2, 5), random(4, 2, 20)
     program = staged(body, k, carries[0], xs[0], zs[0])
-    sums = sums_after(program, ["const", "carry", "step", "step"], 5)
+    sums = sums_after(program, ["const", "carry", "step", "step"], 5, 4)
     assert sums.stay == [True, False, False, True, True]
     assert sums.pick_stay("abcde") == ["a", "d", "e"]
     steps = [(carries[i], xs[i], zs[i]) for i in range(4)]
@@ -661,6 +587,36 @@ def test_sums_of_products_are_made_after_the_loop() -> None:
     close(sums.later(stacked), [sum(column) for column in list(zip(*want, strict=True))[1:3]])
 
 
+def test_sums_of_blocks() -> None:
+    """Where the factors of all steps are larger than what is stacked, a block of them is made."""
+
+    def body(c, x):
+        return product(c, lax.sin(c)), lax.mul(lax.cos(c), jnp.broadcast_to(x, c.shape))
+
+    program = staged(body, random(3, 40), random(1, 40)[0])
+    start, xs = random(3, 40), random(48, 40)
+    sums = sums_after(program, ["carry", "step"], 1, 48)
+    # A product has 1,600 entries, and its factors 240: five steps would be too short a block.
+    assert sums.block == 48
+    assert sums.stay == [True]
+    narrow = staged(body, random(1, 40), random(1, 40)[0])
+    sums = sums_after(narrow, ["carry", "step"], 1, 48)
+    assert sums.block == 16  # of 20 that there might be, as it divides 48
+    assert sums.stay == [False]
+    start = start[:1]
+
+    def step(state, x):
+        after, *factors = jx.evaluate(sums.body, state, x)
+        return after, ([], factors)
+
+    options = {"length": 48, "reverse": False, "unroll": 1}
+    last, _, (total,) = sums.scan(step, start, xs, options)
+    c, want = start, 0.0
+    for x in xs:
+        want, c = want + c.T @ np.sin(c), np.cos(c) * x
+    close([last, total], [c, want])
+
+
 def test_a_sum_whose_factors_are_larger_than_it_stays() -> None:
     """Though there is memory for them, beside what else is stacked."""
 
@@ -669,7 +625,7 @@ def test_a_sum_whose_factors_are_larger_than_it_stays() -> None:
 
     tall = random(20, 3)
     program = staged(body, tall, tall, random(60, 3))
-    sums = sums_after(program, ["carry", "step", "step"], 1)
+    sums = sums_after(program, ["carry", "step", "step"], 1, 4)
     assert sums.stay == [True]
     assert sums.products == []
     assert names_of(sums.body) == names_of(program)
@@ -810,7 +766,7 @@ def test_both_halves_of_two_branches() -> None:
         for d in derived
     ]  # fmt: skip
     dot = jax.typeof(X)
-    cut = base._cut(parts, [dot])
+    cut = base.sharing_slots(parts, [dot])
     for programs in (cut.first, cut.second):
         assert len({(*map(str, p.in_avals), *map(str, p.out_avals)) for p in programs}) == 1
     assert {address.kind for address in cut.read} <= {"in", "out"}

@@ -74,6 +74,10 @@ class CallRule(Rule):
         first, *others = self.bodies(params)
         return derivation(first, tuple(map(weakref.ref, others)), *key)
 
+    def halves(self, params: dict, moving: Flags) -> Cut:
+        """The halves of the derivative."""
+        return self.derive(params, linearized_bodies, moving)
+
     def forward(self, primitive, primals, tangents, params):
         dots = tangents[self.head :]
         moving = values.moving(dots)
@@ -88,7 +92,7 @@ class CallRule(Rule):
     def linearize(self, primitive, primals, tangents, params):
         dots = tangents[self.head :]
         moving = values.moving(dots)
-        cut = self.derive(params, linearized_bodies, moving)
+        cut = self.halves(params, moving)
         known = [*primals[self.head :]], [True] * len(moving), [True] * len(cut.moved)
         linear = values.pick(dots, moving), moving, cut.moved
         both = params, self.derived(params)
@@ -197,8 +201,7 @@ def linearized_bodies(first: ClosedJaxpr, others: tuple, moving: Flags) -> Cut:
         located(primal, giving_zeros(linear, 0, own, moved, avals), moved, len(moved))
         for primal, linear, own in derived
     ]
-    dot_avals = [values.tangent_aval(aval) for aval in values.pick(first.in_avals, moving)]
-    return _cut(halves, dot_avals)
+    return sharing_slots(halves, tangent_avals(first, moving))
 
 
 @caches.by_program
@@ -209,7 +212,7 @@ def divided_bodies(first: ClosedJaxpr, others: tuple, linear: Flags) -> Cut:
     parts = [divided(body, linear, moved) for body in bodies]
     count = len(moved) - sum(moved)
     halves = [located(one, two, moved, count) for one, two, _ in parts]
-    return _cut(halves, values.pick(first.in_avals, linear))
+    return sharing_slots(halves, values.pick(first.in_avals, linear))
 
 
 @caches.by_program
@@ -218,6 +221,11 @@ def trimmed_bodies(first: ClosedJaxpr, others: tuple, outputs: Flags) -> Derived
     shorter = [reading(body, outputs) for body in together(first, others)]
     read = either([flags for _, flags in shorter])
     return Derived(tuple([taking(program, read) for program, _ in shorter]), read)
+
+
+def tangent_avals(program: ClosedJaxpr, moving: Flags) -> list:
+    """The types of the tangents of those inputs that move."""
+    return [values.tangent_aval(aval) for aval in values.pick(program.in_avals, moving)]
 
 
 def together(first: ClosedJaxpr, others: tuple) -> list[ClosedJaxpr]:
@@ -244,7 +252,7 @@ def giving_zeros(
     return stage(written_out, program.in_avals, program.jaxpr.debug_info)[0]
 
 
-def _cut(halves: Sequence[Halves], linear_avals: Sequence) -> Cut:
+def sharing_slots(halves: Sequence[Halves], linear_avals: Sequence) -> Cut:
     """The halves as programs that take and give the same types."""
     slots, locations = _share([half.fresh for half in halves])
     read = sorted({s for half in halves for s in half.addresses if s.kind in ("in", "out")})

@@ -12,19 +12,27 @@ Read next: `cond.py`, one of several functions.
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
-import jax
+from jax.extend.core import ClosedJaxpr
 from jax.extend.core.primitives import jit_p
 
-from functrans import values
-from functrans.control_flow.base import CallRule
+from functrans import caches, values
+from functrans import jaxpr as jx
+from functrans.control_flow.base import (
+    CallRule,
+    Cut,
+    linearized_bodies,
+    sharing_slots,
+    tangent_avals,
+)
 from functrans.control_flow.library import derivative_of
 from functrans.control_flow.odeint import is_solver, with_fixed_steps
-from functrans.programs.jitted import bind_jit, model_params
+from functrans.linearize import linearize_jaxpr
+from functrans.programs.cuts import SHARED, Prices, cut
+from functrans.programs.halves import located
+from functrans.programs.jitted import bind_jit, says_nothing
 from functrans.programs.replay import replay
 from functrans.rules import call, staging_rule
+from functrans.values import Flags
 
 
 class JitRule(CallRule):
@@ -58,6 +66,20 @@ class JitRule(CallRule):
         how = super().linearize if derivative_of(params) is None else self.forward
         return how(primitive, primals, tangents, params)
 
+    def halves(self, params, moving):
+        """Between two programs that XLA does not see together, as little as can be passes."""
+        is_apart = jx.current_trace().apart and not is_inlined(params)
+        return self.derive(params, _apart if is_apart else linearized_bodies, moving)
+
+
+@caches.by_program
+def _apart(program: ClosedJaxpr, _: tuple, moving: Flags) -> Cut:
+    primal, linear, moved = linearize_jaxpr(program, moving)
+    # The arrays that come in and go out may be kept by others too.
+    prices = Prices((SHARED,) * len(program.in_avals), (SHARED,) * len(moved))
+    half = located(*cut(primal, linear, prices), moved, len(moved))
+    return sharing_slots([half], tangent_avals(program, moving))
+
 
 def inlined(trace, primitive, inputs, params):
     """Write the equations of a small call that asks for it; on a tape a call stays one equation, so
@@ -70,18 +92,7 @@ def inlined(trace, primitive, inputs, params):
 def is_inlined(params: dict) -> bool:
     """Whether the call asks for it, and says nothing of where its inputs and outputs are."""
     inline = getattr(params["inline"], "value", params["inline"]) in (True, "jax_early")
-    return inline and _said(params) <= _unsaid(jax.sharding.get_abstract_mesh())
-
-
-def _said(params: dict) -> set:
-    """What the call says of its inputs and outputs: each sharding and each layout."""
-    shardings = params["in_shardings"], params["out_shardings"]
-    return {*shardings[0], *shardings[1], *params["in_layouts"], *params["out_layouts"]}
-
-
-@functools.lru_cache(maxsize=16)
-def _unsaid(mesh: Any) -> set:
-    return _said(model_params(mesh))
+    return inline and says_nothing(params)
 
 
 call(jit_p, JitRule())

@@ -29,13 +29,13 @@ from functrans.control_flow.kept import keeps_few, linear_scan
 from functrans.control_flow.steps import by_halves
 from functrans.forward import jvp_jaxpr
 from functrans.linearize import linearize_jaxpr
+from functrans.programs.cuts import FIXED, STACKED, THERE, Prices, cut
 from functrans.programs.halves import (
     Halves,
     divided,
     hoist,
     located,
     numbered,
-    postpone,
     reached_outputs,
 )
 from functrans.programs.live import settle, trimmed_step
@@ -97,10 +97,14 @@ def halves_of_step(
 ) -> Halves:
     """Both halves of a body with `outs` known results.
 
-    The second loop cannot read the carry of the first, only what the first has stacked.
+    The second loop cannot read the carry of the first, only what the first has stacked: the least
+    that it can make its residuals of.
     """
-    inputs = [not consts <= i < consts + carry for i in range(len(first.in_avals))]
-    return located(first, second, moved, outs, inputs, [i >= carry for i in range(outs)])
+    kinds = [FIXED] * consts + [STACKED] * carry
+    kinds += [THERE] * (len(first.in_avals) - len(kinds))
+    prices = Prices(tuple(kinds), (*[STACKED] * carry, *[THERE] * (outs - carry)))
+    halves = cut(first, second, prices)
+    return located(*halves, moved, outs, *([price < STACKED for price in part] for part in prices))
 
 
 def two_loops(half: Halves, known: Any, linear: Any, finish: Callable, options: dict) -> tuple:
@@ -116,7 +120,6 @@ def two_loops(half: Halves, known: Any, linear: Any, finish: Callable, options: 
     (consts, carry, xs), (linear_consts, linear_carry, linear_xs) = known, linear
     outer, half = hoist(half, len(consts))
     size = len(carry)
-    later, made_of, half = postpone(half, size)
 
     def body(c, x):
         outs = evaluate(half.first, *consts, *c, *x)
@@ -126,13 +129,11 @@ def two_loops(half: Halves, known: Any, linear: Any, finish: Callable, options: 
     fixed = numbered("in", consts) | numbered("outer", evaluate(outer, *consts))
     steps = numbered("fresh", stacked) | numbered("in", xs, len(consts) + size)
     steps |= numbered("out", ys, size)
-    read = [address for address in steps if address in half.addresses or address in made_of]
+    read = [address for address in steps if address in half.addresses]
 
     def linear_body(c, step):
         x, stacked = step
         at_hand = fixed | dict(zip(read, stacked, strict=True))
-        made = evaluate(later, *(address.read(at_hand) for address in made_of))
-        at_hand |= numbered("later", made)
         residuals = [address.read(at_hand) for address in half.addresses]
         return finish(evaluate(half.second, *residuals, *linear_consts, *c, *x))
 
@@ -211,8 +212,8 @@ class ScanRule(Rule):
         known_xs, _ = values.part(xs, flags[2])
         y_bars = present(y_bars)
         kinds = ["const"] * len(fixed) + ["step"] * len(known_xs)
-        kinds += ["carry"] * loop.carry + ["step"] * len(y_bars)
-        sums = sums_after(program, kinds, sum(k_moved))
+        kinds += ["carry"] * loop.carry + ["bar"] * len(y_bars)
+        sums = sums_after(program, kinds, sum(k_moved), loop.options["length"])
         rest_avals = values.pick(loop.program.in_avals, in_body)[in_consts:]
 
         def body(state, step):
@@ -222,13 +223,12 @@ class ScanRule(Rule):
             x_bars = [*map(values.instantiate, values.with_zeros(outs, rest_moved, rest_avals))]
             return (x_bars[: loop.carry], k_bars), (x_bars[loop.carry :], list(outs))
 
-        # Then loop backwards.
+        # Then loop backwards. Last put the cotangents in the order of the inputs.
         summed = [values.tangent_aval(k.aval) for k in values.pick(k_symbols, k_moved)]
         starts = [*map(values.instantiate, c_bars)], [*map(values.zeros, sums.pick_stay(summed))]
         options = loop.options | {"reverse": not loop.options["reverse"]}
-        (c_bar, k_bars), (x_bars, new) = scan(body, starts, (known_xs, y_bars), **options)
-        # Last put the cotangents in the order of the inputs.
-        k_bars = values.merge(sums.later([*known_xs, *y_bars, *new]), k_bars, sums.stay)
+        (c_bar, k_bars), x_bars, later = sums.scan(body, starts, (known_xs, y_bars), options)
+        k_bars = values.merge(later, k_bars, sums.stay)
         k_bars = values.with_zeros(k_bars, k_moved, [k.aval for k in k_symbols])
         c_bars = [bar if flag else None for bar, flag in zip(c_bar, flags[1], strict=True)]
         return [

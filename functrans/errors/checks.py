@@ -176,10 +176,8 @@ def linear_input(call: LinearCall, in_tree: Any, avals: Sequence, given: Any) ->
             f"{compared(in_tree, given_tree)}{hint}"
         )
     # As in JAX, a pullback does not look at what is given for an integer output.
-    ignored = [call is PULLBACK and aval.dtype == float0 for aval in avals]
-    leaves = [
-        Zero(aval) if ignore else x for aval, x, ignore in zip(avals, leaves, ignored, strict=True)
-    ]
+    pairs = zip(avals, leaves, strict=True)
+    leaves = [Zero(a) if call is PULLBACK and a.dtype == float0 else x for a, x in pairs]
     error = call.type_error
     return _typed(f"{call.name}: {call.argument}", avals, leaves, given, error, error)
 
@@ -197,15 +195,12 @@ def _typed(
         label = [label for label, _ in structures.leaves(what, given)][i]
         error = dtype_error if got.dtype != aval.dtype else shape_error
         raise error(wording.wrong_type(label, aval, got))
-    return [
-        Zero(aval) if aval.dtype == float0 else x for aval, x in zip(avals, leaves, strict=True)
-    ]
+    return [Zero(a) if a.dtype == float0 else x for a, x in zip(avals, leaves, strict=True)]
 
 
 def linear_types(avals: Sequence) -> None:
-    for kind in (np.inexact, np.integer):
-        if all(issubdtype(aval.dtype, kind) for aval in avals):
-            return
+    if any(all(issubdtype(a.dtype, kind) for a in avals) for kind in (np.inexact, np.integer)):
+        return
     got = ", ".join(aval.str_short() for aval in avals)
     raise TypeError(
         "linear_transpose needs inputs and outputs that are all of a floating-point or complex "

@@ -87,7 +87,7 @@ def saved_residuals(fun: Callable, *args: Any, **kwargs: Any) -> Residuals:
 
     program, _ = stage(flat, avals, jx.debug_info("saved_residuals", fun))
     moving = tuple(map(values.is_differentiable, avals))
-    first, _, moved = linearize_jaxpr(program, moving)
+    first, _, moved = linearize_jaxpr(program, moving, True)
     jaxpr = inlined(first).jaxpr
     origins = {
         var: f"the argument {jax.tree_util.keystr(path[1:])} of {jx.name_of(fun)}"

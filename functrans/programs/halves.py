@@ -4,20 +4,17 @@
 
 A residual that is an input, an output or a constant is at hand anyway, so it is not *fresh*: no
 loop stacks it a second time, and no branch hands it over.  What need not be done in each step of a
-loop is done before it (`hoist`), and what need not be stacked is made again (`postpone`).
+loop is done before it (`hoist`).
 
-Read next: `sums.py`, what is done after a loop.
+Read next: `cuts.py`, where to cut so that the least passes.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jax import lax
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, set_current_trace
-from jax.extend.core.primitives import custom_jvp_call_p
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, set_current_trace
 
 from functrans import caches, values
 from functrans import jaxpr as jx
@@ -25,18 +22,13 @@ from functrans.programs.live import depends, giving, live, reached
 from functrans.tracer import RecordingTrace, stage
 from functrans.values import Flags
 
-ARITHMETIC = (lax.add_p, lax.sub_p, lax.mul_p, lax.neg_p, lax.square_p, lax.integer_pow_p)
-# Together with these: what is cheaper to compute twice than to stack and to read again.
-FUNCTIONS = (lax.abs_p, lax.min_p, lax.exp_p, lax.tanh_p, lax.logistic_p, lax.stop_gradient_p)
-CHEAP = (*ARITHMETIC, *FUNCTIONS)
-
 
 class Address(NamedTuple):
     """Where the second half finds a residual."""
 
     kind: str
-    """`in`, `out` or `fresh`, of the first half; `outer`, before the loop; `later`, made again; or
-    `value`, a constant."""
+    """`in`, `out` or `fresh`, of the first half; `outer`, before the loop; or `value`, a
+    constant."""
     at: Any
     """Its number among those of its kind; of a constant, the value."""
 
@@ -163,12 +155,9 @@ def hoist(half: Halves, consts: int) -> tuple[ClosedJaxpr, Halves]:
     halves in which their addresses are `outer`.
     """
     jaxpr, count = half.first.jaxpr, half.count
-    changing = reached(jaxpr.eqns, jaxpr.invars[consts:])
-    # What has an effect stays in the loop, and so does what is made of it.
-    effects = [v for e in jaxpr.eqns if e.effects for v in e.outvars]
-    changing |= reached(jaxpr.eqns, effects)
+    varying = changing(jaxpr, jaxpr.invars[consts:])
     ys, fresh = jaxpr.outvars[:count], jaxpr.outvars[count:]
-    stays = [var in changing for var in fresh]
+    stays = [var in varying for var in fresh]
     hoisted, kept = values.part(fresh, stays)
     equations = [e for e in jaxpr.eqns if not e.effects]
     outer = jx.closed(
@@ -181,76 +170,14 @@ def hoist(half: Halves, consts: int) -> tuple[ClosedJaxpr, Halves]:
     )
     moved = dict(zip(hoisted, numbered("outer", hoisted), strict=True))
     moved |= dict(zip(kept, numbered("fresh", kept), strict=True))
-    return outer, _without(half, [*ys, *kept], moved)
-
-
-def _without(half: Halves, outputs: list, moved: dict[Var, Address]) -> Halves:
-    """The halves of which the first gives fewer residuals, and where the second finds each."""
-    fresh = half.first.jaxpr.outvars[half.count :]
     addresses = [moved[fresh[s.at]] if s.kind == "fresh" else s for s in half.addresses]
-    return half._replace(first=giving(half.first, outputs), addresses=addresses)
+    return outer, half._replace(first=giving(half.first, [*ys, *kept]), addresses=addresses)
 
 
-def postpone(half: Halves, carry: int) -> tuple[ClosedJaxpr, list[Address], Halves]:
-    """What a loop need not stack: what only the second half reads, and can make of what it has.
+def changing(jaxpr: Jaxpr, inputs: Sequence[Var]) -> set[Var]:
+    """The variables that may differ between the steps of a loop, in which these inputs do.
 
-    Of `s = square(x)` the second half may read `s` and `1 - s`; it is given `s` alone. Nothing is
-    computed twice, as the first half then does without. So it is with arithmetic alone. But of
-    `y = tanh(x)` it reads `y` and `1 / cosh(x)^2`, and is given `x`: of several cheap functions of
-    one value, the value is stacked.
-
-    Returns the program that makes such residuals, the addresses of its inputs, and the halves in
-    which the addresses of its results are `later`. `carry` is the number of results of the first
-    half that are not stacked.
+    What has an effect stays in the loop, and so does what is made of it.
     """
-    jaxpr, count = half.first.jaxpr, half.count
-    ys, fresh = jaxpr.outvars[:count], jaxpr.outvars[count:]
-    read = [
-        Address("in", i) for i in range(len(jaxpr.invars)) if Address("in", i) in half.addresses
-    ]
-    found: dict[Any, Address] = {jaxpr.invars[address.at]: address for address in read}
-    found |= {y: Address("out", i) for i, y in enumerate(ys) if i >= carry and isinstance(y, Var)}
-    needed = {var for equation in live(jaxpr.eqns, ys) for var in equation.outvars}
-    made: dict[Any, JaxprEqn] = {
-        equation.outvars[0]: equation
-        for equation in jaxpr.eqns
-        if equation.primitive in ARITHMETIC and needed.isdisjoint(equation.outvars)
-    }
-    # A residual is at hand: it is stacked, or made as well.
-    at_hand, can_be_made = {*found, *fresh}, set()
-    for var, equation in made.items():
-        if all(isinstance(a, Literal) or a in at_hand for a in equation.invars):
-            at_hand.add(var)
-            can_be_made.add(var)
-    kept: list[Any] = [var for var in fresh if var not in can_be_made]
-    origin = origins(jaxpr.eqns)
-    counts = Counter(origin.get(var, var) for var in kept)
-    kept = list(dict.fromkeys(x if counts[x := origin.get(var, var)] > 1 else var for var in kept))
-    found |= dict(zip(kept, numbered("fresh", kept), strict=True))
-    later: list[Any] = [var for var in fresh if var not in found]
-    makers = {*made, *origin} - found.keys()
-    equations = live([e for e in jaxpr.eqns if not makers.isdisjoint(e.outvars)], later)
-    own = {equation.outvars[0] for equation in equations}
-    leaves = {
-        a: found[a] for e in equations for a in e.invars if isinstance(a, Var) and a not in own
-    }
-    program = jx.closed(list(leaves), later, equations, jaxpr.debug_info)
-    moved = found | dict(zip(later, numbered("later", later), strict=True))
-    return program, list(leaves.values()), _without(half, [*ys, *kept], moved)
-
-
-def origins(equations: Sequence[JaxprEqn]) -> dict[Any, Any]:
-    """For each cheap function of a single value, that value; the functions may be composed."""
-    found: dict[Any, Any] = {}
-    for equation in equations:
-        of = {found.get(atom, atom) for atom in equation.invars if isinstance(atom, Var)}
-        if len(of) == 1 and is_cheap(equation):
-            found[equation.outvars[0]] = of.pop()
-    return found
-
-
-def is_cheap(equation: JaxprEqn) -> bool:
-    """A slope may be a function with a derivative of its own (`derivatives/elementwise.py`)."""
-    if equation.primitive is custom_jvp_call_p:
-        return all(map(is_cheap, equation.params["call_jaxpr"].eqns))
-    return equation.primitive in CHEAP
+    effects = [v for e in jaxpr.eqns if e.effects for v in e.outvars]
+    return reached(jaxpr.eqns, [*inputs, *effects])

@@ -93,3 +93,19 @@ def model_params(mesh: Any) -> dict:
     del mesh  # the params name the mesh in whose context they were made
     with jax.disable_jit(False):
         return dict(jax.make_jaxpr(jax.jit(jnp.negative))(1.0).eqns[0].params)
+
+
+def says_nothing(params: dict) -> bool:
+    """Whether a `jit` equation leaves open where its inputs and outputs are."""
+    return _said(params) <= _unsaid(jax.sharding.get_abstract_mesh())
+
+
+def _said(params: dict) -> set:
+    """What the call says of its inputs and outputs: each sharding and each layout."""
+    shardings = params["in_shardings"], params["out_shardings"]
+    return {*shardings[0], *shardings[1], *params["in_layouts"], *params["out_layouts"]}
+
+
+@functools.lru_cache(maxsize=16)
+def _unsaid(mesh: Any) -> set:
+    return _said(model_params(mesh))

@@ -10,11 +10,11 @@ Read next: `outputs.py`, results that are not copied.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
 from functrans import caches
 from functrans import jaxpr as jx
@@ -60,3 +60,34 @@ def _replay_each(trace: StagingTrace, program: ClosedJaxpr, args: Sequence[Any])
             outs = [trace.value(atom, source) for atom in outputs]
         values.update(zip(equation.outvars, outs, strict=True))
     return [read(atom) for atom in program.jaxpr.outvars]
+
+
+def opened(program: ClosedJaxpr, opens: Callable[[JaxprEqn], bool]) -> ClosedJaxpr:
+    """The program with the equations of those calls of functions that `opens` says."""
+    if not any(map(opens, program.jaxpr.eqns)):
+        return program
+
+    def open_each(*tracers):
+        trace = jx.current_trace()
+        atoms = _open_each(Writing(trace), program, [*map(trace.atom, tracers)], opens)
+        return [*map(trace.value, atoms)], None
+
+    return stage(open_each, program.in_avals, program.jaxpr.debug_info)[0]
+
+
+def _open_each(sink: Writing, program: ClosedJaxpr, inputs: Sequence, opens: Callable) -> list:
+    known = jx.environment(program, inputs)
+    known |= zip(program.jaxpr.constvars, map(sink.enter, program.consts), strict=True)
+
+    def read(atom):
+        return atom if isinstance(atom, Literal) else known[atom]
+
+    for equation in program.jaxpr.eqns:
+        given = [*map(read, equation.invars)]
+        if opens(equation):
+            with jx.in_place_of(equation):
+                outs = _open_each(sink, equation.params["jaxpr"], given, opens)
+        else:
+            outs = sink.bind(equation, given)
+        known.update(zip(equation.outvars, outs, strict=True))
+    return [*map(read, program.jaxpr.outvars)]

@@ -10,16 +10,20 @@ Read next: `places.py`, sums in a few places.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
+from jax.extend.core.primitives import remat_p
 
 from functrans import jaxpr as jx
 from functrans import values
+from functrans.programs.cuts import is_opened, size
 from functrans.programs.live import giving, live, reached
+from functrans.programs.loops import scan
+from functrans.programs.replay import opened
 from functrans.rules import RULES
 
 
@@ -34,51 +38,166 @@ class Sums(NamedTuple):
     """Each with the positions of its factors among what is stacked."""
     after: ClosedJaxpr
     """From the sums of the products to the sums that do not stay."""
+    block: int
+    """How many steps there are between two of such sums."""
 
     def pick_stay(self, xs: Iterable) -> list:
         """Those, of something for each sum, of the sums that stay."""
         return values.pick(xs, self.stay)
 
     def later(self, stacked: Sequence) -> list:
-        """The sums that do not stay, from what was stacked before the loop and in it."""
-        sums = [sum_of_products(e, stacked[i], stacked[j]) for e, i, j in self.products]
-        return jx.evaluate(self.after, *sums)
+        """The sums that do not stay, over the steps of a block, from what was stacked in it."""
+        products = [sum_of_products(e, stacked[i], stacked[j]) for e, i, j in self.products]
+        return jx.evaluate(self.after, *products)
+
+    def scan(self, body: Callable, start: Any, steps: Any, options: dict) -> tuple:
+        """Loop over the steps, in blocks.
+
+        Args:
+          body: gives the next state, and a pair: its other results, and the factors.
+
+        Returns:
+          The last state, the other results, and the sums that do not stay.
+        """
+        length, reverse = options["length"], options["reverse"]
+
+        def block(state, steps):
+            state, (outs, new) = scan(body, state, steps, **options | {"length": self.block})
+            return state, outs, self.later([*jax.tree.leaves(steps), *new])
+
+        def next_block(pair, steps):
+            (state, sums) = pair
+            state, outs, more = block(state, steps)
+            return (state, [*map(values.add, sums, more)]), outs
+
+        if self.block == length:
+            return block(start, steps)
+        zeros, count = [*map(values.zeros, self.after.out_avals)], length // self.block
+        blocks = jax.tree.map(lambda x: lax.reshape(x, (count, self.block, *x.shape[1:])), steps)
+        (state, sums), outs = scan(
+            next_block, (start, zeros), blocks, length=count, reverse=reverse
+        )
+        return state, jax.tree.map(lambda x: lax.reshape(x, (length, *x.shape[2:])), outs), sums
 
 
-def sums_after(program: ClosedJaxpr, kinds: Sequence[str], sums: int) -> Sums:
+def sums_after(program: ClosedJaxpr, kinds: Sequence[str], sums: int, length: int) -> Sums:
     """Take those of the sums over a loop's steps that are sums of products out of the loop.
 
     One large product is faster than many small ones, but its factors have to be stacked. Those that
     are not yet stacked must be smaller than the product, which the loop would read and write in
-    each step, and all of them together at most half of what is stacked anyway.
+    each step. If they are larger than half of what the steps read, of which a loop would stack all
+    that it does not make again, the loop runs in blocks, each of so many steps that its factors are
+    as large as the products; or, if these were but few, some of the sums stay.
 
     Args:
       program: the body; its first results, `sums` of them, are to be summed.
-      kinds: for each input of the body `"const"`, `"carry"`, or `"step"` if it is stacked.
+      kinds: for each input of the body `"const"`; `"step"` for a value that is stacked, `"bar"` for
+        a cotangent that is; or `"carry"`, which is a cotangent too.
+      length: the number of steps.
     """
+    if sums:
+        program = exposed(opened(program, is_opened), [kind != "const" for kind in kinds])
     jaxpr = program.jaxpr
-    stacked = [var for var, kind in zip(jaxpr.invars, kinds, strict=True) if kind == "step"]
-    seeds = [var for var, kind in zip(jaxpr.invars, kinds, strict=True) if kind != "const"]
-
-    products = _sums_of_products(jaxpr.eqns, reached(jaxpr.eqns, seeds))
-    positions = {var: i for i, var in enumerate(stacked)}
-    free, taken, stay = _size(stacked) / 2, {}, []
-    for total in jaxpr.outvars[:sums]:
-        terms = products.get(total, {}) if isinstance(total, Var) else {}
-        new = dict.fromkeys(a for e in terms.values() for a in e.invars if a not in stacked)
-        more = [var for var in new if var not in positions]
-        stays = not terms or _size(new) > _size([total]) or _size(more) > free
-        stay.append(stays)
-        if not stays:
-            taken |= terms
-            positions |= {var: len(positions) + i for i, var in enumerate(more)}
-            free -= _size(more)
+    of_kind: dict[str, list[Var]] = {"const": [], "step": [], "carry": [], "bar": []}
+    for var, kind in zip(jaxpr.invars, kinds, strict=True):
+        of_kind[kind].append(var)
+    stacked, bars = [*of_kind["step"], *of_kind["bar"]], [*of_kind["carry"], *of_kind["bar"]]
+    varying, linear = (reached(jaxpr.eqns, xs) for xs in ([*stacked, *bars], bars))
+    products = _sums_of_products(jaxpr.eqns, varying)
+    read = {
+        a
+        for e in jaxpr.eqns
+        if not linear.isdisjoint(e.outvars)
+        for a in e.invars
+        if isinstance(a, Var)
+    }
+    half = (_size(read & varying - linear) + _size(of_kind["bar"])) / 2
+    totals = [(total, products.get(total, {})) for total in jaxpr.outvars[:sums]]
+    taken, new, stay = _taken(totals, stacked, math.inf)
+    block = length
+    if _size(new) > half:
+        gone = _size(total for (total, _), stays in zip(totals, stay, strict=True) if not stays)
+        block = _divisor(length, gone / _size(new))
+    if block < min(length, SHORT):
+        (taken, new, stay), block = _taken(totals, stacked, half), length
+    positions = {var: i for i, var in enumerate([*stacked, *new])}
     gone, kept = values.part(jaxpr.outvars[:sums], stay)
-    body = giving(program, [*kept, *jaxpr.outvars[sums:], *list(positions)[len(stacked) :]])
+    body = giving(program, [*kept, *jaxpr.outvars[sums:], *new])
     rest = [e for e in jaxpr.eqns if not e.effects and taken.keys().isdisjoint(e.outvars)]
     after = jx.closed(list(taken), gone, live(rest, gone), jaxpr.debug_info)
     products = [(e, positions[e.invars[0]], positions[e.invars[1]]) for e in taken.values()]
-    return Sums(body, stay, products, after)
+    return Sums(body, stay, products, after, block)
+
+
+SHORT = 8  # so few steps are not worth a block
+
+
+def _taken(totals: Sequence[tuple], stacked: Sequence, free: float) -> tuple[dict, list, list]:
+    """The products that are made later, the factors that are to be stacked for them, in `free`
+    bytes; and for each sum whether it stays."""
+    taken, new, stay = {}, [], []
+    for total, terms in totals:
+        factors = dict.fromkeys(a for e in terms.values() for a in e.invars if a not in stacked)
+        more = [var for var in factors if var not in new]
+        stay.append(not terms or _size(factors) > _size([total]) or _size(more) > free)
+        if not stay[-1]:
+            taken |= terms
+            new += more
+            free -= _size(more)
+    return taken, new, stay
+
+
+def _divisor(number: int, limit: float) -> int:
+    """The largest divisor that is at most `limit`."""
+    return max(d for d in range(1, 1 + max(1, int(min(number, limit)))) if number % d == 0)
+
+
+def exposed(program: ClosedJaxpr, changing: Sequence[bool]) -> ClosedJaxpr:
+    """The program in which a checkpoint gives the factors, where it gave a sum of products.
+
+    Args:
+      changing: which inputs are not the same in each step.
+    """
+    jaxpr = program.jaxpr
+    if not any(e.primitive is remat_p for e in jaxpr.eqns):
+        return program
+    found = reached(jaxpr.eqns, values.pick(jaxpr.invars, changing))
+    equations = [new for e in jaxpr.eqns for new in _exposed(e, found)]
+    info, consts = jaxpr.debug_info, program.consts
+    return jx.closed(jaxpr.invars, jaxpr.outvars, equations, info, jaxpr.constvars, consts)
+
+
+def _exposed(equation: JaxprEqn, changing: Container) -> list[JaxprEqn]:
+    """A checkpoint, and after it what makes the sums of products."""
+    if equation.primitive is not remat_p:
+        return [equation]
+    flags = [isinstance(a, Var) and a in changing for a in equation.invars]
+    body = exposed(opened(jx.closed_of(equation.params["jaxpr"]), is_opened), flags)
+    jaxpr = body.jaxpr
+    found = _sums_of_products(jaxpr.eqns, reached(jaxpr.eqns, values.pick(jaxpr.invars, flags)))
+    if body.consts or found.keys().isdisjoint(a for a in jaxpr.outvars if isinstance(a, Var)):
+        return [equation]
+    is_sum = [isinstance(a, Var) and a in found for a in jaxpr.outvars]
+    is_sum = [s and jaxpr.outvars.count(a) == 1 for s, a in zip(is_sum, jaxpr.outvars, strict=True)]
+    (kept, sums), (rest, outs) = (
+        values.part(atoms, is_sum) for atoms in (jaxpr.outvars, equation.outvars)
+    )
+    after = live([e for e in jaxpr.eqns if found.keys() >= {*e.outvars}], sums)
+    made = {v: Var(v.aval) for e in after for v in e.outvars} | dict(zip(sums, outs, strict=True))
+    given = dict(zip(jaxpr.invars, equation.invars, strict=True))
+    factors = dict.fromkeys(a for e in after for a in e.invars if a not in {**given, **made})
+    new = {v: Var(v.aval) for v in factors}
+    renamed = given | made | new
+    params = equation.params | {"jaxpr": giving(body, [*kept, *factors]).jaxpr}
+    source, context = equation.source_info, equation.ctx
+    outputs, effects = [*rest, *new.values()], equation.effects
+    call = JaxprEqn(equation.invars, outputs, remat_p, params, effects, source, context)
+
+    def renaming(atoms: Sequence) -> list:
+        return [renamed[a] for a in atoms]
+
+    tail = [jx.copied(e, renaming(e.invars), renaming(e.outvars), source, e.ctx) for e in after]
+    return [call, *tail]
 
 
 def _sums_of_products(equations: Sequence[JaxprEqn], changing: set[Var]) -> dict[Any, dict]:
@@ -128,4 +247,4 @@ def _is_linear(equation: JaxprEqn) -> bool:
 
 def _size(variables: Iterable) -> int:
     """In bytes."""
-    return sum(var.aval.size * var.aval.dtype.itemsize for var in variables)
+    return sum(map(size, variables))

@@ -1,0 +1,231 @@
+"""Where to cut a program in two so that the least passes: a minimum cut.
+
+    x -> (y, r),  (r, x_dot) -> y_dot      becomes      x -> (y, s),  (g(s), x_dot) -> y_dot
+
+The second half reads `r`; it is given `s` and makes `r = g(s)` again, by equations of the first
+half that are cheap.  Among all such `s` the one is chosen for which
+
+    sum of keep(v) over v in s   +   sum of work(v) over what is made again
+
+is least.  Let each variable be an edge of capacity `keep(v)`, which leads on to what is made of it;
+let a source flow into what must be kept if it is read (inputs, results of products, ...), and with
+`work(v)` into all else, and let what the second half reads flow into a sink.  Then the sum is the
+capacity of a cut between the two, and the least is the greatest flow (L. R. Ford and D. R.
+Fulkerson, Maximal flow through a network, Canadian Journal of Mathematics 8, 1956).  The edges of
+the cut are `s`.  The same is done with graphs of PyTorch by H. He and S. Yu, Transcending
+runtime-memory tradeoffs in checkpointing by being fusion aware, MLSys 2023.
+
+Read next: `sums.py`, what is done after a loop.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from weakref import ref
+
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var, jaxprs_in_params
+from jax.extend.core.primitives import jit_p
+
+from functrans import caches
+from functrans import jaxpr as jx
+from functrans.programs.halves import changing
+from functrans.programs.jitted import says_nothing
+from functrans.programs.live import giving, live
+from functrans.programs.replay import opened
+
+
+def _named(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+# What may be done again, by what it costs. This is done in passing, with what reads its result:
+IN_PASSING = _named("""
+    abs add add_any and bitcast_convert_type broadcast_in_dim ceil clamp clz complex concatenate
+    convert_element_type copy div dynamic_slice empty eq eq_to floor ge gt imag integer_pow iota
+    is_finite le le_to lt lt_to max min mul name ne neg not or pad population_count pvary real
+    reduce_precision reshape rev round select_n shift_left shift_right_arithmetic
+    shift_right_logical sign slice split square squeeze stack stop_gradient sub tile transpose
+    unstack xor
+""")
+# This takes a while for each number that it gives:
+FUNCTIONS = _named("""
+    acos acosh asin asinh atan atan2 atanh cbrt cos cosh erf erfc exp exp2 expm1 gather log log1p
+    logistic pow rem rsqrt sin sinh sqrt tan tanh
+""")
+# And this reads much for the little that it gives:
+REDUCTIONS = _named("""
+    argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor
+""")
+# A call costs what is done inside.
+CALLS = _named("call closed_call cond custom_jvp_call custom_vjp_call jit")
+
+
+def work(equation: JaxprEqn) -> int | None:
+    """What it costs to do an equation again; `None` if it is not to be done again.
+
+    The unit is an eighth of what it costs to keep a byte for later, to write and to read it.  A
+    function of numbers of 4 bytes costs half of what it would cost to keep them; one of numbers of
+    8 bytes, half as many of which are computed at a time, and in more steps, as much.
+    """
+    name = equation.primitive.name
+    if equation.effects:
+        return None
+    if name in CALLS:
+        inner = [work(e) for program in jaxprs_in_params(equation.params) for e in program.eqns]
+        return None if None in inner else sum(filter(None, inner))
+    if name in FUNCTIONS:
+        avals: list[Any] = [variable.aval for variable in equation.outvars]
+        return sum(_size(aval) * aval.dtype.itemsize for aval in avals)
+    if name in REDUCTIONS:
+        return sum(map(size, equation.invars))
+    return 0 if name in IN_PASSING else None
+
+
+def size(atom: Any) -> int:
+    """In bytes; of what is no array, nothing."""
+    return _size(atom.aval)
+
+
+@functools.lru_cache(maxsize=4096)
+def _size(aval: Any) -> int:
+    return aval.size * aval.dtype.itemsize if hasattr(aval, "dtype") else 0
+
+
+FIXED, THERE, SHARED, STACKED = 0, 2, 7, 8
+"""What it costs to keep a byte: of what is the same in each step of a loop; of what is there, and
+is only to be read; of what others may keep too; and of all else."""
+
+
+class Prices(NamedTuple):
+    """Such a price for each input and each result of the first half."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def cut(first: ClosedJaxpr, second: ClosedJaxpr, prices: Prices) -> tuple[ClosedJaxpr, ClosedJaxpr]:
+    """Cut two halves elsewhere, so that the least passes.
+
+    Args:
+      first: `x -> (y, r)`.
+      second: `(r, x_dot) -> y_dot`.
+      prices: those of `x` and `y`.
+
+    Returns:
+      `x -> (y, s)`, and `(s, x_dot) -> y_dot`.
+    """
+    return _elsewhere(first, ref(second), prices) or (first, second)
+
+
+@caches.by_program
+def _elsewhere(first: ClosedJaxpr, second: Callable, prices: Prices) -> tuple | None:
+    """What `cut` returns, or `None` if the halves are to stay as they are."""
+    first, count = opened(first, is_opened), len(prices.outputs)
+    jaxpr, whole, consts = first.jaxpr, second().jaxpr, second().consts
+    residuals = jaxpr.outvars[count:]
+    read = [var for var in dict.fromkeys(residuals) if isinstance(var, Var)]
+    kept = least(jaxpr, read, prices)
+    if {*kept} == {*read}:
+        return None
+    equations = [_without(e, {*kept}) for e in jaxpr.eqns if work(e) is not None]
+    again = live(equations, [var for var in read if var not in {*kept}])
+    given, rest = whole.invars[: len(residuals)], whole.invars[len(residuals) :]
+    made = dict(zip(given, residuals, strict=True))
+
+    def renamed(atoms: Sequence) -> list:
+        return [made.get(a, a) if isinstance(a, Var) else a for a in atoms]
+
+    equations = [
+        jx.copied(e, renamed(e.invars), e.outvars, e.source_info, e.ctx) for e in whole.eqns
+    ]
+    inputs, outputs, equations = [*kept, *rest], renamed(whole.outvars), [*again, *equations]
+    thinner = jx.closed(inputs, outputs, equations, whole.debug_info, whole.constvars, consts)
+    return giving(first, [*jaxpr.outvars[:count], *kept]), thinner
+
+
+def is_opened(equation: JaxprEqn) -> bool:
+    """Whether a call is to be looked into: one of a function that is not cheap as a whole."""
+    is_call = equation.primitive is jit_p and work(equation) is None
+    return is_call and says_nothing(equation.params)
+
+
+def _without(equation: JaxprEqn, kept: set) -> JaxprEqn:
+    """The equation, whose results have other names where they are kept."""
+    if kept.isdisjoint(equation.outvars):
+        return equation
+    outs = [Var(v.aval) if v in kept else v for v in equation.outvars]
+    return jx.copied(equation, equation.invars, outs, equation.source_info, equation.ctx)
+
+
+# ---- the network ---------------------------------------------------------------------------------
+
+SOURCE, SINK = 0, 1
+UNBOUNDED, LARGEST = 2**31 - 1, 2**30  # one capacity, and a sum of others: SciPy's have 32 bits
+
+
+def least(jaxpr: Jaxpr, read: Sequence[Var], prices: Prices) -> list[Var]:
+    """The variables to keep so that those in `read` can be made again, at the least cost."""
+    makers = {var: equation for equation in jaxpr.eqns for var in equation.outvars}
+    if all(work(makers[var]) is None for var in read if var in makers):
+        return [*read]
+    needed = {v for e in live(jaxpr.eqns, jaxpr.outvars[: len(prices.outputs)]) for v in e.outvars}
+    price = _pricing(jaxpr, prices)
+    # A variable is an edge from the node n, of its value, to the node n + 1, of what is made of it.
+    node: dict[Var, int] = {var: 2 * i + 2 for i, var in enumerate(read)}
+    edges: dict[tuple[int, int], int | None] = {(n + 1, SINK): None for n in node.values()}
+    for equation in reversed(jaxpr.eqns):
+        outs = [var for var in equation.outvars if var in node]
+        cost = work(equation) if outs else None
+        given = [a for a in equation.invars if isinstance(a, Var)] if cost is not None else []
+        for var in given:
+            node.setdefault(var, 2 * len(node) + 2)
+        for var in outs:
+            edges |= {(node[a] + 1, node[var]): None for a in given}
+            # What the first half then does without is not done twice.
+            edges[SOURCE, node[var]] = 0 if cost is not None and var not in needed else cost
+    for var, n in node.items():
+        edges[n, n + 1] = price(var, makers.get(var))
+        if var not in makers:
+            edges[SOURCE, n] = None
+    side = sink_side(edges)
+    return [var for var, n in node.items() if n + 1 in side and n not in side]
+
+
+def sink_side(edges: dict[tuple[int, int], int | None]) -> set[int]:
+    """The nodes on the sink's side of a minimum cut; of several the one that is nearest to it.
+
+    Args:
+      edges: from pairs of nodes to capacities; `None` is without bound.
+    """
+    # Imported here: a program without loops does not need it.
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
+    unit = 1 + sum(filter(None, edges.values())) // LARGEST
+    capacities = [UNBOUNDED if c is None else -(-c // unit) for c in edges.values()]
+    ends, size = np.array([*edges], np.int32).T, 1 + max(map(max, edges))
+    graph = csr_array((np.array(capacities, np.int32), ends), shape=(size, size))
+    left = graph - maximum_flow(graph, SOURCE, SINK).flow
+    left.eliminate_zeros()
+    return {*breadth_first_order(left.T.tocsr(), SINK, return_predecessors=False).tolist()}
+
+
+def _pricing(jaxpr: Jaxpr, prices: Prices) -> Callable:
+    """What it costs to keep a variable, which an equation has made."""
+    given = [*zip(jaxpr.invars, prices.inputs, strict=True), *((v, FIXED) for v in jaxpr.constvars)]
+    varying = changing(jaxpr, [var for var, price in given if price != FIXED])
+    named = dict(given)
+    for var, price in zip(jaxpr.outvars, prices.outputs, strict=False):
+        if isinstance(var, Var) and var in varying:
+            named[var] = min(price, named.get(var, price))
+
+    def cost(var: Var, maker: JaxprEqn | None) -> int:
+        if maker is None or var in varying:
+            return named.get(var, STACKED) * size(var)
+        # What is the same in each step is kept once; but not if it is larger than its origin.
+        return max(0, size(var) - sum(map(size, maker.invars)))
+
+    return cost
