@@ -123,7 +123,7 @@ def scan(equation: Equation, inputs: list[Value]) -> list[Value]:
     order = range(length)[:: -1 if loop.options["reverse"] else 1]
     changing = zip([*carry, *xs], equation.invars[loop.consts :], strict=True)
     knows = any(x.known is not None and _is_integer(v.aval) for x, v in changing)
-    if knows and length * _count(loop.program) <= FEW:
+    if knows and length * _count(loop.program.jaxpr) <= FEW:
         return _each_step(loop, consts, carry, xs, order)
     return _by_products(loop, inputs, order, equation)
 
@@ -132,10 +132,10 @@ def _is_integer(aval: Any) -> bool:
     return np.issubdtype(aval.dtype, np.integer)
 
 
-def _count(program: ClosedJaxpr) -> int:
+def _count(jaxpr: Any) -> int:
     """How many equations there are, also in the programs inside."""
-    inner = (jaxpr for e in program.jaxpr.eqns for jaxpr in jaxprs_in_params(e.params))
-    return len(program.jaxpr.eqns) + sum(_count(p) for p in inner if hasattr(p, "jaxpr"))
+    inner = (program for e in jaxpr.eqns for program in jaxprs_in_params(e.params))
+    return len(jaxpr.eqns) + sum(map(_count, inner))
 
 
 def element(x: Value, t: int) -> Value:
