@@ -99,7 +99,8 @@ def cross_check(
       order: the highest derivative; 2 compares 'jvp of vjp' and the like as well.
       modes: "fwd", "rev" or both.
       against: `JAX` (in the dtypes of `args`), `DIFFERENCES` (in float64), or both; or `AROUND`,
-        JAX's derivative of functrans's derivative of one order less.
+        JAX's derivative of functrans's derivative of one order less. Leave out `JAX` where it has
+        no derivative, as of a `while_loop` in reverse mode.
       jitted: whether to evaluate everything in one compiled program, with `jit` of either library.
       rtol, atol: an array passes if it differs by at most `atol + rtol * (its largest entry)`;
         they come from the dtypes if left out.

@@ -651,7 +651,7 @@ def test_the_option_belongs_to_a_derivative_or_to_a_loop() -> None:
 
 
 def test_what_it_refuses() -> None:
-    refused: Any = ((3, ValueError), (2.5, TypeError))
+    refused: Any = ((3, ValueError), (2.5, TypeError), (jnp.sin, TypeError))
     for count, error in refused:
         with pytest.raises(error), ft.carries_kept(count):
             pass

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -451,3 +451,8 @@ def test_the_products_are_those_of_jax_where_all_is_finite() -> None:
         t = np.array([1.1, 0.8])
         found = jax.jit(every(partial(strong.bind, **params)))(t)
         assert_close(found, jax.jit(every(plain))(t))
+
+
+def test_it_decorates_with_parentheses() -> None:
+    with pytest.raises(TypeError, match=r"strong_zeros\(\)\(fun\)"):
+        ft.strong_zeros(cast(Any, ft.grad(jnp.sin)))

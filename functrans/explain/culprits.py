@@ -196,10 +196,10 @@ class _Run:
         linear = steps.evaluate_step(step, self.mode)
         done = Done(step, linear, inside, source)
         self.done.append(done)
-        if self.culprit is None and all(_finite(x.value) for x in xs):
-            self.culprit = next(
-                (_value(done, y) for y in step.outputs if not _finite(y.value)), None
-            )
+        if self.culprit is None:
+            given = [x.value for x in xs]
+            made = (_value(done, y) for y in step.outputs if _is_new(y.value, given))
+            self.culprit = next(made, None)
         return step.outputs
 
     # Calls: a program runs inside of another, and what it is given and gives are its variables.
@@ -337,7 +337,9 @@ def _derivative(done: Done, word: str, program: ClosedJaxpr, given: list) -> Cul
     if len(known) == len(linear) == 1 and RULES[inner.primitive].is_diagonal:
         factor, vector = (_number_at(x, shape, i) for x in (known[0], linear[0]))
         own = equation.primitive is inner.primitive
-        if "div" in notation.called(inner):
+        if not factor:
+            numbers = f"in {expression}, of the {word} {vector}"
+        elif "div" in notation.called(inner):
             numbers = f"in {expression} the {word} {vector} is divided by {factor}"
         elif factor not in ("inf", "-inf", "nan"):
             numbers = f"the product of {factor} and the {word} {vector}"
@@ -393,10 +395,22 @@ def _finite(x: Any) -> bool:
     return bool(np.isfinite(np.asarray(x)).all())
 
 
+def _has_nan(x: Any) -> bool:
+    return not _finite(x) and bool(np.isnan(np.asarray(x)).any())
+
+
+def _is_new(y: Any, xs: Sequence) -> bool:
+    """Whether a result is not finite and what it is made of is, or is nan made of infinities."""
+    if all(map(_finite, xs)):
+        return not _finite(y)
+    return _has_nan(y) and not any(map(_has_nan, xs))
+
+
 def _first(x: Any) -> tuple:
-    """The index of the first element that is not finite."""
+    """The index of the first nan; if there is none, of the first element that is not finite."""
     array = np.asarray(x)
-    return np.unravel_index(np.argmin(np.isfinite(array)), array.shape) if array.ndim else ()
+    bad = np.isnan(array) if np.isnan(array).any() else ~np.isfinite(array)
+    return np.unravel_index(np.argmax(bad), array.shape) if array.ndim else ()
 
 
 def _at(x: Any, i: tuple) -> str:
@@ -406,7 +420,8 @@ def _at(x: Any, i: tuple) -> str:
 
 def _number_at(x: Any, shape: tuple, i: tuple) -> str:
     """The element that meets the one at `i` of a result of this shape, if one knows it."""
-    array = np.asarray(x) if np.shape(x) in (shape, ()) else None
-    if array is None:
+    array = np.asarray(x)
+    if array.ndim and (len(shape) != array.ndim or {*array.shape} - {1, *shape}):
         return ""
-    return notation.number(array[i if array.ndim else ()].item() or 0)
+    at = tuple([0 if size == 1 else k for size, k in zip(array.shape, i, strict=False)])
+    return notation.number(array[at].item() or 0)

@@ -36,8 +36,7 @@ from functrans.tracer import RecordingTrace
 from functrans.values import Flags
 
 
-@contextlib.contextmanager
-def strong_zeros(on: bool = True) -> Iterator[None]:
+def strong_zeros(on: bool = True) -> Any:
     """Let a tangent or a cotangent that is exactly 0 contribute exactly 0, also times inf or nan.
 
     A context, and a decorator; off by default. It counts where a derivative is taken, in all modes
@@ -51,6 +50,9 @@ def strong_zeros(on: bool = True) -> Iterator[None]:
     Args:
       on: whether to switch it on or off.
 
+    Returns:
+      A context manager, `with strong_zeros():`, that is a decorator too, `strong_zeros()(fun)`.
+
     >>> import jax.numpy as jnp, functrans as ft
     >>> def f(x):
     ...     return jnp.where(x > 0, jnp.sqrt(x), 0.0)
@@ -62,6 +64,13 @@ def strong_zeros(on: bool = True) -> Iterator[None]:
     >>> float(ft.strong_zeros()(ft.grad(ft.grad(f)))(0.0))
     0.0
     """
+    if callable(on):
+        raise TypeError("strong_zeros is called before it decorates: strong_zeros()(fun)")
+    return _switched(on)
+
+
+@contextlib.contextmanager
+def _switched(on: bool) -> Iterator[None]:
     with caches.STRONG_ZEROS(on):
         yield
 

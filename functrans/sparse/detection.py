@@ -61,6 +61,11 @@ def constant(x: Any) -> Value:
 
 def detected(fun: Callable, likes: Sequence, argnum: int = 0) -> Matrix:
     """The pattern of the Jacobian of `fun` in one of its arguments, in the order of its leaves."""
+    if not 0 <= argnum < len(likes):
+        raise TypeError(
+            f"functrans.sparse: argnum={argnum}, but {len(likes)} arguments are given as examples: "
+            "pass one for each argument of the function, jacobian(fun, x_like)"
+        )
     x = likes[argnum]
 
     def push(x_dot, *args):
