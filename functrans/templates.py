@@ -19,6 +19,7 @@ Read next: `forward.py`, the first interpreter that uses them.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from typing import Any, Protocol
 import jax
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, set_current_trace
+from jax.extend.core.primitives import custom_jvp_call_p
 
 from functrans import caches
 from functrans import jaxpr as jx
@@ -35,6 +37,7 @@ from functrans.rules import RULES
 from functrans.tracer import StagingTrace
 
 _config: Any = jax.config
+_RULES = os.path.join(os.path.dirname(__file__), "derivatives")
 
 Handle = Any
 """An atom where a trace writes; elsewhere a value."""
@@ -71,6 +74,8 @@ class Template:
             inputs, outputs = [*map(registers.__getitem__, numbers)], [*map(Var, avals)]
             # `jx.copied`, written out: of what tracing a gradient adds, most is done here.
             params, effects = equation.params, equation.effects
+            if equation.primitive is custom_jvp_call_p:
+                params = _at_line(params, source)
             spliced = (inputs, outputs, equation.primitive, params, effects, source, context)
             equations.append(JaxprEqn(*spliced))
             registers += outputs
@@ -80,8 +85,10 @@ class Template:
         """Evaluate the equations, here and now."""
         registers = [*self.consts, *(literal.val for literal in self.literals), *inputs]
         for equation, numbers, _ in self.equations:
-            primitive = equation.primitive
-            params = primitive.get_bind_params(equation.params)
+            primitive, params = equation.primitive, equation.params
+            if equation.primitive is custom_jvp_call_p:
+                params = _at_line(params, source_info_util.current())
+            params = primitive.get_bind_params(params)
             out = primitive.bind(*map(registers.__getitem__, numbers), **params)
             registers += jx.results(primitive, out)
         return [*map(registers.__getitem__, self.outputs)]
@@ -101,6 +108,19 @@ class Template:
         if new.program is None:
             return function
         return lambda *inputs: new.all_outputs(inputs, function(*inputs))
+
+
+def _at_line(params: dict, source: Any) -> dict:
+    """Params of a call: inside, too, what a rule has written has the line of the place."""
+    program, line = params["call_jaxpr"], source.traceback
+    if _RULES not in (program.jaxpr.debug_info.func_src_info or ""):
+        return params
+    equations = [
+        jx.copied(e, e.invars, e.outvars, e.source_info.replace(traceback=line), e.ctx)
+        for e in program.jaxpr.eqns
+    ]
+    jaxpr = program.jaxpr.replace(eqns=equations)
+    return {**params, "call_jaxpr": jx.with_constants(jaxpr, program.consts)}
 
 
 # ---- sinks ---------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_plain_functions_take_another_module_of_operations(workload):
 def test_gaussian_mixture_is_a_log_density():
     """With one component in two dimensions it is what one writes down by hand."""
     with jax.enable_x64(True):
-        fun, params, (x,) = gaussian_mixture(d=2, k=1, n=4)
+        fun, params, (x,), _ = gaussian_mixture(d=2, k=1, n=4)
         logs, (below,) = params["logs"][0], params["below"][0]
         factor = np.array([[np.exp(logs[0]), 0.0], [below, np.exp(logs[1])]])
         squares = np.sum(((x - params["means"]) @ factor.T) ** 2, axis=1)

@@ -267,10 +267,11 @@ def test_every_rule_has_a_row() -> None:
 # `check` is compiled in functions under `checkify` alone, and a foreign function has to be there:
 # both are in `test_coverage.py`. In JAX 0.10 `call` binds a Python function, not a jaxpr. `stage`
 # is no equation when something is traced. What reads and writes with a mask is in
-# `test_kernels.py`; products that a zero absorbs in `test_strong_zeros.py`; and loops whose steps
-# are counted in `test_counted_loops.py`.
+# `test_kernels.py`, arrays of several hosts are in `test_sparse.py`, products that a zero absorbs
+# in `test_strong_zeros.py`, and loops whose steps are counted in `test_counted_loops.py`.
 ELSEWHERE = {strong.primitive.name for strong in PRODUCTS.values()}
 ELSEWHERE |= {primitive.name for primitive in counted_loops.PRIMITIVES}
+ELSEWHERE |= {"global_array_to_host_local_array", "host_local_array_to_global_array"}
 ELSEWHERE |= {"check", "ffi_call", "call", "stage", "masked_load", "masked_swap"}
 
 ZERO = {primitive.name for primitive, rule in RULES.items() if isinstance(rule, ZeroRule)}

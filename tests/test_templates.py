@@ -169,9 +169,6 @@ NOT_DIFFERENTIABLE = {
 REVERSE_ONLY = {"custom_vjp", "custom_rules_under_vmap"}
 """A backward rule that is not linear has no pushforward."""
 
-FORWARD_ONLY = {"loops", "while"}
-"""A loop without end has no pullback."""
-
 OF_LITERALS = {
     "dynamic_slices",
     "custom_jvp_with_static_arguments",
@@ -228,7 +225,7 @@ CASES: dict[str, tuple[Callable, Any]] = {
 
 
 def applies(transform: str, name: str) -> bool:
-    return name not in {"jvp": REVERSE_ONLY, "vjp": FORWARD_ONLY}.get(transform, ())
+    return name not in REVERSE_ONLY or transform != "jvp"
 
 
 def with_and_without(derive: Callable[[], Any]) -> tuple[Any, Any]:

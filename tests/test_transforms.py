@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -578,8 +579,10 @@ def test_linear_functions_print_their_jaxpr(wrap, which):
 def test_a_pushforward_shows_operations_not_the_small_calls_of_numpy(fun, operations):
     program = ft.linearize(fun, 2.0)[1].jaxpr
     assert [e.primitive.name for e in program.jaxpr.eqns] == operations
-    (call,) = ft.linearize(jax.jit(fun), 2.0)[1].jaxpr.jaxpr.eqns  # what the user jits is a call
-    assert [e.primitive.name for e in call.params["jaxpr"].eqns] == operations
+    # What the user jits is a call, which computes again what it is not given.
+    (call,) = ft.linearize(jax.jit(fun), 2.0)[1].jaxpr.jaxpr.eqns
+    names = [e.primitive.name for e in call.params["jaxpr"].eqns]
+    assert Counter(operations) <= Counter(names) and "jit" not in names
 
 
 def test_linear_functions_are_vmapped():
