@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import tree
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, JaxprEqn, jaxprs_in_params
 
 from functrans import caches, values
 from functrans import jaxpr as jx
@@ -40,6 +40,7 @@ from functrans.flat import Argnums, Flat, select
 from functrans.jit import transformed, transformed_at_primals
 from functrans.programs.jitted import roles
 from functrans.programs.loops import evaluate, scan
+from functrans.programs.replay import walk
 from functrans.rules import RULES
 from functrans.signatures import of_the_arguments
 from functrans.tracer import stage
@@ -158,27 +159,23 @@ def _evaluate(
 
     Returns the results, and the named values.
     """
-    known, given = jx.environment(program, inputs), []
+    given: list = []
 
-    def read(atom: jx.Atom) -> Any:
-        return atom.val if isinstance(atom, Literal) else known[atom]
-
-    for equation in program.jaxpr.eqns:
-        xs, named = [read(atom) for atom in equation.invars], []
-        if equation.primitive is name_p and equation.params["name"] in asked:
-            ys = jx.bind(equation, xs)
-            if changes is None:
-                named = ys
-            else:
-                ys = [changed(ys[0], next(changes))]
-        elif _has(equation, asked):
+    def meet(equation, xs):
+        if _has(equation, asked):
             with jx.in_place_of(equation):
                 ys, named = _call(equation, xs, asked, changes)
-        else:
-            ys = jx.bind(equation, xs)
-        given += named
-        known.update(zip(equation.outvars, ys, strict=True))
-    return [read(atom) for atom in program.jaxpr.outvars], given
+            given.extend(named)
+            return ys
+        ys = jx.bind(equation, xs)
+        if equation.primitive is not name_p or equation.params["name"] not in asked:
+            return ys
+        if changes is not None:
+            return [changed(ys[0], next(changes))]
+        given.extend(ys)
+        return ys
+
+    return walk(program, inputs, meet), given
 
 
 def _call(equation: JaxprEqn, xs: list, asked: Names, changes: Iterator | None) -> tuple:

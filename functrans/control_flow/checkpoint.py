@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, Var
 from jax.extend.core.primitives import cond_p, jit_p, remat_p, scan_p
 
 from functrans import caches, values
@@ -26,6 +26,7 @@ from functrans.control_flow.base import CallRule, Roles
 from functrans.control_flow.scan import Loop
 from functrans.errors import operations
 from functrans.linearize import linearize_jaxpr
+from functrans.programs import replay
 from functrans.programs.halves import divided
 from functrans.programs.jitted import roles
 from functrans.programs.live import giving
@@ -67,20 +68,14 @@ def saves(policy: Callable | None, equation: Any) -> bool:
 
 def walk(program: ClosedJaxpr, inputs: Sequence, meet: Callable) -> list:
     """Evaluate a program and what it calls; `meet(equation, inputs)` gives the results of each."""
-    known = jx.environment(program, inputs)
 
-    def read(atom):
-        return atom.val if isinstance(atom, Literal) else known[atom]
+    def enter(equation, given):
+        if equation.primitive is not jit_p:
+            return meet(equation, given)
+        with jx.in_place_of(equation):
+            return walk(equation.params["jaxpr"], given, meet)
 
-    for equation in program.jaxpr.eqns:
-        given = list(map(read, equation.invars))
-        if equation.primitive is jit_p:
-            with jx.in_place_of(equation):
-                outs = walk(equation.params["jaxpr"], given, meet)
-        else:
-            outs = meet(equation, given)
-        known.update(zip(equation.outvars, outs, strict=True))
-    return list(map(read, program.jaxpr.outvars))
+    return replay.walk(program, inputs, enter)
 
 
 @caches.by_program

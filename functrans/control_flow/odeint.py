@@ -14,10 +14,9 @@ Read next: `library.py`, functions of JAX with a derivative of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from jax import lax
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jax.extend.core.primitives import custom_vjp_call_p, scan_p, while_p
 
 from functrans import caches
@@ -25,6 +24,7 @@ from functrans import jaxpr as jx
 from functrans.control_flow.scan import Loop
 from functrans.control_flow.while_loop import Loop as WhileLoop
 from functrans.programs.loops import scan
+from functrans.programs.replay import walk
 from functrans.tracer import stage
 
 # The state of the solver is y, its derivative, the time, the size of the step, the last time, and a
@@ -61,15 +61,7 @@ def with_fixed_steps(program: ClosedJaxpr) -> ClosedJaxpr:
 
 
 def _evaluate(program: ClosedJaxpr, inputs: Sequence) -> list:
-    known = jx.environment(program, inputs)
-
-    def read(atom: jx.Atom) -> Any:
-        return atom.val if isinstance(atom, Literal) else known[atom]
-
-    for equation in program.jaxpr.eqns:
-        outs = _meet(equation, [read(atom) for atom in equation.invars])
-        known.update(zip(equation.outvars, outs, strict=True))
-    return [read(atom) for atom in program.jaxpr.outvars]
+    return walk(program, inputs, _meet)
 
 
 def _meet(equation: JaxprEqn, xs: list) -> list:

@@ -26,6 +26,7 @@ from functrans.explain import notation
 from functrans.explain.notation import subscript
 from functrans.explain.records import Number, Result, Run, Step, Variable
 from functrans.flat import Flat
+from functrans.programs.replay import walk
 from functrans.tracer import stage
 
 
@@ -74,23 +75,18 @@ def _evaluate_opened(program: ClosedJaxpr, inputs: Sequence) -> list:
 
     An equation that a library wrote gets the line of the call.
     """
-    values = jx.environment(program, inputs)
 
-    def read(atom: jx.Atom) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for equation in program.jaxpr.eqns:
-        primitive, xs = equation.primitive, map(read, equation.invars)
+    def meet(equation, xs):
+        primitive = equation.primitive
         has_line = bool(source_info_util.summarize(equation.source_info))
         here = None if has_line else jx.scoped(source_info_util.current(), equation)
         with jx.in_place_of(equation, here):
             if primitive is jit_p:
-                ys = _evaluate_opened(equation.params["jaxpr"], list(xs))
-            else:
-                params = primitive.get_bind_params(equation.params)
-                ys = jx.results(primitive, primitive.bind(*xs, **params))
-        values.update(zip(equation.outvars, ys, strict=True))
-    return [*map(read, program.jaxpr.outvars)]
+                return _evaluate_opened(equation.params["jaxpr"], xs)
+            params = primitive.get_bind_params(equation.params)
+            return jx.results(primitive, primitive.bind(*xs, **params))
+
+    return walk(program, inputs, meet)
 
 
 # ---- names ---------------------------------------------------------------------------------------

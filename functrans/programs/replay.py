@@ -42,14 +42,24 @@ def _replayed(program: ClosedJaxpr) -> Template:
     return Template(stage(replay, program.in_avals, program.jaxpr.debug_info)[0])
 
 
-def _replay_each(trace: StagingTrace, program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
-    here, values = source_info_util.current(), jx.environment(program, args)
+def walk(program: ClosedJaxpr, inputs: Sequence, meet: Callable) -> list:
+    """Evaluate a program; `meet(equation, inputs)` gives the results of each equation."""
+    known = jx.environment(program, inputs)
 
     def read(atom):
-        return atom.val if isinstance(atom, Literal) else values[atom]
+        return atom.val if isinstance(atom, Literal) else known[atom]
 
     for equation in program.jaxpr.eqns:
-        inputs, source = [read(atom) for atom in equation.invars], jx.scoped(here, equation)
+        outs = meet(equation, [*map(read, equation.invars)])
+        known.update(zip(equation.outvars, outs, strict=True))
+    return [*map(read, program.jaxpr.outvars)]
+
+
+def _replay_each(trace: StagingTrace, program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    here = source_info_util.current()
+
+    def write(equation, inputs):
+        source = jx.scoped(here, equation)
         simplify, outs = STAGING_RULES.get(equation.primitive), None
         if simplify is not None:
             with jx.in_place_of(equation, source):
@@ -58,8 +68,9 @@ def _replay_each(trace: StagingTrace, program: ClosedJaxpr, args: Sequence[Any])
             atoms, outputs = [*map(trace.atom, inputs)], [Var(v.aval) for v in equation.outvars]
             trace.equations.append(jx.copied(equation, atoms, outputs, source, equation.ctx))
             outs = [trace.value(atom, source) for atom in outputs]
-        values.update(zip(equation.outvars, outs, strict=True))
-    return [read(atom) for atom in program.jaxpr.outvars]
+        return outs
+
+    return walk(program, args, write)
 
 
 def opened(program: ClosedJaxpr, opens: Callable[[JaxprEqn], bool]) -> ClosedJaxpr:
