@@ -12,6 +12,7 @@ one equation it may ask
     tangents_of          the tangents of such a program again: second derivatives
     through              what it computes on columns of arrays, if it carries programs (a loop, ...)
     rule_of              what kind of operation it is (`is_linear`, `is_diagonal`)
+    is_elementwise       whether it acts on each element by itself, also where it is linear as well
 
 With `transformed` a transform of a jitted function is jitted, as functrans's own are.
 
@@ -34,8 +35,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jax import tree
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
+from jax import lax, tree
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Primitive, Var
 
 from functrans import caches
 from functrans import jaxpr as jx
@@ -81,6 +82,7 @@ __all__ = [
     "times",
     "through",
     "rule_of",
+    "is_elementwise",
     "transformed",
     "transformed_at_primals",
     "without_templates",
@@ -198,6 +200,24 @@ def _called(equation: JaxprEqn, own_rules: bool) -> ClosedJaxpr | None:
         return rule.program(equation.params)
     # Of a custom rule: the function itself.
     return None if own_rules else equation.params.get("call_jaxpr")
+
+
+def is_elementwise(primitive: Primitive) -> bool:
+    """Whether each element of the result depends on one element of each input; over real numbers.
+
+    >>> from jax import lax
+    >>> from functrans import extend
+    >>> extend.is_elementwise(lax.sin_p), extend.is_elementwise(lax.select_n_p)
+    (True, True)
+    >>> extend.is_elementwise(lax.rev_p)
+    False
+    """
+    return primitive in _LINEAR_IN_EACH_ELEMENT or rule_of(primitive).is_diagonal
+
+
+# Their rules say that they are linear, or linear over the real numbers, and not in which elements.
+_LINEAR_IN_EACH_ELEMENT = {lax.select_n_p, lax.convert_element_type_p, lax.reduce_precision_p}
+_LINEAR_IN_EACH_ELEMENT |= {lax.real_p, lax.imag_p, lax.conj_p, lax.complex_p, lax.abs_p}
 
 
 def evaluate(program: ClosedJaxpr, inputs: Sequence, equation: JaxprEqn) -> list:

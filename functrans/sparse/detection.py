@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import jax.core
 import numpy as np
-from jax import lax, tree
+from jax import tree
 from jax.extend.core import jaxprs_in_params
 from scipy import sparse
 
@@ -114,7 +114,7 @@ def meaning(equation: Equation, inputs: list[Value]) -> list[Value]:
         return still(equation, inputs)
     if (carries := CALLS.get(equation.primitive)) is not None:
         return carries(equation, inputs)
-    if _is_diagonal(equation):
+    if extend.is_elementwise(equation.primitive):
         return [Value(shapes[0], present(_elementwise(equation, inputs)))]
     found: list = [None] * len(shapes)
     moving = [(at, x) for at, x in enumerate(inputs) if x.rows is not None]
@@ -139,7 +139,7 @@ def implementation(equation: Equation) -> Any:
 
     try:
         program = extend.staged(evaluate, *types).program
-    except Exception:  # it is no function of JAX's arrays: it may raise anything
+    except Exception:  # it is no function of arrays of JAX: it may raise anything
         return None
     return None if primitive in primitives_of(program) else program
 
@@ -173,22 +173,6 @@ def present(rows: Matrix | None) -> Matrix | None:
 
 
 # ---- elementwise ---------------------------------------------------------------------------------
-
-
-ELEMENTWISE = {
-    lax.select_n_p,
-    lax.real_p,
-    lax.imag_p,
-    lax.conj_p,
-    lax.complex_p,
-    lax.convert_element_type_p,
-    lax.reduce_precision_p,
-}
-"""Those whose rules say that they are linear, and not that they are elementwise."""
-
-
-def _is_diagonal(equation: Equation) -> bool:
-    return equation.primitive in ELEMENTWISE or extend.rule_of(equation.primitive).is_diagonal
 
 
 def _elementwise(equation: Equation, inputs: list[Value]) -> Matrix | None:

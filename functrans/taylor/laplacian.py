@@ -45,11 +45,6 @@ from functrans.errors import checks, structures
 from functrans.flat import Argnums, select
 from functrans.signatures import of_the_arguments
 
-# Operations that act on each element, and whose rules do not say it. The base of a run is real, so
-# those that are linear over the real numbers alone are among them.
-ELEMENTWISE = (lax.select_n_p, lax.abs_p, lax.convert_element_type_p, lax.reduce_precision_p)
-ELEMENTWISE += (lax.real_p, lax.imag_p, lax.conj_p, lax.complex_p)
-
 
 class Base:
     """The derivatives of an array `u`: all `u_i`, stacked in front, and `L u`, `None` for zero."""
@@ -203,7 +198,7 @@ def is_elementwise(equation: JaxprEqn, moving: Sequence[bool]) -> bool:
 
 
 def acts_on_elements(equation: JaxprEqn, moving: Sequence[bool]) -> bool:
-    is_known = extend.rule_of(equation.primitive).is_diagonal or equation.primitive in ELEMENTWISE
+    is_known = extend.is_elementwise(equation.primitive)
     atoms = [*equation.outvars, *extend.pick(equation.invars, moving)]
     return is_known and len({atom.aval.shape for atom in atoms}) == 1
 
