@@ -140,6 +140,23 @@ def test_an_operation_has_the_line_that_wrote_it(way):
     assert {kind: ours[kind] for kind in plain} == {kind: {LINES[kind]} for kind in plain}
 
 
+def first_to_ask(x):
+    return jnp.tanh(x)  # line of first_tanh
+
+
+def second_to_ask(x):
+    return jnp.tanh(x)  # line of second_tanh
+
+
+@pytest.mark.parametrize("jit", [ft.jit, jax.jit])
+def test_what_a_rule_calls_has_the_line_of_its_own_operation(jit):
+    """The slope of tanh is a function of its own: JAX would keep where it was called first."""
+    for fun, name in ((first_to_ask, "first_tanh"), (second_to_ask, "second_tanh")):
+        derived = jit(lambda x, fun=fun: ft.jvp(fun, (x,), (x,))[1])
+        text = derived.lower(X).compile().as_text()
+        assert {op.line for op in operations(text) if op.kind == "exponential"} == {LINES[name]}
+
+
 @every_way
 def test_derivatives_have_the_lines_that_they_are_of(way):
     """What a rule writes has the line of the operation that is differentiated."""
