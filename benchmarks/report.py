@@ -193,9 +193,9 @@ def result(run: Run) -> str:
     number = run.versions["jax"]
     return (
         f"With JAX {number} a compiled gradient takes {ratio('run grad')} of the time and "
-        f"{ratio('memory grad')} of the temporary memory that JAX's takes, and a Hessian-vector "
+        f"{ratio('memory grad')} of the memory that it takes in JAX, and a Hessian-vector "
         f"product {ratio('run hvp')} and {ratio('memory hvp')} (medians over the workloads). "
-        f"Tracing a gradient takes {ratio('trace grad')} of JAX's time, and an eager gradient "
+        f"Tracing a gradient takes {ratio('trace grad')} of the time in JAX, and an eager gradient "
         f"{ratio('eager grad')}. {tally(run.rows)}.\n"
     )
 

@@ -6,10 +6,9 @@
 
 A key holds all on which the result depends: also the options that change what is written, those
 of JAX and our own, and the version of the table of rules, which a declaration in place of another
-one raises.  What a rule
-makes of types does not depend on the options that say how strict JAX is with a user: it is made
-without them.  And all is made as if `jit` were not disabled.  Several threads may compute one
-result; the first to store it gives the one that all of them get.
+one raises.  What a rule makes of types does not depend on the options that say how strict JAX is
+with a user: it is made without them.  And all is made as if `jit` were not disabled.  Several
+threads may compute one result; the first to store it gives the one that all of them get.
 
 Read next: `rules.py`, the derivative of one equation.
 """

@@ -78,7 +78,7 @@ ELEMENTWISE = {
     "name": SAME,
     **dict.fromkeys(("floor", "ceil", "round"), STEP),
     "is_finite": TRUTH,
-    "stop_gradient": "`y_dot = 0`: that is what it is for",
+    "stop_gradient": "`y_dot = 0`, by definition",
     **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to"), TRUTH),
     **dict.fromkeys(("and", "or", "xor", "not", "population_count", "clz"), BITS),
     **dict.fromkeys(("shift_left", "shift_right_logical", "shift_right_arithmetic"), BITS),

@@ -229,16 +229,8 @@ def trimmed_pair(step: ClosedJaxpr, back_of: Any, sizes: tuple, wanted: Flags) -
     fixed = tuple([flag and same for flag, same in zip(c, unchanged, strict=True)])
     stay = tuple([flag and not same for flag, same in zip(c, unchanged, strict=True)])
     step = giving(step, values.pick(step.jaxpr.outvars, values.pick(stay, c)))
-    return (
-        _ordered(step, (k, fixed, stay)),
-        _ordered(back, (k, fixed, stay, bars)),
-        (
-            k,
-            fixed,
-            stay,
-            bars,
-        ),
-    )
+    flags = k, fixed, stay, bars
+    return _ordered(step, flags[:3]), _ordered(back, flags), flags
 
 
 def _ordered(program: ClosedJaxpr, flags: Sequence[Flags]) -> ClosedJaxpr:
