@@ -24,11 +24,14 @@ X = np.linspace(0.5, 1.5, 4, dtype=np.float32)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_anew() -> Iterator[None]:
-    """A program that was kept has the lines of the source as it was when it was compiled."""
-    jax.config.update("jax_enable_compilation_cache", False)
+def metadata_tell_programs_apart() -> Iterator[None]:
+    """Of programs that differ in nothing else, each is compiled.
+
+    (To switch the cache off does nothing, once a process has used it.)
+    """
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     yield
-    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", False)
 
 
 @jax.jit
