@@ -1,14 +1,19 @@
-"""The programs of the pages of `docs/`, run as a reader would: they print what the page says."""
+"""The pages of `docs/` and the stored tutorials say what is true."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-DOCS = Path(__file__).parent.parent / "docs"
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+DOCS = REPOSITORY / "docs"
+NOTEBOOKS = sorted((REPOSITORY / "colab").glob("*.ipynb"))
 
 
 def test_many_devices() -> None:
@@ -21,3 +26,49 @@ def test_many_devices() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == printed
+
+
+def cells(notebook: Path, kind: str) -> list[dict]:
+    stored = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in stored if cell["cell_type"] == kind]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_stored_tutorial_has_all_its_results(notebook: Path) -> None:
+    """Every cell has run, in order, with every library that it shows."""
+    codes = cells(notebook, "code")
+    assert [cell["execution_count"] for cell in codes] == list(range(1, len(codes) + 1))
+    outputs = json.dumps([cell["outputs"] for cell in codes])
+    assert "not installed" not in outputs
+    assert not any(output["output_type"] == "error" for c in codes for output in c["outputs"])
+
+
+def test_the_first_tutorial_shows_five_libraries() -> None:
+    tables = [
+        "".join(output["data"]["text/html"])
+        for cell in cells(NOTEBOOKS[0], "code")
+        for output in cell["outputs"]
+        if "by hand" in "".join(output.get("data", {}).get("text/html", ""))
+    ]
+    (table,) = tables
+    for library in ("functrans", "JAX", "HIPS Autograd", "PyTorch", "TensorFlow"):
+        assert f">{library}</th>" in table
+    for number in ("-13.53890802", "2.71828183", "109.19630007"):
+        assert table.count(f">{number}</td>") == 6, number  # by hand, and by five libraries
+
+
+def test_the_tutorials_install_in_one_way() -> None:
+    """Their first cells differ in the packages that they ask for, and in nothing else."""
+    first = ["".join(cells(notebook, "code")[0]["source"]) for notebook in NOTEBOOKS]
+    layout = {re.sub(r"\s", "", re.sub(r"\([^()]*\"functrans\"[^()]*\)", "", s)) for s in first}
+    assert len(layout) == 1, layout
+
+
+def test_a_library_that_the_readme_names_is_in_the_tutorial() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^1\. \[.*\]\((colab/.*)\): (.*)$", readme, re.M)
+    assert len(lines) == len(NOTEBOOKS)
+    for path, about in lines:
+        text = (REPOSITORY / path).read_text(encoding="utf-8")
+        for name in re.findall(r"\b(?:Equinox|Flax|Optax|Diffrax|NIST)\b", about):
+            assert name.lower() in text.lower(), (path, name)
