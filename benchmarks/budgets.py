@@ -1,7 +1,8 @@
-"""What functrans may cost: for each metric the most that a figure of a row may be.
+"""The budgets: for each metric an upper bound for a figure of a row.
 
-A figure is the ratio to JAX, functrans's own (where it is a ratio already: a gradient's cost to its
-function's), or the ratio to HIPS Autograd.  Of several budgets for one figure the first holds.
+A figure is the ratio to JAX, functrans's own value (where that is a ratio already: the cost of a
+gradient to that of its function), or the ratio to another library.  If several budgets cover one
+figure, the first holds.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ class Budget:
     at_most: float
     workload: str = "*"
     figure: str = RATIO
-    least_equations: int = 0  # of functions with fewer equations nothing is asked
+    least_equations: int = 0  # functions with fewer equations have no such budget
 
     def covers(self, row: Row) -> bool:
-        """Whether it speaks of this row."""
+        """Whether the budget applies to a row."""
         return (
             fnmatchcase(row.metric, self.metric)
             and fnmatchcase(row.workload, self.workload)
@@ -34,18 +35,18 @@ class Budget:
         )
 
     def value(self, row: Row) -> float | None:
-        """The figure of a row, if it has it."""
+        """The figure of a row, if the row has it."""
         if self.figure in (AUTOGRAD, EQUINOX):
             return row.functrans / row.others[self.figure] if self.figure in row.others else None
         return row.functrans if self.figure == OWN else row.ratio
 
     def is_met(self, row: Row) -> bool:
-        """Whether the row keeps it."""
+        """Whether a row keeps the budget."""
         value = self.value(row)
         return value is not None and value <= self.at_most
 
     def __str__(self) -> str:
-        # Of a small fraction one wants to see what it is a fraction of: 1/70, not 0.0143.
+        # A small fraction is easier to read as 1/70 than as 0.0143.
         at_most = f"1/{1 / self.at_most:.0f}" if self.at_most < 0.1 else f"{self.at_most:g}"
         return at_most if self.figure == RATIO else f"{at_most} ({self.figure})"
 
@@ -103,7 +104,7 @@ BUDGETS = (
 )
 
 # Why a budget that is not met says nothing.
-LAPACK = "XLA does not count what LAPACK does, so nearly all that it counts is the gradient's."
+LAPACK = "XLA does not count the operations of LAPACK; nearly all others belong to the gradient."
 EXPLAINED = {
     ("svd", "operations grad / f"): LAPACK,
     ("gaussian-process", "operations grad / f"): LAPACK,

@@ -33,32 +33,33 @@ COUNTS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 METHOD = """\
 ## How it is measured
 
-`make bench` measures and writes this page; `make bench BENCH=lstm` measures one workload, or those
-whose names begin so. `benchmarks/workloads.py` has the workloads, and `benchmarks/measure.py` the
-method: JAX and functrans take turns in one process, on functions that no cache knows. A ratio is
-the median over the rounds of functrans's time divided by JAX's in the same round.
+`make bench` measures and writes this page. `make bench BENCH=lstm` measures one workload, or all
+whose names begin with these letters. `benchmarks/workloads.py` has the workloads, and
+`benchmarks/measure.py` the method: JAX and functrans take turns in one process, on functions that
+no cache knows. Each round gives a ratio, functrans's time divided by JAX's; the tables show the
+median over the rounds.
 
 | metric | meaning |
 |---|---|
 | `run k` | one call of the compiled derivative `k` |
-| `run laplacian` | beside a second derivative in each direction, summed |
-| `run laplacian vs k` | beside one written by hand, and that of `folx` where it is installed |
-| `memory k`, `operations k` | its temporary memory; its operations, with every pass of a loop |
+| `run laplacian` | against the sum of a second derivative in each direction |
+| `run laplacian vs k` | against one written by hand, and `folx` where it is installed |
+| `memory k`, `operations k` | its temporary memory; its operations, counting every pass of a loop |
 | `operations grad / f` | the operations of the gradient divided by those of the function |
-| `compile grad` | the time that XLA takes |
-| `trace grad`, `lower grad` | `jit(grad(f)).trace(x)`, and `.lower()` of that |
-| `trace grad / f` | divided by the time in which the same library traces `f` |
+| `compile grad` | XLA's time to compile the gradient |
+| `trace grad`, `lower grad` | `jit(grad(f)).trace(x)`, and `.lower()` of the result |
+| `trace grad / f` | `trace grad` divided by the time in which the same library traces `f` |
 | `call k vs k of jit` | `ft.k(ft.jit(f))(x)` against `jax.k(jax.jit(f))(x)` |
 | `call k vs jit of k` | `ft.k(ft.jit(f))(x)` against `jax.jit(jax.k(f))(x)` |
 | `vjp of jit`, `pullback of jit` | `vjp(jit(f), x)`, and one call of the pullback |
 | `eager grad` | `grad(f)(x)`, with no `jit` |
-| `find and color k` | the pattern of a sparse `k`, and its coloring; JAX has neither |
+| `find and color k` | finding the pattern of a sparse `k` and coloring it; JAX does neither |
 | `sparse / dense k` | `ft.sparse.k` against JAX's dense `k` |
-| `sparse k / f` | and against the function itself |
+| `sparse k / f` | `ft.sparse.k` against the function `f` itself |
 
 A budget limits the ratio. A budget marked *own* limits functrans's own figure, and one marked
-*Autograd* the ratio to HIPS Autograd's time of a gradient. That time stands under *others*, where
-Autograd is installed, and so does the time of `torch.func`, and that of asdex.
+*Autograd* the ratio to the time of a gradient in HIPS Autograd. The column *others* shows the times
+of Autograd, `torch.func` and asdex where they are installed.
 """
 
 
@@ -192,10 +193,10 @@ def result(run: Run) -> str:
 
     number = run.versions["jax"]
     return (
-        f"With JAX {number} a compiled gradient takes {ratio('run grad')} of the time and "
-        f"{ratio('memory grad')} of the memory that it takes in JAX, and a Hessian-vector "
-        f"product {ratio('run hvp')} and {ratio('memory hvp')} (medians over the workloads). "
-        f"Tracing a gradient takes {ratio('trace grad')} of the time in JAX, and an eager gradient "
+        f"With JAX {number}, and compared with it (medians over the workloads), a compiled "
+        f"gradient takes {ratio('run grad')} of the time and {ratio('memory grad')} of the memory, "
+        f"and a Hessian-vector product {ratio('run hvp')} and {ratio('memory hvp')}. Tracing a "
+        f"gradient takes {ratio('trace grad')} of the time, and an eager gradient "
         f"{ratio('eager grad')}. {tally(run.rows)}.\n"
     )
 

@@ -1,9 +1,9 @@
-"""Write `docs/primitives.md`: every primitive of JAX's, with its derivative.
+"""Write `docs/primitives.md`: every primitive of JAX, with its derivative.
 
     make coverage-table        or        python tools/coverage_table.py [file]
 
-The rules and their kinds come from `functrans.rules`, what is checked from `tests/rule_cases/`, and
-the formulas from `formulas.py`.  It fails if a rule has no formula, or a formula no rule.
+The rules and their kinds come from `functrans.rules`, the checks from `tests/rule_cases/`, and the
+formulas from `formulas.py`.  The tool fails if a rule has no formula, or a formula no rule.
 """
 
 from __future__ import annotations
@@ -34,36 +34,37 @@ HEAD = ("primitive", "rule", "derivative", "modes", "order", "Taylor", "complex"
 INTRO = """\
 # Every primitive and its derivative
 
-A function that JAX runs is a sequence of primitive operations, and its derivative follows from
-theirs.  Here are all of them.
+JAX runs a function as a sequence of primitive operations, and the derivative of the function
+follows from their derivatives.  This page lists all of them.
 
 `x_dot` is the tangent of `x`, and `x_bar` its cotangent:
 
     y = f(x)        forward:    y_dot = J_f(x) x_dot        reverse:    x_bar = J_f(x)^T y_bar
 
-Each primitive has one formula.  Where it is one of `y_dot`, the transpose follows, since the
-formula is linear in `x_dot`.  Where it is one of `x_bar`, the operation is itself linear in `x`,
-so that `y_dot = f(x_dot)`.  The inputs are `x`, or `x, y` with the answer `z`, unless the formula
-gives them names.  A transpose conjugates nothing, `Re<y_bar, J x_dot> = Re<J^T y_bar, x_dot>` with
-`<a, b> = sum a b`, also where the numbers are complex; `A^H` is the conjugate of the matrix `A^T`.
+Each primitive has one formula.  If it gives `y_dot`, the transpose follows, since the formula is
+linear in `x_dot`.  If it gives `x_bar`, the operation itself is linear in `x`, so that
+`y_dot = f(x_dot)`.  The inputs are called `x`, or `x, y` with the result `z`, unless the formula
+names them.  A transpose conjugates nothing, even for complex numbers:
+`Re<y_bar, J x_dot> = Re<J^T y_bar, x_dot>` with `<a, b> = sum a b`.  `A^H` is the conjugate of the
+matrix `A^T`.
 
-What the columns say:
+The columns:
 
-- **rule**: the kind of declaration, of those in `functrans/rules.py`; *linear in part* is a
-  pushforward with a transpose in the inputs in which it is linear, and a *call* is written out, as
-  for all that carries jaxprs;
-- **modes**, **order**: what the table in `tests/rule_cases/` checks against finite differences, and
-  against JAX where JAX has it right: in forward or reverse mode or both, and to which order; blank
-  for what has no row there;
-- **Taylor**: the order to which the coefficients of Taylor mode are checked;
-- **complex**, **vmap**: whether that is with complex numbers too, and vectorized by `jax.vmap`;
-- **JAX**: whether JAX has an entry for it in `jax.interpreters.ad`.
+- **rule**: the kind of declaration (`functrans/rules.py`).  *Linear in part* is a pushforward with
+  a transpose in the inputs in which it is linear.  A *call* has a class of its own, as every
+  primitive that carries jaxprs;
+- **modes**, **order**: the modes and the highest order that the table in `tests/rule_cases/`
+  checks, against finite differences, and against JAX where JAX is right; blank for a primitive
+  without a row;
+- **Taylor**: the highest order of the Taylor coefficients that the tests check;
+- **complex**, **vmap**: whether the tests use complex numbers too, and `jax.vmap`;
+- **JAX**: whether JAX has an entry for the primitive in `jax.interpreters.ad`.
 """
 
 EXCLUDED = """\
 ## Without a rule
 
-In JAX these have an entry in `jax.interpreters.ad`.  What differentiates through one raises a
+These primitives have an entry in `jax.interpreters.ad`.  To differentiate through one raises a
 `NotImplementedError` that names it.
 """
 
@@ -74,13 +75,13 @@ def name_of(primitive: Any) -> str:
 
 
 def import_all_of_jax() -> list[str]:
-    """Import all that there is of `jax.experimental`; some parts bring primitives of their own.
+    """Import all of `jax.experimental`; some modules define primitives of their own.
 
     Returns the names of the modules for which another package is missing.
     """
     missing: list[str] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a module that is on its way out says so
+        warnings.simplefilter("ignore")  # deprecated modules warn
         for module in pkgutil.walk_packages(jax.experimental.__path__, "jax.experimental."):
             try:
                 importlib.import_module(module.name)
@@ -90,9 +91,9 @@ def import_all_of_jax() -> list[str]:
 
 
 def primitives_of_jax() -> dict[str, Any]:
-    """Those for which JAX has a derivative, in all that has been imported; and our rule, if any.
+    """The primitives for which JAX has a derivative, in all imported modules; and our rule, if any.
 
-    To look at each one is to declare the rules that wait until their primitives are met.
+    Looking up a primitive declares the rules that wait for it.
     """
     parts = ("jvps", "transposes", "linearizations")
     found = {p: None for part in parts for p in getattr(ad, f"primitive_{part}", ())}
@@ -114,7 +115,7 @@ def formulas() -> dict[str, dict[str, str]]:
 
 
 def gaps() -> list[str]:
-    """What a formula is missing for, and which formulas are for nothing."""
+    """The rules without a formula, and the formulas without a rule."""
     rules, written = set(map(name_of, RULES)), {name for t in formulas().values() for name in t}
     return [f"tools/formulas.py has no formula for {name}" for name in sorted(rules - written)] + [
         f"tools/formulas.py has a formula for {name}, which has no rule"
@@ -123,7 +124,7 @@ def gaps() -> list[str]:
 
 
 def kind_of(rule: Any) -> str:
-    """How a rule is declared."""
+    """The kind of a rule's declaration."""
     kinds = (
         (ft.rules.Multilinear, "multilinear"),
         (ft.rules.Elementwise, "elementwise"),
@@ -135,7 +136,7 @@ def kind_of(rule: Any) -> str:
 
 
 def checked(name: str) -> list[str]:
-    """What the rows of `tests/rule_cases/` put a primitive through."""
+    """The checks of a primitive by the rows of `tests/rule_cases/`."""
     sys.path.append(str(REPOSITORY / "tests"))
     table = importlib.import_module("rule_cases")
 
@@ -159,7 +160,7 @@ def mark(is_so: bool) -> str:
 
 
 def table(head: Sequence[str], cells: Mapping[str, Sequence[str]]) -> str:
-    """A table of Markdown; neighbours of which the same is said share a row."""
+    """A table of Markdown; neighbours with the same cells share a row."""
     rows = [head, ["---"] * len(head)]
     for shared, names in itertools.groupby(cells, key=cells.__getitem__):
         rows.append([" ".join(f"`{name}`" for name in names), *shared])
@@ -172,8 +173,8 @@ def sections() -> Iterator[str]:
     rules = {name_of(primitive): rule for primitive, rule in RULES.items()}
     yield INTRO
     yield (
-        f"There are {len(rules)} rules.  This page was written by `make coverage-table` with JAX "
-        f"{jax.__version__}, and\nchanges with the rules, their tests, and `tools/formulas.py`.\n"
+        f"There are {len(rules)} rules.  `make coverage-table` wrote this page with JAX "
+        f"{jax.__version__}, from\nthe rules, their tests, and `tools/formulas.py`.\n"
     )
     for room, written in formulas().items():
         title, sentence, _ = ROOMS[room]
@@ -186,7 +187,7 @@ def sections() -> Iterator[str]:
         }
         yield table(HEAD, cells)
     yield EXCLUDED
-    yield table(("primitive", "what it is"), {name: (why,) for name, why in excluded().items()})
+    yield table(("primitive", "reason"), {name: (why,) for name, why in excluded().items()})
 
 
 def main(path: Path = PAGE) -> int:

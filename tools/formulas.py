@@ -1,10 +1,10 @@
-"""The derivative of every primitive in one line, room by room, as `docs/primitives.md` shows them.
+"""The derivative of every primitive in one line, file by file, as `docs/primitives.md` shows them.
 
-    ROOMS : room -> (title, what its derivatives rest on, primitive -> formula)
+    ROOMS : file -> (title, the principle of its derivatives, primitive -> formula)
 
-The inputs are `x`, or `x, y`, or what the formula calls them; the answer is `y`, or `z` if `y` is
-an input.  A formula of `y_dot` is the pushforward.  One of `x_bar` is the transpose of an operation
-that is linear, whose pushforward is the operation itself.
+The inputs are `x`, or `x, y`, or have the names that the formula gives them; the result is `y`, or
+`z` if `y` is an input.  A formula for `y_dot` is the pushforward.  A formula for `x_bar` is the
+transpose of a linear operation, whose pushforward is the operation itself.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ BITS = "`y_dot = 0`: an operation on bits"
 INDEX = "`y_dot = 0`: an index"
 SOURCE = "`y_dot = 0`: no input has a tangent"
 RANDOM = "`y_dot = 0`: random bits, or a key"
-INSIDE = "that of the equations inside"
-REFUSED = "an error: it calls a function outside of JAX, whose derivative is not known"
+INSIDE = "the derivative of the equations inside"
+REFUSED = "an error: it calls a function outside JAX, whose derivative nobody knows"
 COPIED = "`x_bar = y_bar`"
 SOLVED = "`A x = b`: `x_dot = A^-1 (b_dot - A_dot x)`, `b_bar = A^-T x_bar`"
 MEAN = "`y_dot` = the mean of `x_i_dot` over all `i` with `x_i = y`"
@@ -64,7 +64,7 @@ ELEMENTWISE = {
     "max": "`z_dot = x_dot` where `x > y`, `y_dot` where `x < y`, their mean where `x = y`",
     "min": "`z_dot = x_dot` where `x < y`, `y_dot` where `x > y`, their mean where `x = y`",
     "clamp": "`y_dot = x_dot` where `low < x < high`, `low_dot` below, `high_dot` above",
-    "select_n": "`y = x_k`: `y_dot = x_k_dot`, and `x_k_bar = y_bar` where `k` is selected, else 0",
+    "select_n": "`y = x_k`: `y_dot = x_k_dot`; `x_k_bar = y_bar` where `k` is selected, else 0",
     "real": "`y = Re x`: `x_bar = y_bar`",
     "imag": "`y = Im x`: `x_bar = -i y_bar`",
     "conj": "`x_bar = conj(y_bar)`",
@@ -99,7 +99,7 @@ SHAPE = {
     "split": "`x_bar = concatenate(y_1_bar, ..., y_n_bar)`",
     "stack": "`x_i_bar = y_bar[i]`",
     "unstack": "`x_bar = stack(y_1_bar, ..., y_n_bar)`",
-    "slice": "`x_bar = pad(y_bar)`, with 0 where nothing was read",
+    "slice": "`x_bar = pad(y_bar)`, with 0 elsewhere",
     "pad": "`x_bar` = `y_bar` without its padding, `value_bar` = the sum of its padding",
     "device_put": f"{COPIED}, on the device of `x`",
     "optimization_barrier": f"{COPIED}, with a barrier",
@@ -111,7 +111,7 @@ SHAPE = {
     "shard_alike": f"{COPIED}, both in one sharding",
     **dict.fromkeys(
         ("host_local_array_to_global_array", "global_array_to_host_local_array"),
-        f"{COPIED}, by the other of the two",
+        f"{COPIED}, converted by the other one of the two",
     ),
     "tie": "`z = y`: `y_bar = z_bar`",
     **dict.fromkeys(("to_edtype", "from_edtype"), f"{COPIED}, in the type of the tangents of `x`"),
@@ -125,8 +125,8 @@ REDUCTION = {
     "reduce_min": MEAN,
     "reduce_prod": "in pairs: `(a, a_dot) (b, b_dot) = (a b, a_dot b + a b_dot)`",
     "cumprod": "`y_k_dot = x_k y_(k-1)_dot + y_(k-1) x_k_dot`",
-    "cummax": "`y_k_dot` = that of the larger of `y_(k-1)` and `x_k`, the mean if they are equal",
-    "cummin": "`y_k_dot` = that of the smaller of `y_(k-1)` and `x_k`, the mean if they are equal",
+    "cummax": "`y_k_dot` = the tangent of the larger of `y_(k-1)` and `x_k`, the mean if equal",
+    "cummin": "`y_k_dot` = the tangent of the smaller of `y_(k-1)` and `x_k`, the mean if equal",
     "cumlogsumexp": "`y_k_dot = exp(y_(k-1) - y_k) y_(k-1)_dot + exp(x_k - y_k) x_k_dot`",
     "argmax": INDEX,
     "argmin": INDEX,
@@ -157,8 +157,8 @@ INDEXING = {
     ),
     "gather": "`y_j = x[i_j]`: `x_bar[i_j] += y_j_bar`",
     "scatter": (
-        "`y[i_j] = u_j`: `u_j_bar = y_bar[i_j]`, 0 if it was overwritten; `x_bar` = `y_bar` with 0 "
-        "where `u` was written"
+        "`y[i_j] = u_j`: `u_j_bar = y_bar[i_j]`, 0 if another `u` overwrote it; `x_bar` = `y_bar` "
+        "with 0 where `u` was written"
     ),
     "scatter-add": "`y[i_j] += u_j`: `x_bar = y_bar`, `u_j_bar = y_bar[i_j]`",
     "scatter-sub": "`y[i_j] -= u_j`: `x_bar = y_bar`, `u_j_bar = -y_bar[i_j]`",
@@ -185,7 +185,7 @@ WINDOWS = {
 SORTING = {
     "sort": "`y = x[s]`, `s` the permutation that sorts: `y_dot = x_dot[s]`",
     "top_k": "`y = x[s]`, `s` the places of the largest: `y_dot = x_dot[s]`",
-    "approx_top_k": "`y = x[s]`, `s` the places that were found: `y_dot = x_dot[s]`",
+    "approx_top_k": "`y = x[s]`, `s` the places that it found: `y_dot = x_dot[s]`",
 }
 
 # ---- functions and matrices ----------------------------------------------------------------------
@@ -210,7 +210,7 @@ ZETA = {
 
 INCOMPLETE = {
     "igamma": "`y = P(a, x)`: `y_dot = P_a a_dot + x^(a-1) exp(-x) / Gamma(a) x_dot`",
-    "igammac": "`y = 1 - P(a, x)`: `y_dot` = minus that of `igamma`",
+    "igammac": "`y = 1 - P(a, x)`: `y_dot` = minus the one of `igamma`",
     "igamma_grad_a": (
         "`y = P_a(a, x)`: `y_dot = P_aa a_dot + (log(x) - digamma(a)) x^(a-1) exp(-x) / Gamma(a) "
         "x_dot`"
@@ -218,7 +218,7 @@ INCOMPLETE = {
     "regularized_incomplete_beta": (
         "`y = I(a, b, x)`: `y_dot = I_a a_dot + I_b b_dot + x^(a-1) (1-x)^(b-1) / B(a, b) x_dot`"
     ),
-    "random_gamma": "`P(a, y)` stays as it was drawn: `y_dot = -(P_a / P_y) a_dot`",
+    "random_gamma": "`P(a, y)` keeps the value that was drawn: `y_dot = -(P_a / P_y) a_dot`",
 }
 
 LINALG = {
@@ -245,7 +245,7 @@ ORTHOGONAL = {
     ),
     "ormqr": "`y = Q c`: `y_dot = Q_dot c + Q c_dot`, `c_bar = Q^T y_bar`",
     "geqrf": "`R_dot` as for `qr`; `V_dot` from the factorization `E - Q = V U`, as for `lu`",
-    "geqp3": "as `geqrf`, with the columns of `A_dot` in the order of the pivots",
+    "geqp3": "as for `geqrf`, with the columns of `A_dot` in the order of the pivots",
 }
 
 SPECTRAL = {
@@ -260,7 +260,7 @@ SPECTRAL = {
     ),
     "eig": (
         "`P = V^-1 A_dot V`: `w_dot = diag(P)`, `V_dot = V X` with `X_ij = P_ij / (w_j - w_i)`, "
-        "but for what would change the length and phase of a vector; NaN as for `eigh`"
+        "minus the part that would change the length or phase of a vector; NaN as for `eigh`"
     ),
     "schur": (
         "`S = Q^H A_dot Q`: `T_dot = S - X T + T X`, `Q_dot = Q X`, with the skew-Hermitian `X` "
@@ -324,7 +324,7 @@ EFFECTS = {
 
 # ---- functions inside functions ------------------------------------------------------------------
 
-ABSORBING = "functrans's own, for `strong_zeros`: that of the product, in which a zero absorbs"
+ABSORBING = "functrans's own, for `strong_zeros`: as for the plain product, but zeros absorb"
 
 CONTROL_FLOW = {
     "jit": "`jit (jvp f)`; transposed, `jit` of the transpose of the linear half",
@@ -332,12 +332,12 @@ CONTROL_FLOW = {
     "closed_call": INSIDE,
     "eval_jaxpr": INSIDE,
     "composite": INSIDE,
-    "hi_with_rules": "functrans's own, for a `call_hi_primitive` that brings rules along: these",
-    "call_hi_primitive": "that of the function for which it stands; of a root, "
+    "hi_with_rules": "functrans's own, for a `call_hi_primitive` with rules of its own: by these",
+    "call_hi_primitive": "the derivative of the function for which it stands; for a root, "
     "`f(p, x) = 0`: `x_dot = -(df/dx)^-1 (df/dp) p_dot`",
     "custom_vmap_call": f"{INSIDE}, batched by the derivative of the user's rule",
     "linear_call": "`y = A(r) x`: `y_dot = A x_dot + A_dot x`, `x_bar` by the user's transpose",
-    "remat2": "`x, x_dot -> y_dot`, which evaluates again what was not kept",
+    "remat2": "`x, x_dot -> y_dot`, which evaluates again all values that were not kept",
     "custom_jvp_call": "`y_dot` by the user's rule",
     "custom_vjp_call": "`x_bar` by the user's rule, `y_dot` by the transpose of that rule",
     "transposed_backward_rule": "functrans's own, for a `custom_vjp` rule that waits for `y_bar`: "
@@ -354,19 +354,19 @@ CONTROL_FLOW = {
     "counted_loop": "functrans's own: a loop whose steps are counted; transposed, `reversed_loop`",
     "reversed_loop": "functrans's own: `x_t_bar = (J f(c_t))^T x_(t+1)_bar`, the last step first",
     "custom_linear_solve": SOLVED,
-    "hessenberg": "that of the loop `A -> H_k^H A H_k`, `H_k = 1 - tau_k v_k v_k^H`, in which "
-    "`v_k` and `tau_k` are functions of column `k`",
-    "tridiagonal": "as `hessenberg`, of the Hermitian matrix whose triangle is read",
-    "reduce": "that of the fold from the left, `f(f(y0, x_1), x_2)` and so on",
-    "reduce_window": "that of the fold from the left, `f(f(y0, x_1), x_2)` and so on",
+    "hessenberg": "the derivative of the loop `A -> H_k^H A H_k`, `H_k = 1 - tau_k v_k v_k^H`, "
+    "where `v_k` and `tau_k` are functions of column `k`",
+    "tridiagonal": "as for `hessenberg`, of the Hermitian matrix that the triangle stands for",
+    "reduce": "the derivative of the fold from the left, `f(f(y0, x_1), x_2)` and so on",
+    "reduce_window": "the derivative of the fold from the left, `f(f(y0, x_1), x_2)` and so on",
     **dict.fromkeys(
         ("compute_on", "xla_metadata_call", "fused_call", "program_order"),
-        "the same call of the program that is derived from the one inside",
+        "the same call, with the derivative of the program inside",
     ),
-    "pallas_call": "the kernel of pairs of references, `(x, x_dot) -> (y, y_dot)`; none in reverse",
+    "pallas_call": "the kernel of pairs of references, `(x, x_dot) -> (y, y_dot)`; not in reverse",
     **dict.fromkeys(
         ("get", "swap", "addupdate", "masked_load", "masked_swap"),
-        "in a kernel: the same is done to the reference of the tangent",
+        "in a kernel: the same operation on the reference of the tangent",
     ),
     "get_global": SOURCE,
     "shard_map": "`shard_map (jvp f)`; transposed, the specs of inputs and outputs change sides",
@@ -410,15 +410,15 @@ ROOMS: dict[str, tuple[str, str, dict[str, str]]] = {
     ),
     "derivatives.shape": (
         "Shapes",
-        "Elements move and are not computed with; the transpose puts each back to where it came "
-        "from, adds up the copies, and puts 0 where nothing was read.",
+        "Elements only move. The transpose puts each back to where it came from, adds up copies, "
+        "and puts 0 where nothing was read.",
         SHAPE,
     ),
     "derivatives.reduction": (
         "Reductions",
-        "The transpose of a sum is a broadcast; an extremum is the sum over the elements that "
-        "attain it, divided by their number; what is cumulative is a linear recurrence in its "
-        "tangents.",
+        "The transpose of a sum is a broadcast. The tangent of an extremum is the mean over the "
+        "elements that attain it. The tangents of a cumulative operation follow a linear "
+        "recurrence.",
         REDUCTION,
     ),
     "derivatives.contraction": (
@@ -428,100 +428,101 @@ ROOMS: dict[str, tuple[str, str, dict[str, str]]] = {
     ),
     "derivatives.indexing": (
         "Indices",
-        "To read at computed indices and to add there are transposes of each other; the indices "
+        "Reading at computed indices and adding there are transposes of each other. The indices "
         "have no derivative.",
         INDEXING,
     ),
     "derivatives.windows": (
         "Windows",
-        "A sum over windows is a convolution with ones; an extremum selects one element of each "
-        "window, and its transpose adds to where that was found.",
+        "A sum over windows is a convolution with ones. An extremum selects one element of each "
+        "window, and its transpose adds to the place of that element.",
         WINDOWS,
     ),
     "derivatives.sorting": (
         "Sorting",
-        "The permutation is constant nearby, and the tangents are permuted as the primals are.",
+        "The permutation is constant nearby, so it permutes the tangents as it does the primals.",
         SORTING,
     ),
     "derivatives.special": (
         "Error functions and Bessel functions",
-        "The derivative of an integral is its integrand; where there is none, a recurrence serves.",
+        "The derivative of an integral is its integrand; Bessel functions have a recurrence.",
         SPECIAL,
     ),
     "derivatives.zeta": (
         "The zeta function, and the gamma function's logarithm",
-        "`psi_m' = psi_(m+1)`, and all of them are values of the zeta function.",
+        "`psi_m' = psi_(m+1)`, and the zeta function gives the values of all `psi_m`.",
         ZETA,
     ),
     "derivatives.incomplete": (
         "Incomplete gamma and beta functions",
-        "In the upper end of an integral the derivative is the density there; in a parameter it is "
-        "the integral of the density's derivative, by the rule of Gauss and Legendre.",
+        "With respect to the upper end of an integral the derivative is the density there. With "
+        "respect to a parameter it is the integral of the density's derivative, by the "
+        "Gauss-Legendre rule.",
         INCOMPLETE,
     ),
     "derivatives.linalg": (
         "Systems and triangular factors",
-        "The equation that defines the answer is differentiated and solved for the tangent. "
+        "Differentiate the equation that defines the result, and solve for its tangent. "
         "`Phi(X)` is the lower triangle of `X` with half of its diagonal, so that "
         "`X = Phi(X) + Phi(X)^H` if `X` is Hermitian.",
         LINALG,
     ),
     "derivatives.orthogonal": (
         "Orthogonal factors",
-        "From `Q^H Q = 1` follows that the motion `Q^H Q_dot` is skew-Hermitian, and known when "
-        "its lower triangle is.",
+        "Since `Q^H Q = 1`, the motion `Q^H Q_dot` is skew-Hermitian, and its lower triangle "
+        "determines it.",
         ORTHOGONAL,
     ),
     "derivatives.spectral": (
         "Eigenvalues and singular values",
-        "The motion of the vectors is divided by the gaps of the values, and is zero between equal "
-        "ones.",
+        "The motion of the vectors is a quotient by the gaps between the values; NaN where a gap "
+        "is zero.",
         SPECTRAL,
     ),
     "derivatives.fft": (
         "Fourier transforms",
-        "Linear; the matrix of the transform is symmetric, and so is its inverse.",
+        "Linear. The matrix of the transform and its inverse are symmetric.",
         FFT,
     ),
     "derivatives.collectives": (
         "Devices",
-        "A sum over the devices `d` of a mesh and a copy to each of them are transposes. `x_e` is "
-        "the value on device `e`; without an index it is one number for all of them.",
+        "A sum over the devices `d` of a mesh and a copy to each device are transposes of each "
+        "other. `x_e` is the value on device `e`; a name without an index is the same on all.",
         COLLECTIVES,
     ),
     "derivatives.random": (
         "Random bits",
-        "They have no derivative; a sample has one in the parameters of its distribution, by the "
-        "arithmetic that makes it from the bits.",
+        "Bits have no derivative. A sample has one with respect to the parameters of its "
+        "distribution, by the arithmetic that makes it from the bits.",
         RANDOM_BITS,
     ),
     "derivatives.effects": (
         "Effects",
-        "What is done for its effect has no derivative, and a function outside of JAX has none "
-        "that is known.",
+        "An operation that serves its effect has no derivative. Nobody knows the derivative of a "
+        "function outside JAX.",
         EFFECTS,
     ),
     "derivatives.sparse": (
         "Sparse arrays",
-        "Of an array that is zero but in some places, the values there: `E d` puts the values `d` "
-        "where they stand, and `E^T a` reads them there. The places have no derivative.",
+        "A sparse array stores the values in some places: `E d` puts the values `d` into their "
+        "places, and `E^T a` reads them there. The places have no derivative.",
         SPARSE,
     ),
     "derivatives.staging": (
         "Staging",
-        "An identity that is always an equation of its own.",
+        "An identity that always makes an equation.",
         {"stage": SAME},
     ),
     "control_flow": (
         "Functions inside functions",
-        "A call, a branch or a loop carries jaxprs, of which the forward, the linear and the "
-        "transposed one are derived: the derivative of a loop is a loop.",
+        "A call, a branch or a loop carries jaxprs. Its derivative carries the forward, linear or "
+        "transposed jaxprs: the derivative of a loop is a loop.",
         CONTROL_FLOW,
     ),
 }
 
 UNTIL_10 = {"call", "closed_call", "shard_alike"}
-"""What has a rule with JAX 0.10 only."""
+"""Primitives that have a rule with JAX 0.10 only."""
 
 SINCE_11 = {
     "relayout",
@@ -532,4 +533,4 @@ SINCE_11 = {
     "polynomial",
     "program_order",
 }
-"""What has a rule since JAX 0.11."""
+"""Primitives that have a rule since JAX 0.11."""
