@@ -35,12 +35,14 @@ def cells(notebook: Path, kind: str) -> list[dict]:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_stored_tutorial_has_all_its_results(notebook: Path) -> None:
-    """Every cell has run, in order, with every library that it shows."""
+    """Every cell has run, in order, with every library that it shows, and without a warning."""
     codes = cells(notebook, "code")
     assert [cell["execution_count"] for cell in codes] == list(range(1, len(codes) + 1))
     outputs = json.dumps([cell["outputs"] for cell in codes])
     assert "not installed" not in outputs
-    assert not any(output["output_type"] == "error" for c in codes for output in c["outputs"])
+    for output in (output for cell in codes for output in cell["outputs"]):
+        assert output["output_type"] != "error"
+        assert output.get("name") != "stderr", output["text"]
 
 
 def test_the_first_tutorial_shows_five_libraries() -> None:
