@@ -158,7 +158,7 @@ INDEXING = {
     "gather": "`y_j = x[i_j]`: `x_bar[i_j] += y_j_bar`",
     "scatter": (
         "`y[i_j] = u_j`: `u_j_bar = y_bar[i_j]`, 0 if another `u` overwrote it; `x_bar` = `y_bar` "
-        "with 0 where `u` was written"
+        "with 0 where `u` was written. Of `x.at[i].apply(f)`, that of `f(f(... x_p))` at each place"
     ),
     "scatter-add": "`y[i_j] += u_j`: `x_bar = y_bar`, `u_j_bar = y_bar[i_j]`",
     "scatter-sub": "`y[i_j] -= u_j`: `x_bar = y_bar`, `u_j_bar = -y_bar[i_j]`",

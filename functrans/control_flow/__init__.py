@@ -10,6 +10,7 @@
     batched_loops many of them at once               the schedule of the longest
     while_loop    a loop until something is met      counted, and then a counted loop
     reduce        a function of the user's, folded   a tree of pairs
+    applied       the same, applied at indices       as often as the index occurs
     checkpoint    a function to be computed again    what the policy says is kept
     custom        derivatives that a user gives      a backward rule is transposed to go forward
     linear_solve  a system and its solver            solved again, or transposed
@@ -30,6 +31,7 @@ Read next: `base.py`, what all of them share.
 """
 
 from functrans.control_flow import (
+    applied,
     batched_loops,
     calls,
     checkpoint,
@@ -53,6 +55,7 @@ from functrans.control_flow import (
 )
 
 __all__ = [
+    "applied",
     "batched_loops",
     "calls",
     "checkpoint",

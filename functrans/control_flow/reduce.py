@@ -7,7 +7,7 @@ does not matter.  Where they are not, the value depends on the order, and so doe
 both are those of the fold from the left, in which XLA takes the elements on a CPU.  (It may take
 those of a padded window in another order, which changes from program to program.)
 
-Read next: `linear_solve.py`, a system and its solver.
+Read next: `applied.py`, a function applied at indices.
 """
 
 from __future__ import annotations

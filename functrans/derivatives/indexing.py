@@ -25,7 +25,6 @@ from functrans.derivatives.common import (
     zeros_like,
 )
 from functrans.derivatives.reduction import before, compose
-from functrans.errors.lines import user_line
 from functrans.rules import Linear, Zero, general, instantiate, linear, varying_as
 
 # ---- at one place --------------------------------------------------------------------------------
@@ -143,7 +142,6 @@ linear(scatter_sub_p, scatter_sub_transpose, jvp=scatter_sub_jvp, argnums=(0, 2)
 # An element that is overwritten has no cotangent. Of several updates to one place one wins, and the
 # others have none either. Each update writes its number; those that then read their own have won.
 def scatter_jvp(primals, tangents, **params):
-    require_plain(params)
     x, indices, u = primals
     moved = lax.scatter_p.bind(
         instantiate(tangents[0]), indices, instantiate(tangents[2]), **params
@@ -152,7 +150,6 @@ def scatter_jvp(primals, tangents, **params):
 
 
 def scatter_transpose(y_bar, x, indices, u, **params):
-    require_plain(params)
     x_bar = u_bar = None
     if type(x) is Linear:
         x_bar = lax.scatter_p.bind(y_bar, indices, zeros_like(u), **params)
@@ -169,14 +166,6 @@ def wins(shape, indices, u, params):
     nothing = varying_as(lax.full(shape, -1, np.int32), aval)
     written = lax.scatter_p.bind(nothing, indices, numbers, **params)
     return lax.eq(read_back(written, indices, u, params), numbers)
-
-
-def require_plain(params):
-    if params["update_jaxpr"] is not None:
-        raise NotImplementedError(
-            "there is no derivative of a scatter that applies a function to the elements, as "
-            f"`x.at[i].apply(f)` does at {user_line()}; write `x.at[i].set(f(x[i]))`."
-        )
 
 
 linear(lax.scatter_p, scatter_transpose, jvp=scatter_jvp, argnums=(0, 2))

@@ -113,6 +113,17 @@ case("scatter-mul", update("multiply", "clip"), F(3, 1), OUTSIDE, F(4, 1), jax_m
 case("scatter", update("set"), F(3, 2), indices(0, 2, 0), F(3, 2), complex=True)
 case("scatter", lambda x, y: x.at[1:3, ::2].set(y), F(4, 3), F(2, 2), complex=True)
 case("scatter", lambda x, y: x.at[..., 0].set(y), F(2, 3), F())
+# A function that is applied at indices, as often as each occurs. JAX has no derivative.
+
+
+def bent(mode: str | None = None, **options: Any) -> Callable:
+    return lambda x, i: x.at[i].apply(lambda a: jnp.sin(a) * a, mode=mode, **options)
+
+
+case("scatter", bent(), F(3, 2), indices(0, 2, 0, 0), complex=True, jax_modes=())
+case("scatter", bent("clip"), F(4), indices(9, 1, -7, 3), jax_modes=())
+case("scatter", bent("drop"), F(4), indices(9, 1, -7, 1), jax_modes=())
+case("scatter", bent(unique_indices=True), F(3, 2), indices(2, 0), jax_modes=())
 case(
     "scatter-min",
     update("min"),
