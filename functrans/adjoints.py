@@ -272,31 +272,36 @@ def value_and_adjoints(
     argnums: Argnums | None = None,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
-    """A function to the value of `fun`, a scalar, and its gradient in values that have names.
+    """Make a function that computes `fun`, a scalar, and its gradient in the named values inside.
+
+    In the textbooks an *adjoint* is the derivative of the result with respect to any value on the
+    way: `h_bar = dL/dp` at `p = 0`, where `p` is added to `h`. functrans stages the function, so it
+    must not branch in Python on the values of its arguments.
 
     Args:
-      fun: a function of arrays or pytrees of arrays to a real scalar. Inside, or in what it calls,
-        `jax.ad_checkpoint.checkpoint_name(h, "h")` names a value.
-      names: the names asked for; `None` asks for all.
-      argnums: the position, or positions, of arguments whose gradient is wanted too.
-      has_aux: whether `fun` returns a pair of its value and something not differentiated.
+      fun: a function of arrays, or pytrees of arrays, to a real scalar (shape `()`). It, or a
+        function that it calls, names a value with `jax.ad_checkpoint.checkpoint_name(h, "h")`.
+      names: a name or several; `None` stands for all names.
+      argnums: the position, or positions, of arguments whose gradient to return too.
+      has_aux: whether `fun` returns a pair: its value, and a result without a derivative.
 
     Returns:
       A function of the same arguments that returns `(value, adjoints)`, or with `argnums`
       `(value, adjoints, gradient)`; with `has_aux`, `value` is `(value, aux)`. The adjoints are a
-      dictionary: for each name an array like the value, or a tuple where several have the name. In
-      a `scan` there is one for each step, stacked; of a branch that was not taken they are zero; in
-      a `shard_map`, what differs between devices is joined along the first dimension (a number gets
-      one).
-      The function is staged, so that it cannot branch in Python on the values of its arguments.
+      dictionary with an array like the value for each name, or a tuple if several values have the
+      name. In a `scan` the adjoints of all steps are stacked; in a branch that was not taken they
+      are zero; in a `shard_map` values that differ between devices are joined along the first
+      dimension (a number gets one).
 
     Raises:
-      ValueError: if a name does not occur; or if it does so where no derivative reaches it: in a
-        `while_loop`, or in a function with a derivative of the user's.
+      ValueError: if a name does not occur, or stands where no derivative reaches it: in a
+        `while_loop`, or in a function with a derivative of the user's own.
       TypeError: if `fun` does not return a scalar, or a named value is an integer.
 
-    In the textbooks an *adjoint* is the derivative of the result with respect to any value on the
-    way; see Griewank and Walther, Evaluating Derivatives, 2nd ed. (2008), section 3.2.
+    See also:
+      `grad`, for the gradient in the arguments alone; `value_and_tangents`, for forward mode.
+
+    Source: A. Griewank and A. Walther, Evaluating Derivatives, 2nd ed. (2008), section 3.2.
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> from jax.ad_checkpoint import checkpoint_name
@@ -333,21 +338,25 @@ def _adjoints(fun: Callable, name: str, names: Any, argnums: Any, has_aux: bool)
 def value_and_tangents(
     fun: Callable, names: str | Sequence[str] | None = None, has_aux: bool = False
 ) -> Callable[..., Any]:
-    """A function to `f(x)`, `J_f(x) x_dot`, and the tangents of values inside that have names.
+    """Make a function that computes `f(x)`, its tangent, and the tangents of named values inside.
 
     Args:
-      fun: a function of arrays or pytrees of arrays. Inside, or in what it calls,
-        `jax.ad_checkpoint.checkpoint_name(h, "h")` names a value.
-      names: the names asked for; `None` asks for all.
-      has_aux: whether `fun` returns a pair of its output and something not differentiated.
+      fun: a function of arrays, or pytrees of arrays, to the same. It, or a function that it calls,
+        names a value with `jax.ad_checkpoint.checkpoint_name(h, "h")`.
+      names: a name or several; `None` stands for all names.
+      has_aux: whether `fun` returns a pair: its output, and a result without a derivative.
 
     Returns:
-      A function of `(primals, tangents)`, as `jvp` takes them, that returns
+      A function of `(primals, tangents)`, like those of `jvp`. It returns
       `(output, output_tangent, tangents)`; with `has_aux`, `output` is `(output, aux)`. The
-      tangents are a dictionary, as that of `value_and_adjoints`.
+      tangents are a dictionary, as in `value_and_adjoints`.
 
     Raises:
-      ValueError: as `value_and_adjoints`. TypeError: as `jvp`, or if a named value is an integer.
+      ValueError: as for `value_and_adjoints` and `jvp`.
+      TypeError: as for `jvp`, or if a named value is an integer.
+
+    See also:
+      `jvp`, for the tangent of the output alone; `value_and_adjoints`, for reverse mode.
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> from jax.ad_checkpoint import checkpoint_name

@@ -66,10 +66,11 @@ def emptied_by(empty: Callable[[], None]) -> Callable[[], None]:
 
 
 def clear_caches() -> None:
-    """Forget all that functrans has derived and compiled, as `jax.clear_caches` does for JAX.
+    """Forget all programs that functrans has derived and compiled, as `jax.clear_caches` does.
 
-    What is asked for next is derived and compiled anew. Memory is bounded without it: programs die
-    with their functions, and of what is remembered by types the oldest is dropped.
+    functrans derives and compiles them again at the next call. Its memory is bounded without this
+    function: a program is forgotten with its function, and a cache by types drops its oldest
+    entries.
 
     >>> import functrans as ft
     >>> ft.clear_caches()

@@ -121,13 +121,16 @@ def staged(fun: Callable, *args: Any) -> Staged:
 
     Args:
       fun: a function of arrays, or pytrees of arrays, to the same.
-      *args: its arguments, or `jax.ShapeDtypeStruct` in their place.
+      *args: its arguments; a `jax.ShapeDtypeStruct` may stand for an array.
 
     Returns:
-      The program, the flat arguments, and the structure of the result.
+      A `Staged`: the program, the flat arguments, and the structure of the result.
 
     Raises:
       TypeError: if an argument or a result is not an array.
+
+    See also:
+      `functrans.make_jaxpr`, a transform that gives the program alone.
 
     >>> from functrans import extend
     >>> extend.staged(lambda x: 2.0 * x, 3.0).program
@@ -148,18 +151,19 @@ def interpret(
     constant: Callable[[Any], Any] = lambda value: value,
     own_rules: bool = False,
 ) -> list:
-    """Walk the equations of a program from the first to the last; calls of functions are entered.
+    """Walk the equations of a program from the first to the last, and enter calls of functions.
 
     Args:
       program: a closed jaxpr.
-      inputs: a value, of whatever kind, for each of its inputs.
-      meaning: takes an equation and the values of its inputs; returns a value for each output.
-      constant: makes such a value of a number or an array that stands in the program.
-      own_rules: whether a call with a derivative of its own, such as one of a `jax.custom_jvp`
-        function, is not entered, but is an equation like others.
+      inputs: a value, of any kind, for each input of the program.
+      meaning: a function of an equation and the values of its inputs. It returns a value for each
+        output.
+      constant: a function that makes such a value of a number or an array in the program.
+      own_rules: whether to treat a call with a derivative of its own, such as one of a
+        `jax.custom_jvp` function, as one equation.
 
     Returns:
-      A value for each output of the program.
+      A list with a value for each output of the program.
 
     >>> import jax.numpy as jnp
     >>> from functrans import extend
@@ -203,7 +207,20 @@ def _called(equation: JaxprEqn, own_rules: bool) -> ClosedJaxpr | None:
 
 
 def is_elementwise(primitive: Primitive) -> bool:
-    """Whether each element of the result depends on one element of each input; over real numbers.
+    """Tell whether each element of the result depends on one element of each input.
+
+    `rule_of(primitive).is_diagonal` says the same of a derivative that is one factor for each
+    element. This function also knows the operations that are linear over the real numbers only, as
+    `conj` is, or linear in part, as `select_n` is.
+
+    Args:
+      primitive: the operation.
+
+    Returns:
+      A boolean.
+
+    Raises:
+      NotImplementedError: if the primitive has no rule.
 
     >>> from jax import lax
     >>> from functrans import extend
@@ -221,7 +238,18 @@ _LINEAR_IN_EACH_ELEMENT |= {lax.real_p, lax.imag_p, lax.conj_p, lax.complex_p, l
 
 
 def evaluate(program: ClosedJaxpr, inputs: Sequence, equation: JaxprEqn) -> list:
-    """Evaluate a program that was derived from an equation, in its place.
+    """Evaluate a program that was derived from an equation, in the place of the equation.
+
+    Args:
+      program: a closed jaxpr, such as that of `tangent_program`.
+      inputs: an array for each input of the program.
+      equation: the equation. Errors and profiles then point to its line.
+
+    Returns:
+      A list with an array for each output of the program.
+
+    See also:
+      `bind`, which evaluates the equation itself.
 
     >>> import jax.numpy as jnp
     >>> from functrans import extend
@@ -238,18 +266,22 @@ def evaluate(program: ClosedJaxpr, inputs: Sequence, equation: JaxprEqn) -> list
 
 
 def tangent_program(equation: JaxprEqn, flags: Sequence[bool]) -> Pushed:
-    """The tangents of one equation, as a program: what its derivative rule writes.
+    """Derive the program of an equation's tangents: what its rule writes.
 
     Args:
       equation: an equation of a program.
-      flags: for each input whether it has a tangent.
+      flags: for each input, whether it has a tangent.
 
     Returns:
-      `(program, moved)`: the program of `(inputs, tangents of those that move) -> (outputs,
-      tangents of those that have moved)`, and for each output whether it has.
+      `(program, moved)`. The program computes `(inputs, tangents of the inputs with the flag) ->
+      (outputs, tangents of the outputs that moved)`; `moved` says of each output whether it did.
 
     Raises:
       NotImplementedError: if the primitive has no rule.
+
+    See also:
+      `derivative_program`, which reads the outputs instead of computing them; `evaluate`, which
+      runs the program.
 
     >>> import jax.numpy as jnp
     >>> from functrans import extend
@@ -267,18 +299,21 @@ def tangent_program(equation: JaxprEqn, flags: Sequence[bool]) -> Pushed:
 
 
 def derivative_program(equation: JaxprEqn, flags: Sequence[bool]) -> Pushed:
-    """The tangents of one equation, as a program that reads its results.
+    """Derive the program of an equation's tangents that reads the equation's results.
 
     Args:
       equation: an equation of a program.
-      flags: for each input whether it has a tangent.
+      flags: for each input, whether it has a tangent.
 
     Returns:
-      `(program, moved)`: the program of `(inputs, outputs, tangents of those inputs that move) ->
-      tangents of those outputs that have moved`, and for each output whether it has.
+      `(program, moved)`. The program computes `(inputs, outputs, tangents of the inputs with the
+      flag) -> tangents of the outputs that moved`; `moved` says of each output whether it did.
 
     Raises:
       NotImplementedError: if the primitive has no rule.
+
+    See also:
+      `tangent_program`, which computes the outputs too.
 
     >>> import jax.numpy as jnp
     >>> from functrans import extend
@@ -292,15 +327,18 @@ def derivative_program(equation: JaxprEqn, flags: Sequence[bool]) -> Pushed:
 
 @caches.by_program
 def tangents_of(program: ClosedJaxpr, flags: Flags) -> Pushed:
-    """The tangents of a program, as a program: of a `derivative_program`, the second derivative.
+    """Derive the program of the tangents of a program, such as a `derivative_program`.
 
     Args:
       program: a closed jaxpr.
       flags: a tuple that says for each input whether it has a tangent.
 
     Returns:
-      `(program, moved)`: the program of `(inputs, tangents of those that move) -> tangents of those
-      outputs that have moved`, and for each output whether it has.
+      `(program, moved)`. The program computes `(inputs, tangents of the inputs with the flag) ->
+      tangents of the outputs that moved`; `moved` says of each output whether it did.
+
+    See also:
+      `tangent_program` and `derivative_program`, for one equation.
 
     >>> from functrans import extend
     >>> program = extend.staged(lambda x, y: x * y, 2.0, 3.0).program
@@ -312,7 +350,14 @@ def tangents_of(program: ClosedJaxpr, flags: Flags) -> Pushed:
 
 
 def times(slope: Any, tangent: Any) -> Any:
-    """`slope * tangent`, multiplied as in the chain rule: with `strong_zeros`, `inf * 0 = 0`.
+    """Multiply as in the chain rule: `slope * tangent`, and under `strong_zeros` `inf * 0 = 0`.
+
+    Args:
+      slope: an array, a derivative.
+      tangent: an array that broadcasts against it, a tangent.
+
+    Returns:
+      The product.
 
     >>> import functrans as ft
     >>> from functrans import extend

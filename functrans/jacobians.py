@@ -128,19 +128,26 @@ def value_and_jacfwd(
     *,
     chunk_size: int | None = None,
 ) -> Callable:
-    """The value of a function and its Jacobian, column by column in forward mode.
+    """Make a function that computes `fun` and its Jacobian, column by column in forward mode.
 
     Args:
-      fun: a function of arrays or pytrees of arrays to the same.
+      fun: a function of arrays, or pytrees of arrays, to the same.
       argnums: the position, or positions, of the arguments with respect to which to differentiate.
-      has_aux: whether `fun` returns a pair of its output and something not differentiated.
+      has_aux: whether `fun` returns a pair: its output, and a result without a derivative.
       holomorphic: whether `fun` is a holomorphic function of complex numbers.
-      chunk_size: push at most so many basis vectors through the program at a time; the result is
-        the same and the peak of memory lower.
+      chunk_size: how many basis vectors to push at a time, or `None` for all of them. A small
+        number saves memory, and changes no result.
 
     Returns:
       A function of the same arguments that returns `(value, jacobian)`, or
-      `((value, aux), jacobian)`, from one evaluation of `fun`.
+      `((value, aux), jacobian)`, from one evaluation of `fun`. The Jacobian is that of `jacfwd`.
+
+    Raises:
+      TypeError: as for `jacfwd`.
+      ValueError: as for `jacfwd`.
+
+    See also:
+      `jacfwd`, for the Jacobian alone; `value_and_jacrev`, the same in reverse mode.
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> value, jacobian = ft.value_and_jacfwd(jnp.square)(3.0)
@@ -153,23 +160,32 @@ def value_and_jacfwd(
 
 @typed_like(value_and_jacfwd)
 def jacfwd(**given: Any) -> Callable:
-    """The Jacobian, column by column in forward mode: for functions with few inputs.
+    """Make a function that computes the Jacobian of `fun`, column by column in forward mode.
+
+    Forward mode suits a function with fewer inputs than outputs: `n` inputs take `n` passes,
+    `jacfwd f x = [J e_1, ..., J e_n]`.
 
     Args:
-      fun: a function of arrays or pytrees of arrays to the same.
+      fun: a function of arrays, or pytrees of arrays, to the same.
       argnums: the position, or positions, of the arguments with respect to which to differentiate.
-      has_aux: whether `fun` returns a pair of its output and something not differentiated.
+      has_aux: whether `fun` returns a pair: its output, and a result without a derivative.
       holomorphic: whether `fun` is a holomorphic function of complex numbers.
-      chunk_size: push at most so many basis vectors through the program at a time; the result is
-        the same and the peak of memory lower.
+      chunk_size: how many basis vectors to push at a time, or `None` for all of them. A small
+        number saves memory, and changes no result.
 
     Returns:
-      A function of the same arguments that returns the Jacobian: the structure of the output, in
-      it that of the input, and each leaf of shape `output.shape + input.shape`; or
-      `(jacobian, aux)`.
+      A function of the same arguments that returns the Jacobian, or `(jacobian, aux)`. The Jacobian
+      has the structure of the output; each leaf of it has the structure of the argument, with
+      arrays of shape `output.shape + input.shape` and the dtype of the output.
 
     Raises:
-      TypeError: if an input or output is not of a real dtype (complex, if `holomorphic`).
+      TypeError: if an argument is not of a real dtype (complex, if `holomorphic`).
+      ValueError: if `chunk_size` is less than 1, or if `argnums` asks for an argument that is not
+        there.
+
+    See also:
+      `jacrev`, for fewer outputs than inputs; `functrans.sparse.jacobian`, for a matrix with few
+      nonzeros; `linearize`, for products with vectors of your own.
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> ft.jacfwd(lambda x: x * x)(jnp.array([1.0, 2.0])).tolist()
@@ -187,9 +203,27 @@ def value_and_jacrev(
     *,
     chunk_size: int | None = None,
 ) -> Callable:
-    """The value of a function and its Jacobian, row by row in reverse mode.
+    """Make a function that computes `fun` and its Jacobian, row by row in reverse mode.
 
-    The arguments and the result are those of `value_and_jacfwd`; `allow_int` is that of `grad`.
+    Args:
+      fun: a function of arrays, or pytrees of arrays, to the same.
+      argnums: the position, or positions, of the arguments with respect to which to differentiate.
+      has_aux: whether `fun` returns a pair: its output, and a result without a derivative.
+      holomorphic: whether `fun` is a holomorphic function of complex numbers.
+      allow_int: whether to allow integer arguments; their derivative is of dtype `float0`.
+      chunk_size: how many basis vectors to pull back at a time, or `None` for all of them. A small
+        number saves memory, and changes no result.
+
+    Returns:
+      A function of the same arguments that returns `(value, jacobian)`, or
+      `((value, aux), jacobian)`, from one evaluation of `fun`. The Jacobian is that of `jacrev`.
+
+    Raises:
+      TypeError: as for `jacrev`.
+      ValueError: as for `jacrev`.
+
+    See also:
+      `jacrev`, for the Jacobian alone; `value_and_jacfwd`, the same in forward mode.
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> value, jacobian = ft.value_and_jacrev(jnp.square)(3.0)
@@ -202,9 +236,34 @@ def value_and_jacrev(
 
 @typed_like(value_and_jacrev)
 def jacrev(**given: Any) -> Callable:
-    """The Jacobian, row by row in reverse mode: for functions with few outputs.
+    """Make a function that computes the Jacobian of `fun`, row by row in reverse mode.
 
-    The arguments and the result are those of `jacfwd`; `allow_int` is that of `grad`.
+    Reverse mode suits a function with fewer outputs than inputs: `m` outputs take `m` passes,
+    `jacrev f x = [e_1^T J; ...; e_m^T J]`. `jacobian` is another name for it.
+
+    Args:
+      fun: a function of arrays, or pytrees of arrays, to the same.
+      argnums: the position, or positions, of the arguments with respect to which to differentiate.
+      has_aux: whether `fun` returns a pair: its output, and a result without a derivative.
+      holomorphic: whether `fun` is a holomorphic function of complex numbers.
+      allow_int: whether to allow integer arguments; their derivative is of dtype `float0`.
+      chunk_size: how many basis vectors to pull back at a time, or `None` for all of them. A small
+        number saves memory, and changes no result.
+
+    Returns:
+      A function of the same arguments that returns the Jacobian, or `(jacobian, aux)`. The Jacobian
+      has the structure of the output; each leaf of it has the structure of the argument, with
+      arrays of shape `output.shape + input.shape` and the dtype of the input.
+
+    Raises:
+      TypeError: if an argument holds integers, or if an output is not of a real dtype (complex, if
+        `holomorphic`).
+      ValueError: if `chunk_size` is less than 1, or if `argnums` asks for an argument that is not
+        there.
+
+    See also:
+      `jacfwd`, for fewer inputs than outputs; `functrans.sparse.jacobian`, for a matrix with few
+      nonzeros; `vjp`, for products with covectors of your own.
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> ft.jacrev(lambda x: x * x)(jnp.array([1.0, 2.0])).tolist()
@@ -218,7 +277,31 @@ jacobian = jacrev
 
 @typed_like(value_and_jacfwd)
 def hessian(fun: Callable, **given: Any) -> Callable:
-    """The matrix of second derivatives, forward over reverse; the arguments are those of `jacfwd`.
+    """Make a function that computes the matrix of second derivatives of `fun`.
+
+    In a formula, `hessian f = jacfwd (jacrev f)`: forward mode over reverse mode.
+
+    Args:
+      fun: a function of arrays, or pytrees of arrays, to a real scalar, or to several real numbers.
+      argnums: the position, or positions, of the arguments with respect to which to differentiate.
+      has_aux: whether `fun` returns a pair: its output, and a result without a derivative.
+      holomorphic: whether `fun` is a holomorphic function of complex numbers.
+      chunk_size: how many basis vectors to push at a time, or `None` for all of them. A small
+        number saves memory, and changes no result.
+
+    Returns:
+      A function of the same arguments that returns the Hessian, or `(hessian, aux)`. The Hessian
+      has the structure of the output; each leaf of it has that of the argument, twice, with arrays
+      of shape `output.shape + input.shape + input.shape`.
+
+    Raises:
+      TypeError: if an argument or an output is not of a real dtype (complex, if `holomorphic`).
+      ValueError: if `chunk_size` is less than 1, or if `argnums` asks for an argument that is not
+        there.
+
+    See also:
+      `hvp`, for products with vectors at a small part of the cost; `functrans.sparse.hessian`, for
+      a matrix with few nonzeros; `laplacian`, for the sum over the diagonal.
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> ft.hessian(lambda x: x[0] * x[1] ** 2)(jnp.array([1.0, 2.0])).tolist()
@@ -229,16 +312,28 @@ def hessian(fun: Callable, **given: Any) -> Callable:
 
 
 def hvp(fun: Callable, x: Any, v: Any) -> Any:
-    """The Hessian of a scalar function times a vector, at the cost of a few evaluations.
+    """Multiply the Hessian of a scalar function by a vector, at the cost of a few evaluations.
+
+    In a formula, `hvp f x v = d/dt grad f (x + t v)` at `t = 0`: forward mode over reverse mode.
 
     Args:
-      fun: a function of one array or pytree of arrays to a real scalar.
-      x: where.
-      v: the vector: the structure, shapes and dtypes of `x`.
+      fun: a function of one array, or pytree of arrays, to a real scalar (shape `()`).
+      x: the argument of `fun` at which to take the Hessian.
+      v: the vector, of the structure, shapes and dtypes of `x`.
 
     Returns:
-      `H(x) v`, like `x`. Source: B. A. Pearlmutter, Fast exact multiplication by the Hessian,
-      Neural Computation 6 (1994).
+      `H(x) v`, of the structure, shapes and dtypes of `x`.
+
+    Raises:
+      TypeError: if `fun` does not return a real scalar, if `x` holds integers, or if the structures
+        or dtypes of `x` and `v` differ.
+      ValueError: if the shapes of `x` and `v` differ.
+
+    See also:
+      `hessian`, for the whole matrix.
+
+    Source: B. A. Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6
+    (1994).
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> ft.hvp(lambda x: x[0] * x[1] ** 2, jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0])).tolist()

@@ -219,7 +219,21 @@ def results(primitive: Primitive, out: Any) -> list:
 
 
 def bind(equation: JaxprEqn, inputs: Sequence[Any]) -> list:
-    """Evaluate one equation."""
+    """Evaluate one equation.
+
+    Args:
+      equation: an equation of a program.
+      inputs: an array for each of its inputs.
+
+    Returns:
+      A list with an array for each output.
+
+    >>> import jax.numpy as jnp
+    >>> from functrans import extend
+    >>> (equation,) = extend.staged(jnp.sin, 2.0).program.jaxpr.eqns
+    >>> [float(y) for y in extend.bind(equation, [0.0])]
+    [0.0]
+    """
     primitive = equation.primitive
     params = primitive.get_bind_params(equation.params)
     with in_place_of(equation):

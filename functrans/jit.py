@@ -103,7 +103,31 @@ class Jitted:
 
 
 def transformed(fun: Callable, transform: Callable, **settings: Any) -> Callable:
-    """`transform(fun, **settings)`, compiled if `fun` is; it takes the arguments of `fun`."""
+    """Apply a transform to a function: `transform(fun, **settings)`, compiled if `fun` is.
+
+    Args:
+      fun: a function of arrays, or pytrees of arrays, to the same.
+      transform: a function of `fun` and the settings. It returns a function of the same arguments
+        as `fun`.
+      **settings: keyword arguments of `transform`. They must be hashable; a `name` is used in error
+        messages.
+
+    Returns:
+      The transformed function. If `fun` is jitted, so is this function, and it is kept with `fun`.
+
+    Raises:
+      TypeError: if `fun` is not callable.
+
+    See also:
+      `transformed_at_primals`, for a transform that takes primals, as `jvp` does.
+
+    >>> import functrans as ft
+    >>> from functrans import extend
+    >>> def _twice(fun, name):
+    ...     return lambda *args: 2.0 * fun(*args)
+    >>> float(extend.transformed(ft.jit(lambda x: x * x), _twice, name="twice")(3.0))
+    18.0
+    """
     if isinstance(fun, Jitted):
         return fun._transform(transform, settings)
     checks.is_function(settings.get("name") or transform.__name__.strip("_"), fun)
@@ -111,9 +135,34 @@ def transformed(fun: Callable, transform: Callable, **settings: Any) -> Callable
 
 
 def transformed_at_primals(fun: Callable, transform: Callable, **settings: Any) -> Callable:
-    """As `transformed`, for a transform that takes primals: all of them arrays, none static.
+    """Apply a transform that takes primals, all of them arrays: as `transformed` does.
 
-    A function with options for its arguments stays compiled inside; the transform is not.
+    A function with options for its arguments, such as static ones, stays compiled inside, and the
+    transform is not compiled.
+
+    Args:
+      fun: a function of arrays, or pytrees of arrays, to the same.
+      transform: a function of `fun` and the settings. It returns a function of primals, as `jvp`
+        takes them.
+      **settings: keyword arguments of `transform`. They must be hashable; a `name` is used in error
+        messages.
+
+    Returns:
+      The transformed function.
+
+    Raises:
+      TypeError: if `fun` is not callable.
+
+    See also:
+      `transformed`, for a transform that keeps the arguments of its function.
+
+    >>> import functrans as ft
+    >>> from functrans import extend
+    >>> def _along(fun, name):
+    ...     return lambda primals, tangents: ft.jvp(fun, primals, tangents)[1]
+    >>> along = extend.transformed_at_primals(lambda x: x * x, _along, name="along")
+    >>> float(along((3.0,), (1.0,)))
+    6.0
     """
     if isinstance(fun, Jitted) and fun._has_options_of_arguments:
         return transform(fun, **settings)
@@ -121,25 +170,46 @@ def transformed_at_primals(fun: Callable, transform: Callable, **settings: Any) 
 
 
 def jit(fun: Callable | None = None, /, **options: Any) -> Any:
-    """Compile a function with XLA; it is traced, by functrans, once for each type of input.
+    """Compile a function with XLA; functrans traces it once for each type of input.
 
     Args:
       fun: a function of arrays, or pytrees of arrays, to the same.
-      **options: those of `jax.jit`: `static_argnums`, `static_argnames`, `donate_argnums`,
-        `donate_argnames`, `in_shardings`, `out_shardings`, `keep_unused`, `inline`,
-        `compiler_options`, ...
+      **options: those of `jax.jit`, by name:
+
+        - `static_argnums` (an int or several): positions of arguments that are Python values. They
+          must be hashable, and each new value compiles the function again.
+        - `static_argnames` (a str or several): the same, by name.
+        - `donate_argnums` (an int or several): positions of arguments whose memory XLA may use for
+          the results; the caller must not read them again.
+        - `donate_argnames` (a str or several): the same, by name.
+        - `in_shardings` (a `jax.sharding.Sharding`, or a pytree of them): how the arguments are
+          spread over devices.
+        - `out_shardings` (a `jax.sharding.Sharding`, or a pytree of them): how the results are.
+        - `keep_unused` (a bool): whether the compiled program takes arguments that it does not use.
+        - `inline` (a bool): whether a trace around the function gets its equations, and not one
+          call.
+        - `compiler_options` (a dict from str): options of XLA.
+        - `device` (a `jax.Device`): where the program runs.
+        - `backend` (a str, `"cpu"`, `"gpu"` or `"tpu"`): for which kind of device to compile.
 
     Returns:
-      A function that computes the same. `grad(jit(fun))`, and likewise every other transform of
-      it, is compiled too. Without `fun`, a decorator with these options.
+      A function that computes the same. Every transform of it is compiled too:
+      `grad(jit(fun)) = jit(grad(fun))`. A transform takes over the options that concern the
+      arguments or the compiler; it donates nothing. Without `fun`, `jit` returns a decorator.
 
     Raises:
-      TypeError: if `fun` cannot be called, or an argument is not an array and is not static.
+      TypeError: if `fun` is not callable, if an argument is neither an array nor static, or if
+        there is no such option.
       jax.errors.TracerBoolConversionError: if Python control flow depends on a traced value.
 
     >>> import functrans as ft
     >>> f = ft.grad(ft.jit(lambda x: x ** 3))
     >>> float(f(2.0))
+    12.0
+    >>> @ft.jit(static_argnums=1)
+    ... def power(x, n):
+    ...     return x**n
+    >>> float(ft.grad(power)(2.0, 3))
     12.0
     """
     if fun is None:

@@ -297,12 +297,17 @@ class General(Rule):
 def elementwise(primitive: Primitive, *partials: Any, jvp: Callable | None = None) -> None:
     """Declare the partial derivatives of an operation that acts on each element by itself.
 
+    In a formula, `z_dot = sum_i x_i_dot dz/dx_i`. The Jacobian is diagonal: its own transpose.
+
     Args:
       primitive: the operation, `z = f(x_1, ..., x_n)`, with one result.
       *partials: one for each argument: a function of `(z, x_1, ..., x_n)` that returns `dz/dx_i`;
-        or `LINEAR` (the derivative is the operation itself, as for each factor of a product);
-        or `1` or `-1`; or `None` for an argument without a derivative.
-      jvp: a function that does the same at less cost, if there is one, as for `general`.
+        or `1` or `-1`; or `LINEAR`, if the operation is linear in this argument, as a product is in
+        each factor; or `None` for an argument without a derivative.
+      jvp: a function that does the same at less cost, as for `general`.
+
+    See also:
+      `multilinear`, for a product that mixes elements; `general`, for any other operation.
 
     >>> import functrans as ft
     >>> from jax.extend.core import Primitive
@@ -321,13 +326,23 @@ def linear(
 ) -> None:
     """Declare an operation that is linear in the arguments `argnums`, taken together.
 
+    In a formula, `y = A x`, `y_dot = A x_dot` and `x_bar = A^T y_bar`, without a conjugate.
+
     Args:
       primitive: the operation.
-      transpose: a function of the cotangent and the inputs (those in which the operation is linear
-        come as `Linear`, with a `shape` and a `dtype` but no value) that returns the cotangent of
-        the one linear argument, or a sequence with one for each of `argnums`.
-      argnums: an integer, several, a slice of all arguments, or `None` for all of them.
-      jvp: its derivative in all arguments, as for `general`, if it is not linear in the others.
+      transpose: a function of the cotangent and the inputs. The inputs in which the operation is
+        linear come as `Linear`, with a `shape` and a `dtype` but no value. It returns the cotangent
+        of the one linear argument, or a sequence with one for each of `argnums`.
+      argnums: the position, or positions, of the linear arguments; a slice of all arguments; or
+        `None` for all of them.
+      jvp: the derivative in all arguments, as for `general`, if the others have one too.
+
+    See also:
+      `multilinear`, for an operation that is linear in each argument by itself, as a product is.
+
+    >>> import functrans as ft
+    >>> from jax.extend.core import Primitive
+    >>> ft.rules.linear(Primitive("triple"), lambda y_bar, x: 3.0 * y_bar)
     """
     RULES[primitive] = LinearRule(transpose, argnums, jvp)
 
@@ -335,21 +350,41 @@ def linear(
 def multilinear(primitive: Primitive, *transposes: Callable | None) -> None:
     """Declare an operation that is linear in each of several arguments by itself.
 
+    In a formula, `z = B(x, y)` and `z_dot = B(x_dot, y) + B(x, y_dot)`.
+
     Args:
       primitive: the operation, with one result.
-      *transposes: one for each argument: a function of the cotangent and the inputs (the one in
-        question comes as `Linear`) that returns its cotangent; or `None`.
+      *transposes: one for each argument: a function of the cotangent and the inputs that returns
+        the cotangent of this argument (which comes as `Linear`); or `None`, for an argument without
+        a derivative.
+
+    See also:
+      `linear`, for an operation that is linear in all arguments together, as a sum is.
+
+    >>> import functrans as ft
+    >>> from jax.extend.core import Primitive
+    >>> ft.rules.multilinear(Primitive("outer"),
+    ...     lambda z_bar, x, y: z_bar @ y,
+    ...     lambda z_bar, x, y: x @ z_bar)
     """
     RULES[primitive] = Multilinear(transposes)
 
 
 def staging_rule(primitive: Any, simpler: Callable) -> None:
-    """Declare how an operation is staged where no equation is needed.
+    """Declare how to stage an operation that may need no equation.
 
     Args:
       primitive: the operation.
-      simpler: a function of the trace, the operation, its inputs and its params that returns the
-        outputs, or `None` if the equation is to be written after all.
+      simpler: a function of the trace, the operation, its inputs and its params. It returns the
+        outputs, or `None` if the trace is to write the equation after all.
+
+    >>> import functrans as ft
+    >>> from jax.extend.core import Primitive
+    >>> same_p = Primitive("same")
+    >>> _ = same_p.def_abstract_eval(lambda x: x)
+    >>> ft.rules.staging_rule(same_p, lambda trace, primitive, inputs, params: inputs)
+    >>> ft.make_jaxpr(same_p.bind)(1.0)
+    { lambda ; a:f32[]. let  in (a,) }
     """
     STAGING_RULES[primitive] = simpler
 
@@ -357,9 +392,9 @@ def staging_rule(primitive: Any, simpler: Callable) -> None:
 def without_name(declare: Callable[[], None]) -> Callable[[], None]:
     """Declare primitives that JAX's public interface does not name.
 
-    `declare` finds them by tracing a function that binds them. Should it fail with some version of
-    JAX, they have no rule, which is an error where they are used, and not where functrans is
-    imported.
+    `declare` finds them: it traces a function that binds them. If it fails with some version of
+    JAX, they have no rule; then an error says so where a program uses one, and not where a program
+    imports functrans.
     """
     try:
         declare()
@@ -369,7 +404,15 @@ def without_name(declare: Callable[[], None]) -> Callable[[], None]:
 
 
 def zero(*primitives: Primitive) -> None:
-    """Declare operations whose derivative is zero wherever it exists."""
+    """Declare operations whose derivative is zero wherever it exists.
+
+    Args:
+      *primitives: the operations: step functions, comparisons, operations on integers.
+
+    >>> import functrans as ft
+    >>> from jax.extend.core import Primitive
+    >>> ft.rules.zero(Primitive("nearest_integer"))
+    """
     for primitive in primitives:
         RULES[primitive] = ZeroRule()
 
@@ -377,14 +420,41 @@ def zero(*primitives: Primitive) -> None:
 def general(primitive: Primitive, jvp: Callable) -> None:
     """Declare a derivative by a jvp: `(primals, tangents) -> (primals_out, tangents_out)`.
 
-    Each tangent may be a `Zero`; `functrans.rules.instantiate` makes an array of it. A primitive
-    with several results returns lists.
+    The jvp computes with other primitives, which have rules; reverse mode transposes these.
+
+    Args:
+      primitive: the operation.
+      jvp: a function of the list of primals and the list of tangents. A tangent may be a `Zero`;
+        `functrans.rules.instantiate` makes an array of it. It returns the output and its tangent,
+        or, if the primitive has several results, a list of outputs and a list of tangents.
+
+    See also:
+      `elementwise`, `linear`, `multilinear` and `zero`, which ask for less.
+
+    >>> import jax.numpy as jnp, functrans as ft
+    >>> from jax.extend.core import Primitive
+    >>> norm_p = Primitive("norm")
+    >>> def norm_jvp(primals, tangents):
+    ...     (x,), (x_dot,) = primals, tangents
+    ...     y = norm_p.bind(x)
+    ...     return y, jnp.sum(x * ft.rules.instantiate(x_dot)) / y
+    >>> ft.rules.general(norm_p, norm_jvp)
     """
     RULES[primitive] = General(jvp)
 
 
 def call(primitive: Primitive, rule: Rule) -> None:
-    """Declare what a primitive that carries jaxprs does with them."""
+    """Declare the rule of a primitive that carries jaxprs.
+
+    Args:
+      primitive: the operation.
+      rule: a `Rule`; most derive from `CallRule` in `functrans/control_flow/base.py`.
+
+    >>> import functrans as ft
+    >>> from functrans.control_flow.calls import InlinedRule
+    >>> from jax.extend.core import Primitive
+    >>> ft.rules.call(Primitive("my_call"), InlinedRule())
+    """
     RULES[primitive] = rule
 
 
@@ -398,7 +468,23 @@ varying_as, broadcast_to = values.varying_as, values.broadcast_to
 
 
 def rule_of(primitive: Primitive) -> Rule:
-    """The rule of a primitive, or an error that says how to give it one."""
+    """Look up the rule of a primitive.
+
+    Args:
+      primitive: the operation, such as `jax.lax.sin_p`, or the `primitive` of an equation.
+
+    Returns:
+      Its `Rule`. `is_diagonal` says whether the Jacobian is diagonal, and `is_linear(n)` whether
+      the operation is linear in its `n` inputs together.
+
+    Raises:
+      NotImplementedError: if the primitive has no rule; the error says how to declare one.
+
+    >>> from jax import lax
+    >>> from functrans import extend
+    >>> extend.rule_of(lax.sin_p).is_diagonal, extend.rule_of(lax.neg_p).is_linear(1)
+    (True, True)
+    """
     if (rule := RULES[primitive]) is None:
         raise operations.no_rule(primitive)
     return rule

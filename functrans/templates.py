@@ -223,7 +223,10 @@ _asks_every_time = False
 
 @contextmanager
 def without_templates() -> Iterator[None]:
-    """Ask every rule every time, in all threads; for teaching, and for tests of what is kept.
+    """Ask every rule every time, in all threads: for teaching, and for tests of the templates.
+
+    Returns:
+      A context manager, and a decorator.
 
     >>> import functrans as ft
     >>> from functrans import extend

@@ -50,7 +50,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What `cross_check` found: one row for each transform and each thing it was compared with."""
+    """The findings of `cross_check`: a row for each transform and each reference."""
 
     title: str
     rows: tuple[Row, ...]
@@ -91,24 +91,32 @@ def cross_check(
     eps: float | None = None,
     seed: int = 0,
 ) -> Report:
-    """Compare functrans's derivatives of `fun` at `args` with JAX's and with finite differences.
+    """Compare functrans's derivatives with those of JAX and with finite differences.
 
     Args:
-      fun: the function; it takes and returns pytrees of arrays, real, complex or integer.
-      *args: where to differentiate it.
-      order: the highest derivative; 2 compares 'jvp of vjp' and the like as well.
-      modes: "fwd", "rev" or both.
-      against: `JAX` (in the dtypes of `args`), `DIFFERENCES` (in float64), or both; or `AROUND`,
-        JAX's derivative of functrans's derivative of one order less. Leave out `JAX` where it has
-        no derivative, as of a `while_loop` in reverse mode.
-      jitted: whether to evaluate everything in one compiled program, with `jit` of either library.
-      rtol, atol: an array passes if it differs by at most `atol + rtol * (its largest entry)`;
-        they come from the dtypes if left out.
-      eps: the step of the differences; it comes from the precision of the result if left out.
-      seed: chooses the directions `u` and `w`.
+      fun: the function. It takes and returns pytrees of arrays, real, complex or integer.
+      *args: the arguments at which to differentiate.
+      order: the highest order; 2 also compares `jvp of vjp` and the like.
+      modes: `"fwd"`, `"rev"` or both.
+      against: `"JAX"` (in the dtypes of `args`), `"differences"` (in float64), or both; or
+        `"JAX around"`, JAX's derivative of functrans's derivative of one order less. Leave out
+        `"JAX"` where it has no derivative, such as for a `while_loop` in reverse mode.
+      jitted: whether to evaluate everything in one compiled program.
+      rtol: the relative tolerance. An array passes if it differs by at most `atol + rtol * (its
+        largest entry)`. By default the tolerances depend on the dtypes.
+      atol: the absolute tolerance.
+      eps: the step of the differences; by default it depends on the precision of the result.
+      seed: an integer that chooses the random directions `u` and `w`.
 
     Returns:
-      A `Report`, which prints as a table; its `check()` raises if any row disagrees.
+      A `Report`, which prints as a table; its `check()` raises an `AssertionError` if a row
+      disagrees.
+
+    Raises:
+      ValueError: if `order` is less than 1, or if `modes` or `against` has an unknown entry.
+
+    See also:
+      `check_grads`, which compares with finite differences alone, and raises at once.
 
     >>> import jax.numpy as jnp
     >>> from functrans.testing import cross_check
@@ -151,10 +159,26 @@ def check_grads(
     rtol: float | None = None,
     eps: float | None = None,
 ) -> None:
-    """Check functrans's derivatives up to `order` against finite differences in float64, alone.
+    """Check functrans's derivatives against finite differences in float64.
 
-    The signature is that of `jax.test_util.check_grads`. Raises an `AssertionError` that shows the
-    table of comparisons if a derivative is wrong.
+    The signature is that of `jax.test_util.check_grads`.
+
+    Args:
+      fun: the function. It takes and returns pytrees of arrays, real, complex or integer.
+      args: a tuple or list with the arguments at which to differentiate.
+      order: the highest order.
+      modes: `"fwd"`, `"rev"` or both.
+      atol: the absolute tolerance. An array passes if it differs by at most `atol + rtol * (its
+        largest entry)`. By default the tolerances depend on the dtypes.
+      rtol: the relative tolerance.
+      eps: the step of the differences; by default it depends on the precision of the result.
+
+    Raises:
+      AssertionError: if a derivative is wrong; it shows the table of comparisons.
+      ValueError: if `order` is less than 1, or if `modes` has an unknown entry.
+
+    See also:
+      `cross_check`, which compares with JAX too, and returns a report.
 
     >>> import jax.numpy as jnp
     >>> from functrans.testing import check_grads

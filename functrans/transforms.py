@@ -38,19 +38,25 @@ def make_jaxpr(
     axis_env: Sequence[tuple[Any, int]] | None = None,
     return_shape: bool = False,
 ) -> Callable[..., Any]:
-    """Write down the jaxpr of a function, with functrans's own tracer.
+    """Stage a function with functrans's own tracer, and return its jaxpr.
 
     Args:
-      fun: a function of pytrees of arrays.
-      static_argnums: positions of arguments that are ordinary Python values.
-      axis_env: names and sizes of axes that collectives in `fun` may use.
-      return_shape: whether to return also the types of the outputs, as a pytree.
+      fun: a function of arrays, or pytrees of arrays, to the same.
+      static_argnums: the position, or positions, of arguments that are ordinary Python values.
+      axis_env: the name and the size of each axis that collectives in `fun` may use.
+      return_shape: whether to return the types of the outputs too.
 
     Returns:
-      A function of the same arguments, or of `jax.ShapeDtypeStruct`, that returns a `ClosedJaxpr`.
+      A function of the same arguments; a `jax.ShapeDtypeStruct` may stand for an array. It returns
+      a `ClosedJaxpr`, or with `return_shape` a pair of that and a pytree of
+      `jax.ShapeDtypeStruct`.
 
     Raises:
       TypeError: if an argument or a result is not an array.
+      ValueError: if a static argument cannot be hashed.
+
+    See also:
+      `functrans.extend.staged`, which gives the flat arguments and the structure of the result too.
 
     >>> import functrans as ft
     >>> ft.make_jaxpr(lambda x: 2.0 * x)(3.0)
@@ -84,20 +90,31 @@ def make_jaxpr(
 
 
 def jvp(fun: Callable, primals: Sequence, tangents: Sequence, has_aux: bool = False) -> Any:
-    """Push a tangent forward: `f(x)` and `J_f(x) x_dot`, in one pass, in twice the memory of `f`.
+    """Push a tangent forward: compute `y = f(x)` and `y_dot = J_f(x) x_dot` in one pass.
+
+    The pass takes about twice the memory of `f`.
 
     Args:
-      fun: a function of arrays or pytrees of arrays.
-      primals: a tuple or list with its arguments.
-      tangents: the same structure, shapes and dtypes as `primals` (`float0` where these are
-        integers).
-      has_aux: whether `fun` returns a pair of its output and something not differentiated.
+      fun: a function of arrays, or pytrees of arrays, to the same.
+      primals: a tuple or list with its arguments, `x`.
+      tangents: a tuple or list with a tangent for each argument, `x_dot`, of the structure, shapes
+        and dtypes of `primals` (of dtype `float0` for integers).
+      has_aux: whether `fun` returns a pair: its output, and a result without a derivative.
 
     Returns:
-      `(output, output_tangent)`, or `(output, output_tangent, aux)`.
+      `(output, output_tangent)`, or `(output, output_tangent, aux)`. The tangent has the structure,
+      shapes and dtypes of the output (dtype `float0` for integers).
 
     Raises:
-      TypeError: if structures or dtypes differ. ValueError: if shapes do.
+      TypeError: if structures or dtypes differ.
+      ValueError: if shapes differ.
+
+    See also:
+      `linearize`, which pushes many tangents forward at one point; `vjp`, which pulls cotangents
+      back.
+
+    Source: R. E. Wengert, A simple automatic derivative evaluation program, Communications of the
+    ACM 7 (1964).
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> y, y_dot = ft.jvp(jnp.square, (3.0,), (1.0,))
@@ -152,16 +169,26 @@ def _linearize(fun: Callable, name: str, has_aux: bool, kind: type, apart=False)
 
 
 def linearize(fun: Callable, *primals: Any, has_aux: bool = False) -> Any:
-    """Evaluate a function and keep its derivative there, as a linear function of the tangents.
+    """Compute `f(x)`, and keep the derivative at `x` as a linear function `x_dot -> J_f(x) x_dot`.
+
+    `jvp f (x, x_dot)` gives the same numbers. `linearize` evaluates `f` once for many tangents, and
+    keeps the values of `f` that they need in memory.
 
     Args:
-      fun: a function of arrays or pytrees of arrays.
-      *primals: its arguments.
-      has_aux: whether `fun` returns a pair of its output and something not differentiated.
+      fun: a function of arrays, or pytrees of arrays, to the same.
+      *primals: its arguments, `x`.
+      has_aux: whether `fun` returns a pair: its output, and a result without a derivative.
 
     Returns:
-      `(output, pushforward)` or `(output, pushforward, aux)`. The pushforward can be called many
-      times, passes into and out of `jit`, and shows its `.jaxpr`.
+      `(output, pushforward)`, or `(output, pushforward, aux)`. The pushforward takes a tangent for
+      each argument, of its structure, shapes and dtypes, and returns a tangent like the output. It
+      is a pytree, which passes into and out of `jit`, and shows its program as `.jaxpr`.
+
+    Raises:
+      TypeError: if an argument or a result is not an array.
+
+    See also:
+      `jvp`, for one tangent; `vjp`, for the transpose.
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> y, pushforward = ft.linearize(jnp.sin, 0.0)
@@ -172,17 +199,29 @@ def linearize(fun: Callable, *primals: Any, has_aux: bool = False) -> Any:
 
 
 def vjp(fun: Callable, *primals: Any, has_aux: bool = False, reduce_axes: Sequence = ()) -> Any:
-    """Evaluate a function and keep its transposed derivative, `y_bar -> J^T y_bar`.
+    """Compute `f(x)`, and keep the transposed derivative at `x`: `y_bar -> J_f(x)^T y_bar`.
+
+    `vjp` is `linearize`, with the linear function transposed. It keeps the values of `f` that the
+    pullback needs in memory.
 
     Args:
-      fun: a function of arrays or pytrees of arrays.
-      *primals: its arguments.
-      has_aux: whether `fun` returns a pair of its output and something not differentiated.
+      fun: a function of arrays, or pytrees of arrays, to the same.
+      *primals: its arguments, `x`.
+      has_aux: whether `fun` returns a pair: its output, and a result without a derivative.
       reduce_axes: must be empty, as in JAX.
 
     Returns:
-      `(output, pullback)` or `(output, pullback, aux)`; the pullback takes a cotangent of the
-      output and returns a tuple with one for each argument.
+      `(output, pullback)`, or `(output, pullback, aux)`. The pullback takes a cotangent of the
+      structure, shapes and dtypes of the output, and returns a tuple with a cotangent like each
+      argument (of dtype `float0` for integers). It is a pytree, as a pushforward is.
+
+    Raises:
+      TypeError: if an argument or a result is not an array.
+
+    See also:
+      `grad`, for a function to one number; `jvp`, which pushes a tangent forward.
+
+    Source: S. Linnainmaa, Taylor expansion of the accumulated rounding error, BIT 16 (1976).
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> y, pullback = ft.vjp(jnp.multiply, 2.0, 3.0)
@@ -197,15 +236,20 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
     """Transpose a linear function: `<y_bar, f(x)> = <f^T(y_bar), x>`.
 
     Args:
-      fun: a linear function of arrays or pytrees of arrays.
-      *primals: arguments of the types it takes, or `jax.ShapeDtypeStruct`; values do not matter.
+      fun: a linear function of arrays, or pytrees of arrays, to the same.
+      *primals: arguments of its types, or `jax.ShapeDtypeStruct`; their values do not matter.
       reduce_axes: must be empty, as in JAX.
 
     Returns:
-      A function of a cotangent of the output that returns a tuple of cotangents of the inputs.
+      A function of a cotangent of the output, of its structure, shapes and dtypes. It returns a
+      tuple with a cotangent like each argument.
 
     Raises:
-      TypeError: if `fun` is not linear, or an argument or result is not of floating-point type.
+      TypeError: if `fun` is not linear, or if arguments and results are not all of floating-point
+        or complex dtypes, or all integers.
+
+    See also:
+      `vjp`, the transpose of the derivative, for a function that is not linear.
 
     >>> import functrans as ft
     >>> float(ft.linear_transpose(lambda x: 3.0 * x, 1.0)(2.0)[0])
@@ -232,19 +276,25 @@ def value_and_grad(
     allow_int: bool = False,
     reduce_axes: Sequence = (),
 ) -> Callable[..., Any]:
-    """A function that evaluates `fun`, which returns a scalar, together with its gradient.
+    """Make a function that computes `fun`, whose result is one number, and its gradient together.
 
     Args:
-      fun: a function of arrays or pytrees of arrays to a real scalar.
+      fun: a function of arrays, or pytrees of arrays, to a real scalar (shape `()`).
       argnums: the position, or positions, of the arguments with respect to which to differentiate.
-      has_aux: whether `fun` returns a pair of its value and something not differentiated.
+      has_aux: whether `fun` returns a pair: its value, and a result without a derivative.
       holomorphic: whether `fun` is a holomorphic function of complex numbers.
-      allow_int: whether integers may be differentiated with respect to; their gradient is `float0`.
+      allow_int: whether to allow integer arguments; their gradient is of dtype `float0`.
       reduce_axes: must be empty, as in JAX.
 
     Returns:
       A function of the same arguments that returns `(value, gradient)`, or
-      `((value, aux), gradient)`.
+      `((value, aux), gradient)`. The gradient is that of `grad`.
+
+    Raises:
+      TypeError: as for `grad`.
+
+    See also:
+      `grad`, for the gradient alone; `value_and_jacrev`, for a function to an array.
 
     >>> import functrans as ft
     >>> value, gradient = ft.value_and_grad(lambda x: x * x)(3.0)
@@ -276,23 +326,31 @@ def _gradient(fun, name, argnums, has_aux=False, holomorphic=False, allow_int=Fa
 
 @typed_like(value_and_grad)
 def grad(**given: Any) -> Callable:
-    """A function that evaluates the gradient of `fun`, which returns a scalar.
+    """Make a function that computes the gradient of `fun`, whose result is one number.
+
+    In a formula, `grad f x = vjp f x 1`: one pass of reverse mode, for any number of arguments. The
+    gradient of a real function of `z = x + i y` is `df/dx - i df/dy`.
 
     Args:
-      fun: a function of arrays or pytrees of arrays to a real scalar.
+      fun: a function of arrays, or pytrees of arrays, to a real scalar (shape `()`).
       argnums: the position, or positions, of the arguments with respect to which to differentiate.
-      has_aux: whether `fun` returns a pair of its value and something not differentiated.
+      has_aux: whether `fun` returns a pair: its value, and a result without a derivative.
       holomorphic: whether `fun` is a holomorphic function of complex numbers.
-      allow_int: whether integers may be differentiated with respect to; their gradient is `float0`.
+      allow_int: whether to allow integer arguments; their gradient is of dtype `float0`.
       reduce_axes: must be empty, as in JAX.
 
     Returns:
-      A function of the same arguments that returns the gradient, with the structure, shapes and
-      dtypes of the argument (a tuple, if `argnums` is a sequence), or `(gradient, aux)`.
+      A function of the same arguments that returns the gradient, or `(gradient, aux)`. The gradient
+      has the structure, shapes and dtypes of the argument; for a sequence of `argnums` it is a
+      tuple. If `fun` is jitted, so is this function.
 
     Raises:
-      TypeError: if `fun` does not return a scalar, an argument is not of a real dtype, or there are
-        fewer arguments than `argnums` says.
+      TypeError: if `fun` does not return a real scalar, if an argument holds integers (pass `2.0`
+        for `2`), or if `argnums` asks for an argument that is not there.
+
+    See also:
+      `value_and_grad`, for the value too; `vjp`, for several outputs; `hvp`, for second
+      derivatives.
 
     >>> import functrans as ft
     >>> float(ft.grad(lambda x: x ** 3)(2.0))

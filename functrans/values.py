@@ -46,15 +46,22 @@ class _Symbol:
 
 
 class Zero(_Symbol):
-    """A tangent or cotangent that is known to be zero: never multiplied, never added."""
+    """A tangent or a cotangent that is known to be zero: never multiplied, never added.
+
+    It has the `aval`, `shape`, `dtype` and `ndim` of the array for which it stands.
+    """
 
     @classmethod
     def like(cls, primal: Any) -> Zero:
+        """The zero tangent of a value."""
         return cls(tangent_aval(typeof(primal)))
 
 
 class Linear(_Symbol):
-    """In a transpose: an input in which the equation is linear."""
+    """In a transpose: an input in which the equation is linear.
+
+    It has the `aval`, `shape`, `dtype` and `ndim` of the array for which it stands, and no value.
+    """
 
 
 # ---- types ---------------------------------------------------------------------------------------
@@ -100,7 +107,18 @@ def is_value(x: Any) -> bool:
 
 
 def moving(tangents: Iterable) -> Flags:
-    """Which of the tangents are not known to be zero."""
+    """Tell which tangents are not known to be zero.
+
+    Args:
+      tangents: arrays, and a `Zero` for each tangent that is known to be zero.
+
+    Returns:
+      A tuple of booleans.
+
+    >>> from functrans import extend
+    >>> extend.moving([1.0, extend.Zero.like(2.0)])
+    (True, False)
+    """
     return tuple([type(t) is not Zero for t in tangents])
 
 
@@ -110,24 +128,75 @@ def linear(inputs: Iterable) -> Flags:
 
 
 def pick(xs: Iterable, flags: Iterable[bool]) -> list:
-    """Those that have the flag."""
+    """Pick the entries that have the flag.
+
+    Args:
+      xs: a list.
+      flags: a boolean for each entry.
+
+    Returns:
+      A list of these entries, in order.
+
+    >>> from functrans import extend
+    >>> extend.pick("abc", [True, False, True])
+    ['a', 'c']
+    """
     return list(compress(xs, flags))
 
 
 def part(xs: Iterable, flags: Sequence[bool]) -> tuple[list, list]:
-    """Those without the flag, and those with it."""
+    """Part a list into the entries without the flag, and those with it.
+
+    Args:
+      xs: a list.
+      flags: a boolean for each entry.
+
+    Returns:
+      Two lists; `merge` is the inverse.
+
+    >>> from functrans import extend
+    >>> extend.part("abc", [True, False, True])
+    (['b'], ['a', 'c'])
+    """
     xs = list(xs)
     return pick(xs, [not flag for flag in flags]), pick(xs, flags)
 
 
 def merge(unflagged: Iterable, flagged: Iterable, flags: Sequence[bool]) -> list:
-    """The inverse of `part`."""
+    """Merge two lists into one: the inverse of `part`.
+
+    Args:
+      unflagged: the entries without the flag, in order.
+      flagged: the entries with the flag, in order.
+      flags: a boolean for each entry of the result.
+
+    Returns:
+      A list.
+
+    >>> from functrans import extend
+    >>> extend.merge("b", "ac", [True, False, True])
+    ['a', 'b', 'c']
+    """
     rest, some = iter(unflagged), iter(flagged)
     return [next(some if flag else rest) for flag in flags]
 
 
 def with_zeros(tangents: Iterable, flags: Sequence[bool], avals: Sequence) -> list:
-    """The tangents of values of these types: those given have the flag, the others are zero."""
+    """Fill a list of tangents with a `Zero` for each one that is not there.
+
+    Args:
+      tangents: the tangents that have the flag, in order.
+      flags: a boolean for each entry of the result.
+      avals: the type of the value that each entry is a tangent of.
+
+    Returns:
+      A list; `moving` tells which of its entries are arrays.
+
+    >>> import jax
+    >>> from functrans import extend
+    >>> extend.with_zeros([5.0], (False, True), [jax.typeof(1.0), jax.typeof(2.0)])
+    [Zero(float32[]), 5.0]
+    """
     given = iter(tangents)
     pairs = zip(flags, avals, strict=True)
     return [next(given) if flag else Zero(tangent_aval(aval)) for flag, aval in pairs]
@@ -168,12 +237,35 @@ def placed(x: Any, aval: Any) -> Any:
 
 
 def instantiate(x: Any) -> Any:
-    """An array in place of a `Zero`; anything else as it is."""
+    """Make an array of zeros of a `Zero`; return anything else unchanged.
+
+    Args:
+      x: a tangent or a cotangent, or a `Zero` in its place.
+
+    Returns:
+      An array of the shape and dtype of `x` (of dtype `float0` for integers).
+
+    >>> import jax.numpy as jnp
+    >>> from functrans import extend
+    >>> extend.instantiate(extend.Zero.like(jnp.ones(2))).tolist()
+    [0.0, 0.0]
+    """
     return zeros(x.aval) if type(x) is Zero else x
 
 
 def result(x: Any) -> Any:
-    """What a transform returns for `x`: an array, also where it is a `Zero` or a number."""
+    """Make an array of anything that a transform may return, a `Zero` or a number too.
+
+    Args:
+      x: an array, a number, or a `Zero`.
+
+    Returns:
+      An array of the shape and dtype of `x`.
+
+    >>> from functrans import extend
+    >>> float(extend.result(2.0)), float(extend.result(extend.Zero.like(2.0)))
+    (2.0, 0.0)
+    """
     x = instantiate(x)
     return jnp.asarray(x) if isinstance(x, (int, float, complex, np.generic)) else x
 
@@ -205,7 +297,20 @@ def varying_as(x: Any, aval: Any) -> Any:
 
 
 def add(x: Any, y: Any) -> Any:
-    """A sum of tangents, or of cotangents, where a `Zero` costs nothing."""
+    """Add two tangents, or two cotangents; a `Zero` costs nothing.
+
+    Args:
+      x: an array, or a `Zero`.
+      y: an array of the same shape and dtype, or a `Zero`.
+
+    Returns:
+      The sum, a `Zero` if both are.
+
+    >>> from functrans import extend
+    >>> zero = extend.Zero.like(2.0)
+    >>> extend.add(zero, 3.0), extend.add(zero, zero)
+    (3.0, Zero(float32[]))
+    """
     if type(x) is Zero:
         return y
     return x if type(y) is Zero else add_jaxvals_p.bind(x, y)

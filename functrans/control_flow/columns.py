@@ -52,14 +52,32 @@ def through(
 ) -> list | None:
     """Bind an equation that carries programs, with columns for its inputs.
 
+    A *column* holds the arrays that a transform carries for one value: the value itself first, and
+    `None` in the place of an array that is zero.
+
     Args:
-      equation: of any primitive.
-      columns: one for each of its inputs; those of an input that has no derivative hold one array.
-      walk: takes a program, columns for its inputs, and the settings; returns columns.
-      *settings: hashable, as what is derived is kept for them.
+      equation: an equation of any primitive.
+      columns: a column for each input; that of an input without a derivative holds one array.
+      walk: a function of a program, columns for its inputs, and the settings; it returns columns
+        for the outputs of the program.
+      *settings: further arguments of `walk`. They must be hashable, for functrans keeps the derived
+        programs for them.
 
     Returns:
-      Columns for its outputs; or `None` if the equation carries no programs of this kind.
+      A column for each output; or `None` if the equation carries no programs.
+
+    >>> import jax.numpy as jnp
+    >>> from jax import lax
+    >>> from functrans import extend
+    >>> def doubled(f, x):
+    ...     return lax.cond(x > 0, f, lambda x: x, x)
+    >>> equation = extend.staged(lambda x: doubled(jnp.sin, x), 1.0).program.jaxpr.eqns[-1]
+    >>> def walk(program, columns):  # a transform that carries the value alone
+    ...     outs = extend.interpret(program, [x for x, *_ in columns], extend.bind)
+    ...     return [[y] for y in outs]
+    >>> ((y,),) = extend.through(equation, [[1], [2.0]], walk)
+    >>> float(y)
+    0.9092974066734314
     """
     if not carries_programs(equation):
         return None
@@ -70,7 +88,21 @@ def through(
 
 
 def carries_programs(equation: JaxprEqn) -> bool:
-    """Whether an equation is a call that `through` binds again: a loop, a choice, ..."""
+    """Tell whether an equation is a call that `through` can bind again: a loop, a choice, ...
+
+    Args:
+      equation: an equation of any primitive.
+
+    Returns:
+      A boolean.
+
+    >>> import jax.numpy as jnp
+    >>> from jax import lax
+    >>> from functrans import extend
+    >>> program = extend.staged(lambda x: lax.fori_loop(0, 3, lambda i, c: c * x, jnp.sin(x)), 1.0)
+    >>> [extend.carries_programs(e) for e in program.program.jaxpr.eqns]
+    [False, True]
+    """
     rule = RULES[equation.primitive]
     has_own = isinstance(rule, JitRule) and derivative_of(equation.params)
     return isinstance(rule, tuple(BOUND)) and not has_own

@@ -36,24 +36,28 @@ NAME = "carries_kept"
 
 
 def carries_kept(count: int) -> Any:
-    """Say how many carries reverse mode of a loop keeps; the others are computed again.
+    """Set how many carries reverse mode of a loop keeps; it computes the others again from these.
 
-    A `while_loop`, or a `fori_loop` whose bounds are traced, keeps 64 if nobody says. A `scan`, or
-    a `fori_loop` between Python integers, stores what the way back reads of each step, unless this
-    is said. With 64 carries a step is computed about 4 times in a loop of a thousand steps, and 6
-    times in one of a hundred thousand; with 16 carries 6 times in a loop of a thousand, with 8 ten
-    times, and with 4, where no place is left for a checkpoint, 250 times.
+    By default a `while_loop`, or a `fori_loop` with traced bounds, keeps 64 carries. A `scan`, or a
+    `fori_loop` between Python integers, stores the residuals of each step, unless this function
+    says otherwise. With 64 carries reverse mode computes a step about 4 times in a loop of a
+    thousand steps, and 6 times in one of a hundred thousand; with 16 carries 6 times in a loop of a
+    thousand, with 8 ten times, and with 4, which leave no place for a checkpoint, 250 times.
 
     Args:
-      count: at least 4.
+      count: an integer, at least 4.
 
     Returns:
-      A context manager, for what is differentiated in it and for the loops in it; or a decorator,
+      A context manager, for the derivatives taken in it and for the loops in it; or a decorator,
       for the loops of one function.
 
     Raises:
       TypeError: if `count` is not an integer.
-      ValueError: if it is less than 4.
+      ValueError: if `count` is less than 4.
+
+    Sources: A. Griewank, A. Walther, Algorithm 799: Revolve, ACM Trans. Math. Softw. 26 (2000); for
+    loops of unknown length, P. Stumm, A. Walther, New algorithms for optimal online checkpointing,
+    SIAM J. Sci. Comput. 32 (2010).
 
     >>> import functrans as ft
     >>> from jax import lax
@@ -64,10 +68,6 @@ def carries_kept(count: int) -> Any:
     448.0
     >>> float(ft.grad(ft.carries_kept(16)(power))(2.0))
     448.0
-
-    Source: A. Griewank, A. Walther, Algorithm 799: Revolve, ACM Trans. Math. Softw. 26 (2000); for
-    loops that end when they like, P. Stumm, A. Walther, New algorithms for optimal online
-    checkpointing, SIAM J. Sci. Comput. 32 (2010).
     """
     if callable(count):
         raise TypeError("carries_kept expects a number before it decorates: carries_kept(16)(fun)")

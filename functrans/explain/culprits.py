@@ -45,7 +45,7 @@ from functrans.values import Flags
 
 
 class Culprit(NamedTuple):
-    """An equation that made something that is not finite of what is finite."""
+    """An equation that made a nan or an infinity of finite numbers."""
 
     kind: str
     """`"value"`, `"tangent"` or `"adjoint"`."""
@@ -68,7 +68,7 @@ class Culprit(NamedTuple):
 
 
 class Blame(NamedTuple):
-    """What `blame` has found; false if that is nothing."""
+    """The culprits that `blame` found; false if there are none."""
 
     value: Culprit | None
     """The first in the values."""
@@ -90,22 +90,26 @@ class Blame(NamedTuple):
 def blame(fun: Callable, *args: Any, mode: str = "rev") -> Blame:
     """Find the equation that first made a nan or an infinity.
 
-    The function runs equation by equation, with its calls and loops opened, which takes time and
-    memory for each step. The adjoints are those of the sum of the results, the tangents those of
-    ones in all arguments.
+    functrans runs the function equation by equation, and opens calls and loops; this takes time and
+    memory for each step. The adjoints are those of the sum of the results, and the tangents those
+    of ones in all arguments.
 
     Args:
-      fun: a function of arrays or pytrees of arrays to the same.
-      *args: its arguments: arrays with values, so outside of `jit`.
-      mode: `"rev"` for the adjoints, `"fwd"` for the tangents.
+      fun: a function of arrays, or pytrees of arrays, to the same.
+      *args: its arguments: arrays with values, so outside `jit`.
+      mode: `"rev"` to search the adjoints, `"fwd"` to search the tangents.
 
     Returns:
       A `Blame`: the first culprit in the values and the first in the derivatives, each with the
-      user's line, the calls and steps around it, the numbers that met there, and a remedy.
+      user's line, the calls and steps around it, the numbers that met there, and a remedy. It is
+      false if there is none.
 
     Raises:
-      TypeError: if an argument or a result is not an array, or an argument has no value.
+      TypeError: if an argument or a result is not an array, or if an argument has no value.
       ValueError: if `mode` is neither of the two.
+
+    See also:
+      `functrans.strong_zeros`, a remedy.
 
     >>> import jax.numpy as jnp
     >>> from functrans.explain import blame

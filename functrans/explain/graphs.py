@@ -45,7 +45,7 @@ FILL |= {"call": "#fff8c5", "repeated": "#f3e8ff"}
 
 @dataclass(frozen=True, repr=False)
 class Graph:
-    """What `graph` returns: a picture in a notebook, and in a file by `save`."""
+    """The drawing that `graph` returns; a notebook shows it, and `save` writes it to a file."""
 
     title: str
     dot: str
@@ -54,7 +54,7 @@ class Graph:
     """What the picture leaves out, and how to read it."""
 
     def save(self, path: str | os.PathLike) -> None:
-        """Draw to a file; its ending (`.svg`, `.png`, `.pdf`, `.dot`) says how."""
+        """Draw to a file; its ending (`.svg`, `.png`, `.pdf`, `.dot`) chooses the format."""
         ending = os.path.splitext(os.fspath(path))[1][1:].lower()
         if ending not in ("svg", "png", "pdf", "dot"):
             raise ValueError(
@@ -102,28 +102,31 @@ def graph(
     unfold: bool = False,
     pattern: bool = False,
 ) -> Graph:
-    """Draw the computation of `fun(*args)`: its steps, and what each of them reads.
+    """Draw the computation of `fun(*args)`: its steps, and which values each of them reads.
 
     Args:
       fun: a function of arrays, or pytrees of arrays, to the same.
-      *args: its arguments. Where they have no values (inside `jit`), types are shown.
+      *args: its arguments. If they have no values (inside `jit`), the graph shows types.
       values: whether each node shows its value.
-      tangents: whether each node shows its tangent, and the direction: a tuple with a tangent for
-        each argument, or `True` for ones in the arguments `wrt`.
-      adjoints: whether each node shows its adjoint, and, in a small graph, each edge what that use
-        adds to it.
+      tangents: whether each node shows its tangent, and along which direction: a tuple with a
+        tangent for each argument, or `True` for ones in the arguments `wrt`.
+      adjoints: whether each node shows its adjoint, and in a small graph each edge its share of it.
       wrt: as in `evaluation_table`.
       cotangent: as in `evaluation_table`.
       unfold: as in `evaluation_table`.
-      pattern: whether the pattern of the Jacobian is drawn beside the graph: which elements of the
-        results depend on which of the arguments `wrt`, or of the first one.
+      pattern: whether to draw the pattern of the Jacobian beside the graph: which elements of the
+        results depend on which elements of the arguments `wrt`, or of the first one.
 
     Returns:
       A `Graph`, which a notebook shows as SVG. `save("x.svg")` draws to a file, also `.png` and
       `.pdf`; `dot` is its source.
 
     Raises:
-      TypeError, ValueError: as `evaluation_table`, and if both tangents and adjoints are asked for.
+      TypeError: as for `evaluation_table`.
+      ValueError: as for `evaluation_table`, and if you ask for both tangents and adjoints.
+
+    See also:
+      `evaluation_table`, the same steps as a table; `play`, both together, step by step.
 
     >>> import jax.numpy as jnp
     >>> from functrans.explain import graph

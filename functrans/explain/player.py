@@ -55,14 +55,14 @@ class Frame:
 
 @dataclass(frozen=True, repr=False)
 class Player:
-    """What `play` returns: a page in a notebook, and in a file by `save`."""
+    """The page that `play` returns; a notebook shows it, and `save` writes it to a file."""
 
     title: str
     html: str
     """The whole page; it needs no other file, and no network."""
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the page to a file, to be opened in a browser."""
+        """Write the page to a file, for a browser to open."""
         Path(path).write_text(self.html, encoding="utf-8")
 
     def _repr_html_(self) -> str:
@@ -80,11 +80,11 @@ def play(
     cotangent: Any = None,
     unfold: bool = False,
 ) -> Player:
-    """Play the forward pass of `fun(*args)`, then the reverse pass, over the same graph.
+    """Play the forward pass of `fun(*args)`, and then the reverse pass, over one graph.
 
-    The node of the graph, the row of the table and the line of the source are lit together, step by
-    step: by the slider, the arrow keys, or the play button. Under the mouse a node shows what it
-    reads, and what reads it.
+    Each step lights the node of the graph, the row of the table and the line of the source
+    together. The slider, the arrow keys and the play button move on. Under the mouse a node shows
+    which values it reads, and which steps read it.
 
     Args:
       fun: a function of arrays, or pytrees of arrays, to the same.
@@ -98,7 +98,11 @@ def play(
       other file and no network.
 
     Raises:
-      TypeError, ValueError: as `evaluation_table`.
+      TypeError: as for `evaluation_table`.
+      ValueError: as for `evaluation_table`.
+
+    See also:
+      `graph` and `evaluation_table`, the two parts, each by itself.
 
     >>> import jax.numpy as jnp
     >>> from functrans.explain import play

@@ -41,11 +41,11 @@ class Residual(NamedTuple):
 
 
 class Residuals(list[Residual]):
-    """A list that prints with each array's share of the whole."""
+    """A list of `Residual` that prints with each array's share of the total."""
 
     @property
     def total(self) -> int:
-        """In bytes."""
+        """The size of all arrays together, in bytes."""
         return sum(residual.size for residual in self)
 
     def __repr__(self) -> str:
@@ -54,20 +54,23 @@ class Residuals(list[Residual]):
 
 
 def saved_residuals(fun: Callable, *args: Any, **kwargs: Any) -> Residuals:
-    """List what the reverse pass of a function keeps from the forward pass.
+    """List the arrays that reverse mode keeps from the forward pass of a function.
 
     Args:
       fun: a function of arrays, or pytrees of arrays, to the same.
-      *args: its arguments: arrays, or `jax.ShapeDtypeStruct`; nothing is computed.
+      *args: its arguments, or `jax.ShapeDtypeStruct`; functrans computes nothing.
       **kwargs: its keyword arguments.
 
     Returns:
       A list with a `Residual` for each array: its `shape`, its `dtype`, its `size` in bytes and its
-      `origin`. Literal numbers are not counted. The list prints with the share of each array in the
+      `origin`. It counts no literal numbers. The list prints with the share of each array in the
       `total`.
 
     Raises:
       TypeError: if an argument or a result is not an array.
+
+    See also:
+      `jax.checkpoint`, which computes residuals again instead of keeping them.
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> ft.saved_residuals(lambda x: jnp.sum(jnp.sin(x) ** 2), jnp.ones(3))  # doctest: +ELLIPSIS

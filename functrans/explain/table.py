@@ -65,7 +65,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class EvaluationTable:
-    """What `evaluation_table` returns: a table in a terminal and in a notebook, and `rows`."""
+    """The table that `evaluation_table` returns; a terminal and a notebook show it."""
 
     title: str
     mode: str
@@ -76,7 +76,7 @@ class EvaluationTable:
     """Of both passes of reverse mode: `"stacked"`, or `"side by side"`."""
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the table to a file; its ending (`.html`, `.md`, `.tex`) says how."""
+        """Write the table to a file; its ending (`.html`, `.md`, `.tex`) chooses the format."""
         export.save(self, path)
 
     def grids(self) -> list[export.Grid]:
@@ -220,33 +220,39 @@ def evaluation_table(
     """Evaluate a function and its derivative step by step, and show them as a textbook does.
 
     In forward mode each step has a value and a tangent, `v̇`; a function of several inputs takes
-    one pass for each of them, which `wrt` chooses. In reverse mode the steps are evaluated first;
-    then, the last equation first, each gives to its inputs their adjoints, `v̄`.
+    one pass for each of them, which `wrt` chooses. Reverse mode evaluates the steps first. Then,
+    from the last equation to the first, each gives its inputs their adjoints, `v̄`.
 
     Args:
       fun: a function of arrays, or pytrees of arrays, to the same.
-      *args: its arguments. Where they have no values (inside `jit`), types are shown.
+      *args: its arguments. If they have no values (inside `jit`), the table shows types.
       mode: `"fwd"` or `"rev"`.
-      wrt: the number, or numbers, of the arguments with respect to which to differentiate. In
-        forward mode their tangent is one, in every element; the default is the first argument
-        that has a derivative. In reverse mode the default is all arguments.
+      wrt: the position, or positions, of the arguments with respect to which to differentiate. In
+        forward mode every element of their tangents is one; by default it is the first argument
+        with a derivative. In reverse mode it is by default all arguments.
       tangents: in forward mode, instead of `wrt`, a tuple with a tangent for each argument.
-      cotangent: in reverse mode, what to start with, of the structure and types of the result; 1
-        if that is one real number.
-      unfold: whether to show, in the place of the calls of jitted functions, their equations. A
-        function that is itself jitted is always opened. Other calls, loops and branches are
-        always one row.
-      layout: in reverse mode, whether the pass back stands below the pass forward, `"stacked"`, or
-        beside it, `"side by side"`.
+      cotangent: in reverse mode, the cotangent of the result, of its structure, shapes and dtypes;
+        by default 1, if the result is one real number.
+      unfold: whether to show the equations of a jitted function in the place of a call of it. A
+        `fun` that is itself jitted is always opened. Other calls, loops and branches always have
+        one row.
+      layout: of reverse mode: `"stacked"`, the pass back below the pass forward, or `"side by
+        side"`.
 
     Returns:
-      An `EvaluationTable`: it prints as a table, `rich.print` shows it in color, a notebook shows
-      it as HTML; its `rows` are the data, and `save` writes HTML, Markdown or LaTeX.
+      An `EvaluationTable`: it prints as a table, `rich.print` shows it in color, and a notebook
+      shows it as HTML. Its `rows` are the data, and `save` writes HTML, Markdown or LaTeX.
 
     Raises:
       TypeError: if an argument is not an array, if none has a derivative, or if in reverse mode
         the result is not one real number and there is no `cotangent`.
       ValueError: if `mode`, `wrt` or `layout` has no such value.
+
+    See also:
+      `graph`, a drawing of the same steps; `play`, both together, step by step.
+
+    Source: A. G. Baydin and others, Automatic differentiation in machine learning: a survey,
+    Journal of Machine Learning Research 18 (2018), tables 2 and 3.
 
     >>> import jax.numpy as jnp
     >>> from functrans.explain import evaluation_table

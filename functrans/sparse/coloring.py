@@ -35,16 +35,21 @@ NONE = -1
 
 
 class Coloring:
-    """A pattern, and colors for its columns and rows: one product for each of them.
+    """A pattern, with colors for its columns and rows; one pass evaluates all those of one color.
 
-    Attributes:
-      pattern: the pattern.
-      columns: the color of each column, from 0; -1 if no forward product has it.
-      rows: the color of each row; -1 if no reverse product has it.
+    Args:
+      pattern: a `Pattern`.
+      columns: the color of each column, from 0; -1 for a column that no forward pass evaluates.
+      rows: the color of each row, from 0; -1 for a row that no reverse pass evaluates.
       symmetric: whether an element may be read in the place of its mirror image.
 
     Raises:
-      ValueError: if some element cannot be read from the products.
+      ValueError: if the passes do not determine some element.
+
+    >>> import numpy as np
+    >>> from functrans import sparse
+    >>> sparse.Coloring(sparse.Pattern(np.eye(3)), columns=[0, 0, 0], rows=[-1, -1, -1])
+    Coloring(3 x 3: 1 forward passes instead of 3)
     """
 
     def __init__(self, pattern: Pattern, columns: Any, rows: Any, symmetric: bool = False):
@@ -79,7 +84,7 @@ class Coloring:
 
     @property
     def passes(self) -> int:
-        """How many products are evaluated."""
+        """The number of passes, forward and reverse."""
         return self.forward + self.reverse
 
     def __eq__(self, other: object) -> bool:
@@ -102,12 +107,12 @@ class Coloring:
         return f"Coloring({m:,} x {n:,}: {said} passes instead of {dense:,})"
 
     def show(self, width: int = 48) -> None:
-        """Print the pattern, and what the coloring saves."""
+        """Print the pattern, at most `width` characters wide, and what the coloring saves."""
         self.pattern.show(width)
         print(self)
 
     def save(self, path: Any) -> None:
-        """Write pattern and colors to a file of NumPy's (`.npz`)."""
+        """Write the pattern and the colors to a file in NumPy's format, `.npz`."""
         matrix, m = self.pattern.matrix, self.pattern.shape
         parts = {"indices": matrix.indices, "indptr": matrix.indptr, "shape": m}
         parts |= {"columns": self.columns, "rows": self.rows, "symmetric": self.symmetric}
@@ -115,7 +120,7 @@ class Coloring:
 
     @classmethod
     def load(cls, path: Any) -> Coloring:
-        """Read what `save` has written."""
+        """Read a coloring from a file that `save` wrote."""
         with np.load(path) as file:
             ones = np.ones(file["indices"].size, bool)
             parts = ones, file["indices"], file["indptr"]
@@ -140,18 +145,22 @@ def _alone(keys: np.ndarray, colors: np.ndarray) -> np.ndarray:
 
 
 def color(pattern: Any, mode: str = "auto") -> Coloring:
-    """Color the columns or the rows of a matrix, so that few products give all of its elements.
+    """Color the columns or the rows of a matrix, so that a few products give all of its elements.
 
     Args:
       pattern: a `Pattern`, or a matrix of which one can be made.
-      mode: `"columns"`, `"rows"`, `"both"`, `"symmetric"`; or `"auto"`, that one of the first three
-        which has the fewest colors.
+      mode: `"columns"`, `"rows"`, `"both"`, `"symmetric"`; or `"auto"`, for the one of the first
+        three with the fewest colors.
 
     Returns:
       A `Coloring`.
 
     Raises:
-      ValueError: if there is no such mode, or a matrix that is to be symmetric is not.
+      ValueError: if there is no such mode, or if `"symmetric"` gets a matrix that is not symmetric.
+
+    Sources: A. H. Gebremedhin, F. Manne and A. Pothen, What color is your Jacobian? Graph coloring
+    for computing derivatives, SIAM Review 47 (2005); A. Griewank and A. Walther, Evaluating
+    Derivatives (2008), chapters 7 and 8.
 
     >>> import numpy as np
     >>> from functrans import sparse
@@ -163,10 +172,6 @@ def color(pattern: Any, mode: str = "auto") -> Coloring:
     Coloring(100 x 100: 2 forward and 1 reverse passes instead of 100)
     >>> sparse.color(arrow, "symmetric")
     Coloring(100 x 100: 2 forward-over-reverse passes instead of 100)
-
-    Sources: Gebremedhin, Manne and Pothen, *What color is your Jacobian? Graph coloring for
-    computing derivatives*, SIAM Review 47, 2005; Griewank and Walther, *Evaluating Derivatives*,
-    chapters 7 and 8.
     """
     pattern = Pattern(pattern)
     if mode == "symmetric":

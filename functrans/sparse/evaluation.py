@@ -34,41 +34,53 @@ CONSTANT = 1 << 20
 
 
 def jacobian_pattern(fun: Callable, *likes: Any, argnum: int = 0) -> Pattern:
-    """Which elements of the Jacobian may differ from zero, for any values of the arguments.
+    """Find the elements of the Jacobian that may differ from zero for some values of the arguments.
 
     Args:
       fun: a function of arrays, or pytrees of arrays, to the same.
       *likes: its arguments, or `jax.ShapeDtypeStruct`; their values do not matter.
-      argnum: the argument with respect to which to differentiate.
+      argnum: the position of the argument with respect to which to differentiate.
 
     Returns:
-      A `Pattern`; its rows are the elements of the results, flat, and its columns those of the
-      argument, both in the order of `jax.tree.leaves`.
+      A `Pattern`. It has a row for each element of the results and a column for each element of
+      the argument, both flat, in the order of `jax.tree.leaves`.
 
     Raises:
-      TypeError: if the argument or a result is not of real numbers.
-      ValueError: if the Jacobian is so large, and so far from sparse, that its pattern would be.
+      TypeError: if the argument or a result does not consist of real numbers.
+      ValueError: if the pattern itself would not be sparse, and too large.
+
+    See also:
+      `jacobian`, which evaluates these elements; `hessian_pattern`, for second derivatives.
+
+    Source: A. Griewank and A. Walther, Evaluating Derivatives (2008), chapter 7.
 
     >>> import jax, functrans as ft
     >>> x = jax.ShapeDtypeStruct((6,), "float32")
     >>> ft.sparse.jacobian_pattern(lambda x: x[1:] - x[:-1] ** 2, x)
     Pattern(5 x 6, 10 nonzeros, 33.3%)
-
-    Source: Griewank and Walther, *Evaluating Derivatives*, chapter 7.
     """
     return Pattern(detected(fun, likes, argnum))
 
 
 def hessian_pattern(fun: Callable, *likes: Any, argnum: int = 0) -> Pattern:
-    """Which elements of the Hessian of a scalar function may differ from zero.
+    """Find the elements of the Hessian of a scalar function that may differ from zero.
 
     Args:
-      fun: a function of arrays, or pytrees of arrays, to a real scalar.
+      fun: a function of arrays, or pytrees of arrays, to a real scalar (shape `()`).
       *likes: its arguments, or `jax.ShapeDtypeStruct`; their values do not matter.
-      argnum: the argument with respect to which to differentiate.
+      argnum: the position of the argument with respect to which to differentiate.
 
     Returns:
-      A symmetric `Pattern`, in the order of `jax.tree.leaves`.
+      A symmetric `Pattern`, with a row and a column for each element of the argument, flat, in the
+      order of `jax.tree.leaves`.
+
+    Raises:
+      TypeError: if `fun` does not return a scalar, or the argument does not consist of real
+        numbers.
+      ValueError: if the pattern itself would not be sparse, and too large.
+
+    See also:
+      `hessian`, which evaluates these elements; `jacobian_pattern`, for first derivatives.
 
     >>> import jax, functrans as ft
     >>> x = jax.ShapeDtypeStruct((6,), "float32")
@@ -80,7 +92,7 @@ def hessian_pattern(fun: Callable, *likes: Any, argnum: int = 0) -> Pattern:
 
 
 class SparseDerivative:
-    """A function that evaluates the nonzeros of a Jacobian or a Hessian.
+    """A function that computes the nonzeros of a Jacobian or a Hessian.
 
     Attributes:
       pattern: the `Pattern`.
@@ -122,7 +134,7 @@ class SparseDerivative:
             return tree.structure(BCOO((data, self._indices), shape=self.pattern.shape, **options))
 
     def show(self, width: int = 48) -> None:
-        """Print the pattern, and what the coloring saves."""
+        """Print the pattern, at most `width` characters wide, and what the coloring saves."""
         self.coloring.show(width)
 
     def __repr__(self) -> str:
@@ -237,27 +249,34 @@ def jacobian(
     format: str = "bcoo",
     check: bool = False,
 ) -> SparseDerivative:
-    """The sparse Jacobian of a function, in a few passes of forward or reverse mode.
+    """Make a function that computes a sparse Jacobian in a few passes of forward or reverse mode.
 
     Args:
       fun: a function of arrays, or pytrees of arrays, to the same.
       *likes: its arguments, or `jax.ShapeDtypeStruct`; their values do not matter.
-      argnum: the argument with respect to which to differentiate.
-      pattern: a `Pattern`, a `Coloring`, or a matrix; without it, the pattern is detected.
-      mode: how to color it, `"columns"`, `"rows"`, `"both"` or `"auto"`: see `color`.
+      argnum: the position of the argument with respect to which to differentiate.
+      pattern: a `Pattern`, a `Coloring`, or a matrix; without it, functrans detects the pattern.
+      mode: how to color the pattern, `"columns"`, `"rows"`, `"both"` or `"auto"`: see `color`.
       format: of the result: `"bcoo"`, `"dense"`, or `"values"`, the nonzeros in the order of the
         pattern, which goes row by row.
-      check: whether each result is compared with the product of the Jacobian with a vector.
+      check: whether to compare each result with the product of the Jacobian and a vector.
 
     Returns:
-      A function of the same arguments to the Jacobian, with a row for each element of the results
-      and a column for each element of the argument. It has a `pattern` and a `coloring`, and
-      `show()` prints them. It is compiled if `fun` is.
+      A `SparseDerivative`: a function of the same arguments to the Jacobian, of shape `(m, n)`,
+      with a row for each of the `m` elements of the results and a column for each of the `n`
+      elements of the argument. It has a `pattern` and a `coloring`, and `show()` prints them. It is
+      compiled if `fun` is.
 
     Raises:
-      TypeError: if the argument or a result is not of real numbers.
+      TypeError: if the argument or a result does not consist of real numbers.
       ValueError: if the Jacobian is far from sparse; or, with `check`, if the pattern lacks a
-        nonzero. (Inside of `jit`, where none can be raised, the result is then `nan`.)
+        nonzero. (Inside `jit`, which cannot raise such an error, the result is then nan.)
+
+    See also:
+      `functrans.jacfwd` and `functrans.jacrev`, for a dense matrix.
+
+    Sources: A. R. Curtis, M. J. D. Powell and J. K. Reid, On the estimation of sparse Jacobian
+    matrices, 1974; A. Griewank and A. Walther, Evaluating Derivatives (2008), chapters 7 and 8.
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> def residual(u):
@@ -269,9 +288,6 @@ def jacobian(
     Coloring(1,000 x 1,000: 3 forward passes instead of 1,000)
     >>> jacobian(u)
     BCOO(float32[1000, 1000], nse=2998)
-
-    Sources: Curtis, Powell and Reid, *On the estimation of sparse Jacobian matrices*, 1974;
-    Griewank and Walther, *Evaluating Derivatives*, chapters 7 and 8.
     """
     return _derivative(fun, likes, argnum, pattern, mode, format, check, order=1)
 
@@ -284,27 +300,36 @@ def hessian(
     format: str = "bcoo",
     check: bool = False,
 ) -> SparseDerivative:
-    """The sparse Hessian of a scalar function, in a few passes of forward over reverse mode.
+    """Make a function that computes the sparse Hessian of a scalar function in a few passes.
 
     Args:
-      fun: a function of arrays, or pytrees of arrays, to a real scalar.
+      fun: a function of arrays, or pytrees of arrays, to a real scalar (shape `()`).
       *likes: its arguments, or `jax.ShapeDtypeStruct`; their values do not matter.
-      argnum: the argument with respect to which to differentiate.
-      pattern: a symmetric `Pattern`, a `Coloring`, or a matrix; without it, it is detected.
+      argnum: the position of the argument with respect to which to differentiate.
+      pattern: a symmetric `Pattern`, a `Coloring`, or a matrix; without it, functrans detects the
+        pattern.
       format: of the result: `"bcoo"`, `"dense"`, or `"values"`, the nonzeros in the order of the
         pattern, which goes row by row.
-      check: whether each result is compared with the product of the Hessian with a vector.
+      check: whether to compare each result with the product of the Hessian and a vector.
 
     Returns:
-      A function of the same arguments to the Hessian; see `jacobian`.
+      A `SparseDerivative`: a function of the same arguments to the Hessian, of shape `(n, n)` for
+      an argument of `n` elements; see `jacobian`. Each pass is forward mode over reverse mode.
+
+    Raises:
+      TypeError: as for `hessian_pattern`.
+      ValueError: as for `jacobian`.
+
+    See also:
+      `functrans.hessian`, for a dense matrix; `functrans.hvp`, for products with vectors.
+
+    Sources: T. F. Coleman and J. J. Moré, Estimation of sparse Hessian matrices and graph coloring
+    problems, 1984; A. H. Gebremedhin, F. Manne and A. Pothen, SIAM Review 47 (2005).
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> hessian = ft.sparse.hessian(lambda x: ((x[1:] - x[:-1]) ** 4).sum(), jnp.zeros(1000))
     >>> hessian.coloring
     Coloring(1,000 x 1,000: 3 forward-over-reverse passes instead of 1,000)
-
-    Sources: Coleman and Moré, *Estimation of sparse Hessian matrices and graph coloring problems*,
-    1984; Gebremedhin, Manne and Pothen, SIAM Review 47, 2005.
     """
     return _derivative(fun, likes, argnum, pattern, "symmetric", format, check, order=2)
 

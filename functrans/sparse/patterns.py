@@ -19,11 +19,11 @@ from scipy import sparse
 
 
 class Pattern:
-    """Which elements of a matrix may differ from zero.
+    """The elements of a matrix that may differ from zero.
 
     Args:
-      matrix: a matrix, as an array, in a format of SciPy or as a `BCOO`: its elements that are not
-        zero, or that are stored; or a pattern.
+      matrix: an array, a matrix in a format of SciPy, or a `BCOO`, whose nonzero or stored elements
+        make the pattern; or a `Pattern`.
 
     >>> import numpy as np
     >>> from functrans import sparse
@@ -54,18 +54,18 @@ class Pattern:
 
     @property
     def nnz(self) -> int:
-        """How many elements may differ from zero."""
+        """The number of elements that may differ from zero."""
         return int(self.matrix.nnz)
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
-        """The row of each nonzero; they are sorted by rows, and then by columns."""
+        """The row of each nonzero, an array of integers; they go row by row, and along each row."""
         counts = np.diff(self.matrix.indptr)
         return np.repeat(np.arange(self.shape[0], dtype=np.int32), counts)
 
     @property
     def columns(self) -> np.ndarray:
-        """The column of each nonzero."""
+        """The column of each nonzero, an array of integers."""
         return self.matrix.indices
 
     @property
@@ -74,11 +74,11 @@ class Pattern:
         return Pattern(self.matrix.T)
 
     def dense(self) -> np.ndarray:
-        """An array of booleans."""
+        """An array of booleans, of the shape of the matrix."""
         return self.matrix.toarray()
 
     def csr(self, values: Any) -> Any:
-        """SciPy's matrix of compressed rows with these values, as `format="values"` gives them."""
+        """A SciPy matrix of compressed rows, from its nonzeros in the order of the pattern."""
         parts = np.asarray(values), self.matrix.indices, self.matrix.indptr
         return sparse.csr_array(parts, shape=self.shape)
 
@@ -105,7 +105,7 @@ class Pattern:
 
     @classmethod
     def load(cls, path: Any) -> Pattern:
-        """Read a pattern, or any matrix, from a file that `scipy.sparse.save_npz` has written."""
+        """Read a pattern, or any matrix, from a file that `scipy.sparse.save_npz` wrote."""
         return cls(sparse.load_npz(Path(path)))
 
     # ---- pictures --------------------------------------------------------------------------------
@@ -113,13 +113,13 @@ class Pattern:
     def show(self, width: int = 48) -> None:
         """Print the pattern as a picture, at most `width` characters wide.
 
-        Each character is a block of 2 x 4 dots. A large matrix is drawn at a smaller scale: a dot
-        is there if any nonzero is.
+        Each character is a block of 2 x 4 dots. A large matrix is drawn at a smaller scale; a dot
+        then stands for several elements, at least one of which is a nonzero.
         """
         print("\n".join(braille(self.picture(2 * width, 4 * width))))
 
     def picture(self, width: int, height: int) -> np.ndarray:
-        """An array of booleans, as wide and high as these at most: the pattern, scaled down."""
+        """An array of booleans of at most this width and height: the pattern, scaled down."""
         m, n = self.shape
         scale = max(1.0, n / width, m / height)
         shape = max(1, int(np.ceil(m / scale))), max(1, int(np.ceil(n / scale)))

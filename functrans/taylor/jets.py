@@ -34,26 +34,35 @@ def jet(
     order: int | None = None,
     factorial: bool = False,
 ) -> Any:
-    """Push a Taylor series forward, by its true coefficients: those of `t^k`, not derivatives.
+    """Push a Taylor series forward: from the coefficients of `x(t)` to those of `f(x(t))`.
+
+    The coefficients are those of `t^k`, derivatives divided by `k!`. The time grows with the square
+    of the order, while each further nested `jvp` doubles it.
 
     Args:
-      fun: a function of arrays or pytrees of arrays.
+      fun: a function of arrays, or pytrees of arrays, to the same.
       primals: a tuple or list with its arguments, `x_0`.
-      series: for each argument the same structure, with a list of the coefficients `[x_1, x_2,
-        ...]` in the place of each array; they have its shape and dtype. Those that are missing are
-        zero. An integer has none: `[]`.
-      order: how many coefficients to compute; by default as many as the longest list has.
-      factorial: whether all coefficients, of inputs and results, are multiplied by `k!`, so that
-        they are derivatives, as those of `jax.experimental.jet.jet` are.
+      series: a tuple or list with the structure of `primals`, and a list of coefficients `[x_1,
+        x_2, ...]` in the place of each array. They have its shape and dtype; those that are missing
+        are zero. An integer has none: `[]`.
+      order: how many coefficients to compute; by default, as many as the longest list has.
+      factorial: whether all coefficients, of inputs and results, are multiplied by `k!`. They are
+        derivatives then, as in `jax.experimental.jet.jet`.
 
     Returns:
-      `(output, series)`: the series has the structure of the output, with a list of `order`
-      coefficients in the place of each array. Source: A. Griewank and A. Walther, Evaluating
-      Derivatives (2008), chapter 13; J. Bettencourt, M. Johnson and D. Duvenaud, Taylor-mode
-      automatic differentiation for higher-order derivatives in JAX (2019).
+      `(output, series)`. The series has the structure of the output, with a list of `order`
+      coefficients in the place of each array, of its shape and dtype.
 
     Raises:
-      TypeError: if structures or dtypes differ. ValueError: if shapes do, or `order` is negative.
+      TypeError: if structures or dtypes differ.
+      ValueError: if shapes differ, or if `order` is negative.
+
+    See also:
+      `derivatives`, along a straight line; `jvp`, for the first order.
+
+    Sources: A. Griewank and A. Walther, Evaluating Derivatives (2008), chapter 13; J. Bettencourt,
+    M. Johnson and D. Duvenaud, Taylor-mode automatic differentiation for higher-order derivatives
+    in JAX (2019).
 
     >>> import jax.numpy as jnp, functrans as ft
     >>> y, (y_1, y_2, y_3) = ft.jet(jnp.exp, (0.0,), ([1.0],), order=3)
@@ -80,19 +89,22 @@ def _jet(fun: Callable, name: str, order: int | None, factorial: bool) -> Callab
 
 
 def derivatives(fun: Callable, order: int) -> Callable[[Any, Any], list]:
-    """The value of a function and its first directional derivatives.
+    """Make a function that computes `fun` and its first `order` derivatives along a direction.
 
     Args:
-      fun: a function of one array or pytree of arrays to the same.
+      fun: a function of one array, or pytree of arrays, to the same.
       order: how many derivatives.
 
     Returns:
-      A function of `x` and the direction `v`, which is like `x`, that returns a list: `fun(x)`, and
-      `d^k/dt^k fun(x + t v)` at `t = 0` for `k` from 1 to `order`, each like `fun(x)`.
+      A function of `x` and a direction `v`, of the structure, shapes and dtypes of `x`. It returns
+      the list `[d^k/dt^k fun(x + t v) at t = 0, for k = 0, ..., order]`, each like `fun(x)`.
 
     Raises:
-      TypeError: if the structures or dtypes of `x` and `v` differ. ValueError: if shapes do, or
-      `order` is negative.
+      TypeError: if the structures or dtypes of `x` and `v` differ.
+      ValueError: if their shapes differ, or if `order` is negative.
+
+    See also:
+      `jet`, which takes a curve instead of a straight line.
 
     >>> import functrans as ft
     >>> [float(y) for y in ft.derivatives(lambda x: x**3, 4)(2.0, 1.0)]

@@ -289,26 +289,31 @@ def laplacian(
     weights: Any = None,
     with_value_and_gradient: bool = False,
 ) -> Callable:
-    """The Laplacian `sum_i d2f/dx_i2`, in one pass of forward mode, without the Hessian.
+    """Make a function that computes `sum_i d2f/dx_i2` in one forward pass, without the Hessian.
 
     Args:
-      fun: a function of arrays or pytrees of arrays to the same; it is traced as by `jit`.
-      argnums: the position, or positions, of the arguments of whose elements the `x_i` are.
-      has_aux: whether `fun` returns a pair of its output and something not differentiated.
+      fun: a function of arrays, or pytrees of arrays, to the same. functrans stages it, as `jit`
+        does.
+      argnums: the position, or positions, of the arguments whose elements are the `x_i`.
+      has_aux: whether `fun` returns a pair: its output, and a result without a derivative.
       holomorphic: whether `fun` is a holomorphic function of complex numbers.
-      weights: real numbers for the operator `sum_i w_i d2f/dx_i2`, of the structure and shapes of
-        the argument; or for `sum_ij w_ij d2f/dx_i dx_j`, of those of its Hessian.
-      with_value_and_gradient: whether to return the value and the gradient, too.
+      weights: real numbers, of the structure and shapes of the argument, for the operator `sum_i
+        w_i d2f/dx_i2`; or of those of its Hessian, for `sum_ij w_ij d2f/dx_i dx_j`.
+      with_value_and_gradient: whether to return the value and the gradient too.
 
     Returns:
-      A function of the same arguments that returns the Laplacian of each output, like the output;
-      or `(value, gradient, laplacian)`, where the gradient is as from `jacfwd`. With `has_aux`,
-      it returns `(laplacian, aux)`, or `((value, aux), gradient, laplacian)`.
+      A function of the same arguments that returns the Laplacian of each output, of the structure,
+      shapes and dtypes of the output; or `(value, gradient, laplacian)`, with a gradient like the
+      result of `jacfwd`. With `has_aux` it returns `(laplacian, aux)`, or `((value, aux), gradient,
+      laplacian)`.
 
     Raises:
       TypeError: if an argument is not of a real dtype (complex, if `holomorphic`), or an output
         not of a real or complex one.
       ValueError: if the weights fit neither the argument nor its Hessian.
+
+    See also:
+      `hessian`, for all second derivatives.
 
     Sources: R. Li and others, Forward Laplacian, Nature Machine Intelligence 6 (2024); F. Dangel
     and others, Collapsing Taylor mode automatic differentiation (2025).
