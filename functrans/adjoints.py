@@ -3,17 +3,17 @@
     value_and_adjoints :  (a -> R)  ->  a  ->  (R, {name: h_bar})
 
 `h = checkpoint_name(layer(x), "h")` names a value.  Its adjoint is the gradient in a change `p` of
-it, at `p = 0`:
+this value, at `p = 0`:
 
     L = f(x, h + p),       h_bar = dL/dp
 
-The function is staged, and its program rewritten: `h` stays what it is, and its tangent becomes
-`h_dot + p_dot`.  So nothing is added to the function.  The linear half has an input for each named
-value, and no value of `p` is ever read.
+We stage the function and rewrite its program: `h` stays the same, and its tangent becomes
+`h_dot + p_dot`.  So the function itself does no more work.  The linear half has an input for each
+named value, and nothing ever reads a value of `p`.
 
-An equation that carries programs (a loop, a branch, a checkpoint) is bound again with others, whose
-further inputs are the changes of what is named inside: of a `scan` one for each step, stacked.  For
-tangents the named values become further outputs instead.
+We bind an equation that carries programs (a loop, a branch, a checkpoint) again, with programs that
+take the changes of the values named inside as further inputs; for a `scan` the changes of all steps
+are stacked.  For tangents the named values become further outputs instead.
 
 Read next: `extend.py`, the interface for transforms of your own.
 """
@@ -48,7 +48,7 @@ from functrans.transforms import jvp, vjp
 
 Names = frozenset[str]
 
-# ---- a change of a value, of which only the tangent counts ---------------------------------------
+# ---- a change of a value; only its tangent counts ------------------------------------------------
 
 
 @jax.custom_jvp
@@ -60,7 +60,7 @@ def changed(h: Any, p: Any) -> Any:
 
 def _changed_jvp(primals: Sequence, tangents: Sequence) -> tuple:
     (h, _), (h_dot, p_dot) = primals, map(from_symbolic, tangents)
-    if values.typeof(h).weak_type:  # as a Python number is, and `p` is not
+    if values.typeof(h).weak_type:  # a Python number; `p` has no weak type
         p_dot = values.cast(p_dot, values.tangent_aval(values.typeof(h)))
     return h, values.add(h_dot, p_dot)
 
@@ -112,12 +112,12 @@ def taking(program: ClosedJaxpr, asked: Names) -> ClosedJaxpr:
 
 
 def types(program: ClosedJaxpr, asked: Names) -> list:
-    """The types of the named values, as they are outside of the program."""
+    """The types of the named values, as seen from outside the program."""
     return list(giving(program, asked).out_avals[len(program.out_avals) :])
 
 
 class Extended(NamedTuple):
-    """Programs that take, or give, something for each value that is named in one of them."""
+    """Programs that take, or give, an array for each value that one of them names."""
 
     programs: tuple[ClosedJaxpr, ...]
     count: int
@@ -155,7 +155,7 @@ def extended(first: ClosedJaxpr, others: tuple, asked: Names, takes: bool) -> Ex
 def _evaluate(
     program: ClosedJaxpr, inputs: Sequence, asked: Names, changes: Iterator | None
 ) -> tuple[list, list]:
-    """Evaluate a program with changes of its named values; or, for `None`, give these values too.
+    """Evaluate a program with changes of its named values; or, for `None`, return these values too.
 
     Returns the results, and the named values.
     """

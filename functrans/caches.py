@@ -1,14 +1,14 @@
-"""What is remembered, and for how long.
+"""The caches: what functrans remembers, and for how long.
 
     by_types       (params, types) -> result     the latest few thousand
     by_program     (program, key) -> result      as long as the program lives
     by_function    (function, key) -> result     as long as the user's function lives
 
-A key holds all on which the result depends: also the options that change what is written, those
-of JAX and our own, and the version of the table of rules, which a declaration in place of another
-one raises.  What a rule makes of types does not depend on the options that say how strict JAX is
-with a user: it is made without them.  And all is made as if `jit` were not disabled.  Several
-threads may compute one result; the first to store it gives the one that all of them get.
+A key holds everything on which the result depends.  This includes the options, of JAX and of
+functrans, that change a program, and the version of the table of rules, which grows when somebody
+declares a rule again.  We call rules without the options that make JAX strict with a user, and as
+if `jit` were not disabled, so that no result depends on these.  If several threads compute the same
+result, all of them get the one that is stored first.
 
 Read next: `rules.py`, the derivative of one equation.
 """
@@ -27,10 +27,10 @@ import jax
 import numpy as np
 
 SIZE = 8192
-"""The most results that a cache by types keeps; then it drops the oldest."""
+"""A cache by types keeps at most so many results; then it drops the oldest."""
 
 _EMPTY: list[Callable[[], None]] = []
-"""Functions that empty one cache each."""
+"""Functions, each of which empties one cache."""
 
 
 _of_types = operator.attrgetter("jax_enable_x64", "jax_default_matmul_precision")
@@ -38,7 +38,7 @@ _of_strictness = operator.attrgetter("jax_numpy_rank_promotion", "jax_numpy_dtyp
 _config: Any = jax.config
 
 STRONG_ZEROS, CARRIES_KEPT = jax.make_user_context(False), jax.make_user_context(None)
-"""Our own options, of which JAX's caches know too: `with STRONG_ZEROS(True): ...`."""
+"""Our own options, which JAX's caches know too: `with STRONG_ZEROS(True): ...`."""
 
 
 def _options() -> tuple:
@@ -47,14 +47,14 @@ def _options() -> tuple:
 
 @contextlib.contextmanager
 def without_strictness() -> Iterator[None]:
-    """Our own code is not checked for what a user wants to have checked in his."""
+    """Run our own code without the checks that a user wants for the user's code."""
     promotions = jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard")
     with jax.disable_jit(False), promotions[0], promotions[1]:
         yield
 
 
 class Version:
-    """Counts the declarations that took the place of another one."""
+    """Counts the rules that were declared again."""
 
     rules = 0
 
@@ -83,9 +83,9 @@ _FLOATS = frozenset([float, complex, np.float16, np.float32, np.float64])
 
 
 def kinds(params: Collection) -> tuple:
-    """What a key needs besides params: `0.0 == -0.0` and `1 == 1.0 == True`, but they differ.
+    """What a key needs besides params, for `0.0 == -0.0` and `1 == 1.0 == True`.
 
-    It looks into tuples, and into what else is a pytree.
+    It looks into tuples and other pytrees.
     """
     found = (*map(type, params),)
     if tuple in found:
@@ -99,9 +99,8 @@ def kinds(params: Collection) -> tuple:
 def by_types(function: Callable) -> Callable:
     """Remember `function(params, key, at)`; `params` are the items of an equation's params.
 
-    It returns `None`, and nothing is remembered, if the params cannot be a key: they are not
-    hashable, or hold a function, which the cache must not keep alive. `at` is handed on, and is no
-    part of the key.
+    If the params cannot be a key, it returns `None` and remembers nothing: they are not hashable, or
+    hold a function, which the cache must not keep alive. `at` is not a part of the key.
     """
     memory: dict[Any, Any] = {}
     emptied_by(memory.clear)
@@ -127,7 +126,7 @@ def by_types(function: Callable) -> Callable:
 def by_program(function: Callable) -> Callable:
     """Remember `function(program, *key)` for as long as the program lives.
 
-    What is given by keyword is handed on, and is no part of the key.
+    Keyword arguments are not a part of the key.
     """
     memory: weakref.WeakKeyDictionary[Any, dict[Hashable, Any]] = weakref.WeakKeyDictionary()
     emptied_by(memory.clear)
@@ -144,15 +143,15 @@ def by_program(function: Callable) -> Callable:
     return cached
 
 
-# ---- what hangs on a function --------------------------------------------------------------------
+# ---- by function ---------------------------------------------------------------------------------
 
 OF_FUNCTIONS: dict[int, dict] = {}
-"""From the id of a function to what is kept for it, as long as it lives."""
+"""From the id of a function to its entries, as long as the function lives."""
 
 
 def by_function(function: Callable, key: tuple, make: Callable[[], Any]) -> Any:
-    """`make()`, or what it made for the same function and key."""
-    # A method is a new object at each mention, so what is kept for it hangs on its instance.
+    """`make()`, or its earlier result for the same function and key."""
+    # A method is a new object at each mention, so the entries belong to its instance.
     is_method = inspect.ismethod(function)
     anchor, method = (function.__self__, function.__func__) if is_method else (function, None)
     key = (*key, method)
@@ -169,7 +168,7 @@ def by_function(function: Callable, key: tuple, make: Callable[[], Any]) -> Any:
 
 
 def held_weakly(function: Callable) -> Callable:
-    """The function, held weakly, so that what is kept for it does not keep it."""
+    """The function, held weakly, so that its entries do not keep it alive."""
     is_method = inspect.ismethod(function)
     try:
         reference: Any = weakref.WeakMethod(function) if is_method else weakref.ref(function)
@@ -182,7 +181,7 @@ def held_weakly(function: Callable) -> Callable:
     functools.update_wrapper(late, function, updated=())
     del late.__wrapped__
     with contextlib.suppress(TypeError, ValueError):
-        late.__signature__ = inspect.signature(function)  # by which names of arguments are found
+        late.__signature__ = inspect.signature(function)  # for arguments by name
     return late
 
 

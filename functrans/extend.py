@@ -6,13 +6,13 @@ A transform takes a function, stages it (`staged`), and walks the equations of t
 values of its own kind in the place of arrays: intervals, sets of indices, Taylor coefficients.  For
 one equation it may ask
 
-    bind                 what the equation computes
-    tangent_program      its tangents, as a program: what its rule has to say, for any transform
-    derivative_program   the same, which reads the results instead of computing them again
-    tangents_of          the tangents of such a program again: second derivatives
-    through              what it computes on columns of arrays, if it carries programs (a loop, ...)
-    rule_of              what kind of operation it is (`is_linear`, `is_diagonal`)
-    is_elementwise       whether it acts on each element by itself, also where it is linear as well
+    bind                 its outputs
+    tangent_program      its tangents, as a program, from its derivative rule
+    derivative_program   the same, reading the outputs instead of computing them again
+    tangents_of          the tangents of such a program, for second derivatives
+    through              its outputs on columns of arrays, if it carries programs (a loop, ...)
+    rule_of              its rule, with the kind of operation (`is_linear`, `is_diagonal`)
+    is_elementwise       whether it acts on each element by itself
 
 With `transformed` a transform of a jitted function is jitted, as functrans's own are.
 
@@ -26,8 +26,8 @@ With `transformed` a transform of a jitted function is jitted, as functrans's ow
 >>> operations(lambda x: jax.numpy.sin(x) * x + 1.0)(2.0)
 3
 
-Read next: `taylor/__init__.py`, transforms that are written with it; or `jacobians.py`, transforms
-that need no loop of their own.
+Read next: `taylor/__init__.py`, transforms written with this interface; or `jacobians.py`,
+transforms that need no loop of their own.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     flat : (pytree -> pytree) -> [a] -> [b]
 
-The interpreters know flat lists alone.  Here is the bookkeeping between them and what a user
-writes: the structures of arguments and results, and which arguments are differentiated.
+The interpreters take flat lists, and users write functions of pytrees.  This file keeps the
+structures of arguments and results, and selects the arguments to differentiate.
 
-Read next: `signatures.py`, what a transformed function says of itself.
+Read next: `signatures.py`, the name and the documentation of a transformed function.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Argnums = int | Sequence[int]
 
 
 class Flat:
-    """A function of pytrees as one of flat lists; it remembers the structures that it met."""
+    """A function of pytrees as a function of flat lists; it remembers the structures."""
 
     def __init__(self, fun: Callable, in_tree: Any, has_aux: bool = False):
         self.fun, self.in_tree, self.has_aux = fun, in_tree, has_aux
         self.__name__ = jx.name_of(fun)
         self.out_tree: Any = None
         self.aux_tree: Any = None
-        self.traced: list[bool] = []  # which leaves of `aux` depend on what is traced
+        self.traced: list[bool] = []  # which leaves of `aux` are traced
 
     def __call__(self, *leaves: Any) -> tuple[list, list]:
         out, aux = self.fun(*tree.unflatten(self.in_tree, leaves)), None
@@ -51,7 +51,7 @@ class Flat:
 
 
 def select(name: str, fun: Callable, args: tuple, kwargs: dict, argnums: Any) -> tuple:
-    """`fun` as a function of the arguments `argnums` alone; and these arguments."""
+    """`fun` as a function of the arguments `argnums` alone, and these arguments."""
     positions = checks.positions(name, argnums, len(args))
 
     def partial(*selected, **more):
@@ -62,7 +62,7 @@ def select(name: str, fun: Callable, args: tuple, kwargs: dict, argnums: Any) ->
 
 
 def answer(name: str, value: Any, derivative: Any, aux: Sequence) -> Any:
-    """What the public function of this name returns: `value_and_...` gives the value too."""
+    """The result of the public function of this name: `value_and_...` returns the value too."""
     if name.startswith("value_and_"):
         return (value, *aux) if aux else value, derivative
     return (derivative, *aux) if aux else derivative

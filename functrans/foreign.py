@@ -1,13 +1,13 @@
-"""The primitives of other packages, with the rules that these have registered for JAX.
+"""The primitives of other packages, with the rules that these packages registered for JAX.
 
     jax.interpreters.ad :   primitive -> (x, x_dot) -> (y, y_dot),    primitive -> y_bar -> x_bar
 
-A package that brings a primitive of its own declares its derivative through `jax.interpreters.ad`,
-JAX's public door for that; functrans takes the declaration over.  It never does so for JAX's own
-primitives: where the functions in a declaration come from tells them apart.  By the same door JAX
-is offered the rules of primitives that only functrans has, as its derivatives may be around ours.
+A package with a primitive of its own declares the derivative through the public module
+`jax.interpreters.ad`, and functrans uses this declaration.  It never does so for JAX's own
+primitives: the modules of the functions in a declaration tell them apart.  Through the same module
+functrans offers JAX the rules of its own primitives, since JAX may differentiate our derivatives.
 
-Read next: `appearance.py`, what other packages make of a tracer.
+Read next: `appearance.py`, how other packages see a tracer.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from functrans.control_flow.counted_loops import PRIMITIVES
 from functrans.rules import FALLBACKS, Linear, NotLinear, Rule, Zero, call
 
 _WRAPPERS = ad.defjvp.__module__
-"""Where JAX keeps the functions in which it wraps what a package has declared."""
+"""The module of the functions in which JAX wraps the declarations of a package."""
 
 _KEPT = vars(sys.modules[_WRAPPERS])
 LINEARIZATIONS: dict = _KEPT.get("primitive_linearizations", {})
 ACCUMULATING: dict = _KEPT.get("fancy_transposes", {})
-"""Kinds of rules that JAX asks before the others, in tables that have no public name: a pushforward
-in two parts, and a transpose that adds to the cotangents of the inputs."""
+"""Kinds of rules that JAX asks before the others, in tables without a public name: a pushforward in
+two parts, and a transpose that adds to the cotangents of the inputs."""
 
 
 def adopt(primitive: Primitive) -> bool:
-    """Declare the rule that another package has registered, if one has."""
+    """Declare the rule that another package registered, if one did."""
     tables = (ad.primitive_jvps, ad.primitive_transposes, LINEARIZATIONS, ACCUMULATING)
     packages = {name for table in tables for name in _packages(table.get(primitive))}
-    # If some of it is JAX's, the primitive is, and another package has added the rest.
+    # If a part of the rule is JAX's, so is the primitive; another package added the rest.
     is_foreign = bool(packages) and "jax" not in packages
     if is_foreign:
         call(primitive, ForeignRule())
@@ -46,7 +46,7 @@ def adopt(primitive: Primitive) -> bool:
 
 
 def _packages(rule: Any) -> Iterator[str]:
-    """The packages that have written the functions of a declaration."""
+    """The packages that wrote the functions of a declaration."""
     if isinstance(rule, functools.partial):
         is_wrapped = rule.func.__module__ == _WRAPPERS
         parts: Iterable = (*rule.args, *rule.keywords.values()) if is_wrapped else (rule.func,)
@@ -63,7 +63,7 @@ def _packages(rule: Any) -> Iterator[str]:
 
 
 class ForeignRule(Rule):
-    """What is registered, called in the way in which JAX calls it."""
+    """Calls the registered functions as JAX calls them."""
 
     def forward(self, primitive, primals, tangents, params):
         if primitive not in ad.primitive_jvps:
@@ -80,8 +80,8 @@ class ForeignRule(Rule):
         if primitive not in LINEARIZATIONS:
             return self.forward(primitive, primals, tangents, params)
         moving = [type(t) is not Zero for t in tangents]
-        # `False`: the second part can be evaluated, not only transposed. Since JAX 0.11 there are
-        # residuals of two kinds.
+        # `False`: we evaluate the second part, and do not only transpose it. Since JAX 0.11 there
+        # are two kinds of residuals.
         rule = LINEARIZATIONS[primitive]
         outs, _, *residuals, second = rule(False, moving, *primals, **params)
         dots = second(*residuals, *_to_jax(tangents))
@@ -95,7 +95,7 @@ class ForeignRule(Rule):
             raise NotLinear.at(primitive)
         given = [ad.UndefinedPrimal(x.aval) if type(x) is Linear else x for x in inputs]
         x_bars = ad.primitive_transposes[primitive](y_bar, *given, **params)
-        # To return the class itself is how a rule says that they are all zero.
+        # A rule returns the class itself if all cotangents are zero.
         return [None] * len(inputs) if x_bars is ad.Zero else [_from_jax(x_bar) for x_bar in x_bars]
 
     def accumulate(self, primitive, y_bar, inputs, params):
@@ -120,7 +120,7 @@ FALLBACKS.append(adopt)
 
 
 def offer(primitive: Primitive, rule: Rule) -> None:
-    """Let JAX ask the rule of a primitive of ours."""
+    """Let JAX ask our rule of our primitive."""
 
     def push(primals, tangents, **params):
         outs, dots = rule.linearize(primitive, [*primals], [*map(_from_jax, tangents)], params)

@@ -7,15 +7,14 @@
     (x, x_dot)  ->  (f(x), J_f(x) x_dot)
 
 Equations come from a jaxpr (`run_jaxpr`), or from a running Python function (`process_primitive`).
-A tangent *moves* if it is not known to be zero; only those that move are handed around, with flags
-that say which they are.
+A tangent *moves* if it is not known to be zero.  The interpreter carries only the moving tangents,
+and flags that tell which they are.
 
-A *handle* stands for a value, and a *sink* is where equations go.  In a first reading take `enter`
-and `leave` for functions that do nothing, and `template` for one that returns `None`;
-`templates.py` explains them.
+A *handle* stands for a value, and a *sink* takes equations.  In a first reading assume that `enter`
+and `leave` do nothing, and that `template` returns `None`; `templates.py` explains them.
 
 Read next: `linearize.py`, which records the tangents; or, in a first reading,
-`derivatives/elementwise.py`, the rules that are asked here.
+`derivatives/elementwise.py`, the rules that `push` asks.
 """
 
 from __future__ import annotations
@@ -38,20 +37,20 @@ from functrans.values import Flags, Zero
 
 
 def push(operation: Operation, primals: list, tangents: list) -> tuple[list, list]:
-    """`(x, x_dot) -> (y, y_dot)`, the meaning of one equation: its rule is asked."""
+    """`(x, x_dot) -> (y, y_dot)`, the meaning of one equation: ask its rule."""
     primitive, params = operation.primitive, operation.params
     ys, y_dots = pushing(rule_of(primitive))(primitive, primals, tangents, params)
     return ys, checked_tangents(ys, y_dots)
 
 
 def checked_tangents(ys: Sequence, y_dots: Sequence) -> list:
-    """The tangents; an integer has none, whatever a rule has made of it."""
+    """The tangents; an integer has none, whatever the rule returned for it."""
     pairs = zip(ys, y_dots, strict=True)
     return [t if values.is_differentiable(jax.typeof(y)) else Zero.like(y) for y, t in pairs]
 
 
 class Pushed(NamedTuple):
-    """The program of `(x, those x_dot that move) -> (y, those y_dot that move)`."""
+    """The program of `(x, the moving x_dot) -> (y, the moving y_dot)`."""
 
     program: Any
     moved: Flags
@@ -80,7 +79,7 @@ class ForwardTracer(appearance.Tracer):
 
 
 class ForwardTrace(Trace):
-    """Gives each operation its pair; `parent` does the work."""
+    """Makes a pair of each operation; `parent` does the work."""
 
     program_of: Callable = staticmethod(pushed_program)
     """Stages what `apply` does, for a template."""
@@ -95,7 +94,7 @@ class ForwardTrace(Trace):
     def apply(self, operation: Operation, xs: list, moving: Flags, x_dots: list) -> tuple:
         """The meaning of one equation, on handles: `(x, x_dot) -> (y, flags, y_dot)`.
 
-        `x_dots` are the tangents that move, and `moving` says where.
+        `x_dots` are the moving tangents, and `moving` says where they are.
         """
         if programs := template(self.program_of, operation, moving):
             return self.run(programs, operation, xs, x_dots)
@@ -126,7 +125,7 @@ class ForwardTrace(Trace):
     ) -> tuple:
         """Walk the equations of a jaxpr from the first to the last.
 
-        `first_run` says that it was staged just now, from a function that runs for the first time.
+        `first_run` says that this jaxpr is new: its function has just run for the first time.
         """
         jaxpr = program.jaxpr
         known = {v: self.sink.enter(x) for v, x in jx.environment(program, primals).items()}
@@ -177,7 +176,7 @@ class ForwardTrace(Trace):
         return outs if primitive.multiple_results else outs[0]
 
     def join(self, primals: Any, moving: Sequence[bool], tangents: Any) -> list:
-        """A tracer for each pair; a primal alone where nothing moves."""
+        """A tracer for each pair; where nothing moves, the primal alone."""
         dots, pairs = iter(tangents), zip(primals, moving, strict=True)
         return [ForwardTracer(self, jax.typeof(x), x, next(dots)) if m else x for x, m in pairs]
 
@@ -188,15 +187,15 @@ class ForwardTrace(Trace):
     def run_function(self, fun: Callable, primals: Sequence, tangents: Sequence) -> tuple:
         """Run `fun` on pairs; it takes a flat list and returns two, its outputs and `aux`.
 
-        Returns the outputs, their tangents, and `aux`, of which only the primals count.
+        Returns the outputs, their tangents, and the primals of `aux`.
         """
         moving = values.moving(tangents)
-        # If a jaxpr is being written and all inputs are tracers, no Python needs their values. So
-        # the function is staged first, and then its equations are read, with handles for tracers.
+        # If the parent writes a jaxpr and all inputs are tracers, no Python code needs their values.
+        # So we stage the function first and then read its equations, with handles for tracers.
         tracers = all(isinstance(x, jax.core.Tracer) for x in values.pick(primals, moving))
         if self.sink.is_writing and tracers and (result := self.run_staged(fun, primals, tangents)):
             return result
-        if type(self.parent) is jx.EvalTrace:  # a number has the type that it has here, throughout
+        if type(self.parent) is jx.EvalTrace:  # a Python number becomes an array of its type
             pairs = [zip(xs, moving, strict=True) for xs in (primals, tangents)]
             primals, tangents = ([values.result(x) if m else x for x, m in p] for p in pairs)
         try:
@@ -208,9 +207,9 @@ class ForwardTrace(Trace):
             self.invalidate()
 
     def run_staged(self, fun: Callable, primals: Sequence, tangents: Sequence) -> tuple | None:
-        """The same, where the function is staged first and then read.
+        """The same: stage the function first, and then read its equations.
 
-        `None` where a custom rule has closed over what was traced: it must run before that ends.
+        `None` if a custom rule closes over a traced value: it must run while the trace lives.
         """
         traced = [isinstance(x, jax.core.Tracer) for x in primals]
         fixed, inputs = values.part(primals, traced)
@@ -232,7 +231,7 @@ class ForwardTrace(Trace):
 def forward(fun: Callable, primals: Sequence, tangents: Sequence) -> tuple[list, list, list]:
     """Push tangents, some of which may be `Zero`, through a function of flat lists.
 
-    The function returns two lists, its outputs and `aux`. The result is the outputs, their
+    The function returns two lists, its outputs and `aux`. `forward` returns the outputs, their
     tangents, and `aux`.
     """
     return ForwardTrace(jx.current_trace()).run_function(fun, primals, tangents)
@@ -240,7 +239,7 @@ def forward(fun: Callable, primals: Sequence, tangents: Sequence) -> tuple[list,
 
 @caches.by_program
 def jvp_jaxpr(program: ClosedJaxpr, moving: Flags) -> Pushed:
-    """The jaxpr of `(x, x_dot) -> (y, y_dot)`, of what moves alone."""
+    """The jaxpr of `(x, x_dot) -> (y, y_dot)`, with the moving tangents alone."""
 
     def walk(primals, tangents):
         return ForwardTrace(jx.current_trace()).run_jaxpr(program, primals, tangents)

@@ -5,10 +5,10 @@
 
     hessian = jacfwd . jacrev                hvp f x v = d/dt grad f (x + t v),  at t = 0
 
-`jax.vmap` pushes all vectors of the basis at once, or `chunk_size` of them at a time.  At once, a
-matrix times the identity is the matrix, and that product is not computed.
+`jax.vmap` pushes all vectors of the basis at once, or `chunk_size` of them at a time.  All at once
+they form the identity, and a matrix times the identity is the matrix, with no product to compute.
 
-Read next: `adjoints.py`, derivatives of what is on the way; here the tour ends.
+Read next: `adjoints.py`, derivatives of values inside a function; here the tour ends.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def basis_vector(leaves: Sequence, i: Any) -> list:
 
 
 def over_basis(linear: Callable, leaves: Sequence, chunk_size: int | None) -> Any:
-    """Stack `linear(e_i)` for every vector of the basis; at most `chunk_size` of them at a time."""
+    """Stack `linear(e_i)` for each vector of the basis, at most `chunk_size` of them at a time."""
     basis = jnp.arange(sum(jax.typeof(leaf).size for leaf in leaves))
     if chunk_size is None or checks.chunk_size(chunk_size) >= len(basis):
         rest, products = first_products(linear, [*map(jax.typeof, leaves)])
@@ -54,7 +54,7 @@ def over_basis(linear: Callable, leaves: Sequence, chunk_size: int | None) -> An
 
 
 def split_basis(stacked: Any, leaves: Sequence, axis: int) -> list:
-    """Undo the stacking: the axis `axis` becomes, for each leaf, the axes of that leaf."""
+    """Undo the stacking: for each leaf, the axis `axis` becomes the axes of that leaf."""
     avals = [jax.typeof(leaf) for leaf in leaves]
     parts = lax.split(stacked, [a.size for a in avals], axis)
     before, after = stacked.shape[:axis], stacked.shape[axis + 1 :]
@@ -78,7 +78,7 @@ def _jacobian_at(fun, name, mode, argnums, has_aux, chunk_size, holomorphic, all
         point = selected[0] if isinstance(argnums, int) else selected
         checks.inputs(name, fun, argnums, args, selected, holomorphic, by_rows, allow_int)
         out, linear, *aux = mode(partial, *selected, has_aux=has_aux)
-        if by_rows or holomorphic:  # the columns may be of any type
+        if by_rows or holomorphic:  # columns may have any type
             checks.outputs(name, out, holomorphic)
         with linear.width():
             blocks = (_rows if by_rows else _columns)(linear, selected, out, chunk_size)
@@ -102,7 +102,7 @@ def _columns(pushforward: Callable, primals: tuple, out: Any, chunk_size: int | 
 
 
 def _typed_like(derivatives: Any, value: Any) -> Any:
-    """As in JAX: the weak type of a Python number, and the dtype of integers, are kept."""
+    """As in JAX, keep the weak type of a Python number, and the dtype of integers."""
     aval = jax.typeof(value)
     same = values.is_differentiable(aval) and not aval.weak_type
     return derivatives if same else values.cast(derivatives, aval)

@@ -1,15 +1,14 @@
-"""Programs: how jaxprs are built, read and evaluated, and where an equation stands.
+"""Programs: build, read and evaluate jaxprs, and keep the place of each equation.
 
-A jaxpr is a list of equations `outputs = primitive[params] inputs`; everything in functrans reads
+A jaxpr is a list of equations `outputs = primitive[params] inputs`; every part of functrans reads
 or writes one.
 
     evaluate : (Jaxpr, [value]) -> [value]
 
-An equation stands in a *place*: the user's line, the named scopes around it, and JAX's context (the
-mesh, where it is computed, what it is tagged with).  What is derived from an equation is written in
-its place.
+An equation has a *place*: the user's line, the named scopes around it, and JAX's context (the mesh,
+the kind of memory, tags).  Equations derived from it get the same place.
 
-Read next: `caches.py`, what is remembered of programs.
+Read next: `caches.py`, the memory of what was derived.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ from jax.extend.core.primitives import add_jaxvals_p
 from functrans import caches
 
 Atom = Var | Literal
-"""What an equation reads: a variable, or a number that stands in the equation itself."""
+"""An input of an equation: a variable, or a number that stands in the equation itself."""
 
 # A user's line is the innermost frame that is neither JAX's nor ours.
 source_info_util.register_exclusion(os.path.dirname(__file__) + os.sep)
 
 
 class Operation(NamedTuple):
-    """What is done, apart from the values that it is done to: all that a rule depends on."""
+    """An equation without its values: everything on which a rule depends."""
 
     primitive: Primitive
     params: dict
     avals: tuple
     """The types of the inputs."""
     equation: JaxprEqn | None = None
-    """The equation that is being read; `None` if the operation comes from running Python."""
+    """The equation in a jaxpr; `None` if the operation comes from a running Python function."""
     first_run: bool = True
     """Whether the Python functions of a custom rule run for the first time, on their own lines."""
 
@@ -67,14 +66,14 @@ def closed(
 ) -> ClosedJaxpr:
     """Assemble a jaxpr; each of `constvars` stands for one of `consts`."""
     effects = frozenset().union(*(equation.effects for equation in equations))
-    # Names of arguments and results do not outlive a change of the arguments and results.
+    # The names of arguments and results no longer fit.
     origin = debug_info._replace(arg_names=None, result_paths=None)
     jaxpr = Jaxpr(list(constvars), list(inputs), list(outputs), list(equations), effects, origin)
     return ClosedJaxpr(jaxpr, list(consts))
 
 
 def constants_first(program: ClosedJaxpr, inputs: Iterable) -> tuple[Jaxpr, list]:
-    """The jaxpr whose first inputs are the constants of `program`; and all its inputs."""
+    """The jaxpr whose first inputs are the constants of `program`, and all of its inputs."""
     jaxpr = program.jaxpr
     variables = [*jaxpr.constvars, *jaxpr.invars]
     whole = closed(variables, jaxpr.outvars, jaxpr.eqns, jaxpr.debug_info)
@@ -82,7 +81,7 @@ def constants_first(program: ClosedJaxpr, inputs: Iterable) -> tuple[Jaxpr, list
 
 
 def with_constants(jaxpr: Jaxpr, values: Sequence) -> ClosedJaxpr:
-    """The program in which the first inputs of `jaxpr` are constants, with these values."""
+    """The program in which the first inputs of `jaxpr` are constants with these values."""
     variables, count = jaxpr.invars, len(values)
     outputs, equations, info = jaxpr.outvars, jaxpr.eqns, jaxpr.debug_info
     return closed(variables[count:], outputs, equations, info, variables[:count], values)
@@ -90,7 +89,7 @@ def with_constants(jaxpr: Jaxpr, values: Sequence) -> ClosedJaxpr:
 
 @caches.by_program
 def closed_of(jaxpr: Jaxpr) -> ClosedJaxpr:
-    """The open jaxpr of an equation as a program without constants, on which others can hang."""
+    """An open jaxpr as a program without constants, which a cache can use as a key."""
     return with_constants(jaxpr, [])
 
 
@@ -101,7 +100,7 @@ def copied(equation: JaxprEqn, inputs: list, outputs: list, source: Any, context
 
 
 def debug_info(purpose: str, fun: Callable) -> jex.DebugInfo:
-    """What JAX prints of a jaxpr's origin: the function's name, file and line."""
+    """The origin of a jaxpr, as JAX prints it: the function's name, file and line."""
     code = getattr(fun, "__code__", None)
     line = f" at {code.co_filename}:{code.co_firstlineno}" if code else ""
     return jex.DebugInfo(purpose, name_of(fun) + line, None, None)
@@ -112,7 +111,7 @@ def name_of(fun: Callable) -> str:
 
 
 def named_like(fun: Callable, transformed: Callable) -> Callable:
-    """`transformed`, under the name of the function that it comes from."""
+    """`transformed`, under the name of its function."""
     transformed.__name__ = transformed.__qualname__ = name_of(fun)
     return transformed
 
@@ -121,37 +120,37 @@ def named_like(fun: Callable, transformed: Callable) -> Callable:
 
 
 class Place(NamedTuple):
-    """Where an equation stands."""
+    """The place of an equation."""
 
     source: Any
     """The user's line and the named scopes."""
     context: Any
-    """JAX's own: mesh, compute type, metadata."""
+    """JAX's context: mesh, compute type, metadata."""
 
 
 def place_of(equation: JaxprEqn | None) -> Place:
-    """The place of an equation, within the scopes that are open now; `None` means here."""
+    """The place of an equation, within the scopes that are open now; for `None`, the place here."""
     if equation is not None:
         return Place(source_of(equation), equation.ctx)
     here = source_info_util.current()
-    # JAX puts the context of the moment into a new equation, and shows it nowhere else.
+    # JAX shows its current context nowhere but in a new equation.
     return Place(here, jex.new_jaxpr_eqn([], [], add_jaxvals_p, {}, frozenset(), here).ctx)
 
 
 def source_of(equation: JaxprEqn) -> Any:
-    """The user's line of an equation, and its scope within the one that runs now."""
+    """The user's line of an equation, and its scope within the current one."""
     outer, own = source_info_util.current_name_stack(), equation.source_info
     return own.replace(name_stack=outer + own.name_stack) if outer else own
 
 
 def scoped(source: Any, equation: JaxprEqn) -> Any:
-    """A line, and its scope with that of the equation in it."""
+    """The same line, with the scope of the equation inside its own."""
     inner = equation.source_info.name_stack
     return source.replace(name_stack=source.name_stack + inner) if inner else source
 
 
 def within(transform: str, function: Callable) -> Callable:
-    """The function, whose operations have names such as `jvp(layer)` in profiles."""
+    """The function; in profiles its operations have names such as `jvp(layer)`."""
 
     def named(*args):
         with source_info_util.transform_name_stack(transform):
@@ -161,7 +160,7 @@ def within(transform: str, function: Callable) -> Callable:
 
 
 def scoped_from(outer: Any, equations: list[JaxprEqn]) -> list[JaxprEqn]:
-    """The equations, with scopes relative to the one in which they were written."""
+    """The equations, with scopes relative to the outer one."""
     if not outer:
         return equations
     sources = [e.source_info for e in equations]
@@ -172,19 +171,19 @@ def scoped_from(outer: Any, equations: list[JaxprEqn]) -> list[JaxprEqn]:
 
 @contextmanager
 def in_place_of(equation: JaxprEqn | None, source: Any = None, own_lines: bool = False):
-    """Run the body as if on the user's line, and in the scope, where the equation was written.
+    """Run the body as if on the user's line and in the scope of the equation.
 
     Args:
-      equation: `None` changes nothing.
-      source: its line and its scope within the one that runs now, if they are known already.
-      own_lines: whether the body runs Python code of the user's, which has lines of its own; then
-        the scope alone is the equation's.
+      equation: the equation; `None` changes nothing.
+      source: its line, and its scope within the current one, if the caller knows them.
+      own_lines: whether the body runs the user's Python code, which has lines of its own; then only
+        the scope is the equation's.
     """
     if equation is None:
         yield
         return
     source = source or source_of(equation)
-    # What a library has written has no user's line: it keeps that of the call around it.
+    # An equation of a library has no user's line; it keeps the line of the call around it.
     keeps_line = own_lines or not source_info_util.summarize(source)
     line = None if keeps_line else source.traceback
     scope = source_info_util.user_context(line, name_stack=source.name_stack)
@@ -198,8 +197,8 @@ def in_place_of(equation: JaxprEqn | None, source: Any = None, own_lines: bool =
 def abstract_eval(primitive: Primitive, avals: tuple, params: dict) -> tuple[list, Any]:
     """The types of an equation's results, and its effects."""
     items = tuple(params.items())
-    # Of params that hold programs nothing is remembered, lest dead programs be kept alive; and the
-    # types of an equation without inputs come from the context alone.
+    # Do not remember params that hold programs, for the cache would keep dead programs alive. And
+    # the types of an equation without inputs depend on the context alone.
     may_be_kept = avals and not any(jex.jaxprs_in_params(params))
     key = primitive, avals, jax.sharding.get_abstract_mesh()
     found = _abstract_eval(items, key) if may_be_kept else None
@@ -214,7 +213,7 @@ def _abstract_eval(params: tuple, key: tuple, _: None) -> tuple[list, Any]:
 
 
 def results(primitive: Primitive, out: Any) -> list:
-    """What a primitive gives, as a list also if it is one thing."""
+    """The outputs of a primitive as a list, also if there is only one."""
     return list(out) if primitive.multiple_results else [out]
 
 
@@ -259,4 +258,4 @@ def current_trace() -> Any:
 
 with jax.ensure_compile_time_eval():
     EvalTrace = type(current_trace())
-"""What operations on arrays are handed to: they run at once."""
+"""The trace that runs operations on arrays at once."""

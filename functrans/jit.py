@@ -8,10 +8,10 @@ itself jitted,
 
     grad(jit(g)) = jit(grad(g))
 
-and it is made once for `g`: a table keeps what is compiled for `g`, and drops it when `g` dies
-(`caches.py`).
+and functrans makes it once for `g`: a table keeps the compiled functions of `g`, and drops them
+when `g` dies (`caches.py`).
 
-Read next: `flat.py`, between pytrees and flat lists.
+Read next: `flat.py`, which leads from pytrees to flat lists and back.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from functrans.errors.tracebacks import shorten, with_short_traceback
 from functrans.programs.jitted import bind_jit
 from functrans.tracer import stage
 
-# What a transform of a jitted function inherits: the options that speak of the arguments or of the
-# compiler. Those that speak of the results do not fit, and nothing is donated to a derivative.
+# A transform of a jitted function inherits the options that concern the arguments or the compiler.
+# Those that concern the results do not fit, and a derivative gets no donations.
 _OF_ARGUMENTS = ("static_argnums", "static_argnames", "in_shardings", "keep_unused")
 _INHERITED = (*_OF_ARGUMENTS, "compiler_options", "device", "backend")
 
@@ -41,23 +41,23 @@ def _method(name: str) -> Callable:
 
 
 class Jitted:
-    """A function compiled by `jit`; it is called as the function is.
+    """A function compiled by `jit`; call it as you call the function.
 
-    `__wrapped__` is the user's function. `trace`, `lower`, `eval_shape` and `clear_cache` are those
-    of a function compiled by `jax.jit`.
+    `__wrapped__` is the user's function. `trace`, `lower`, `eval_shape` and `clear_cache` work as
+    they do for a function compiled by `jax.jit`.
     """
 
     def __init__(self, root: Callable, key: tuple, make: Callable[[], Any], options: dict):
-        # This comes first: it copies `root`'s `__dict__`, which may already hold the fields below.
+        # First, since it copies `root`'s `__dict__`, which may already hold the fields below.
         functools.update_wrapper(self, root)
         # The user's function lives as long as this object, because `_call` holds it weakly.
         self._root, self._key, self._make, self._options = root, key, make, options
         self._has_options_of_arguments = any(map(options.get, _OF_ARGUMENTS))
         self._version: int | None = None
-        self.__doc__ = self._compiled().__doc__  # of the derivative, if it is one
+        self.__doc__ = self._compiled().__doc__  # for a derivative, that of the derivative
 
     def _compiled(self) -> Any:
-        """The compiled function, for the rules that are declared now."""
+        """The compiled function, by the rules of today."""
         if self._version != caches.Version.rules:
             self._version = caches.Version.rules
             self._call = caches.by_function(self._root, (*self._key, self._version), self._make)
@@ -88,8 +88,8 @@ class Jitted:
 
             def make():
                 call = self._compiled()
-                # Compiler options apply to a whole program: the derivative gets them, and the
-                # function inside does not.
+                # Compiler options apply to a whole program: give them to the derivative, and not
+                # to the function inside.
                 call = call.__wrapped__ if options.get("compiler_options") else call
                 return _compile(transform(call, **settings), options)
 
@@ -233,7 +233,7 @@ def _compile(fun: Callable, options: dict) -> Any:
         if config.jax_disable_jit:
             return fun(*args, **kwargs)
         flat, tree = jax.tree.flatten((args, kwargs))
-        # JAX hands over traced arguments as tracers, and static ones as they are.
+        # JAX passes traced arguments as tracers, and static ones unchanged.
         traced = [isinstance(x, jax.core.Tracer) for x in flat]
         static, arrays = values.part(flat, traced)
 

@@ -1,4 +1,4 @@
-"""Linear functions that an evaluation leaves behind: pytrees whose leaves are their residuals.
+"""Linear functions that an evaluation leaves behind: pytrees whose leaves are residuals.
 
     Pushforward :  x_dot -> J x_dot           of `linearize`
     Pullback    :  y_bar -> J^T y_bar         of `vjp`
@@ -6,7 +6,7 @@
 
 As pytrees they pass into and out of a compiled function.
 
-Read next: `transforms.py`, where all of this gets its names.
+Read next: `transforms.py`, the public functions.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _WIDE = {*map(np.dtype, ("float64", "complex128", "int64", "uint64"))}
 
 @dataclass(frozen=True, eq=False)
 class Spec:
-    """What is static in a linear function: its jaxpr, and the structures of input and output."""
+    """The static part of a linear function: its jaxpr, the structures of input and output."""
 
     jaxpr: Jaxpr
     moving: Flags
-    """Which inputs have tangents: those that are no integers."""
+    """Which inputs have tangents: all but the integers."""
     moved: Flags
     """Which outputs depend on these."""
     in_tree: Any
@@ -59,7 +59,7 @@ class Spec:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class LinearFunction:
-    """A linear function that an evaluation has left behind; a pytree whose leaves are residuals."""
+    """A linear function that an evaluation left behind; a pytree whose leaves are residuals."""
 
     residuals: list
     spec: Spec = field(metadata={"static": True})
@@ -70,7 +70,7 @@ class LinearFunction:
     def jaxpr(self) -> ClosedJaxpr:
         """The linear jaxpr, `tangents in -> tangents out`, with the residuals as constants.
 
-        Small calls in it are replaced by their equations.
+        The equations of small calls stand in their place.
         """
         program = jx.with_constants(self.spec.jaxpr, self.residuals)
 
@@ -83,13 +83,13 @@ class LinearFunction:
         """The value at a tangent or a cotangent, checked."""
         apply = self.compiled or functools.partial(self.apply, self.spec)
         if self.spec.is_wide and not _config.jax_enable_x64:
-            plain = (float, complex)  # a number has the type that it has here
+            plain = (float, complex)  # a Python number gets the type that it has without 64 bits
             vector = tree.map(lambda x: jnp.asarray(x) if type(x) in plain else x, vector)
         with self.width():
             return apply(self.residuals, vector)
 
     def width(self) -> AbstractContextManager:
-        """With 64 bits, where the function has computed in 64 bits."""
+        """A context with 64 bits, if the function computed in 64 bits."""
         return jax.enable_x64(True) if self.spec.is_wide else nullcontext()
 
     def __repr__(self) -> str:
@@ -99,7 +99,7 @@ class LinearFunction:
 @register_dataclass
 @dataclass(frozen=True, repr=False, eq=False)
 class Pushforward(LinearFunction):
-    """`x_dot -> J x_dot`, what `linearize` returns; call it with a tangent for each argument."""
+    """`x_dot -> J x_dot`, from `linearize`; call it with a tangent for each argument."""
 
     def __call__(self, *tangents: Any) -> Any:
         return self.at(tangents)
@@ -116,7 +116,7 @@ class Pushforward(LinearFunction):
 @register_dataclass
 @dataclass(frozen=True, repr=False, eq=False)
 class Pullback(LinearFunction):
-    """`y_bar -> J^T y_bar`, what `vjp` returns; call it with a cotangent of the output."""
+    """`y_bar -> J^T y_bar`, from `vjp`; call it with a cotangent of the output."""
 
     def __call__(self, cotangent: Any) -> Any:
         return self.at(cotangent)
@@ -134,7 +134,7 @@ class Pullback(LinearFunction):
 @register_dataclass
 @dataclass(frozen=True, repr=False, eq=False)
 class Transposed(LinearFunction):
-    """`y_bar -> A^T y_bar`, what `linear_transpose` returns for `A`; its `jaxpr` is that of `A`."""
+    """`y_bar -> A^T y_bar`, from `linear_transpose` of `A`; its `jaxpr` is that of `A`."""
 
     @with_short_traceback
     def __call__(self, cotangent: Any) -> Any:

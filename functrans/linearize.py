@@ -2,16 +2,16 @@
 
     linearize : (a -> b) -> a -> (b, Linear (a_dot -> b_dot))
 
-The primal work is done; the tangent work, which is linear, is a jaxpr:
+The primal work runs now.  The tangent work is linear, and becomes a jaxpr:
 
     f(x + x_dot) = f(x) + L x_dot + O(x_dot^2),        L = (c1, c2, ...; x_dot) -> y_dot
 
-whose first inputs are the *residuals*: the values of the primal run that the tangent equations
-read.
+The first inputs of this jaxpr are the *residuals*: the values of the primal run that the tangent
+equations read.
 
-The derivative of a call is a call: `linearize_jaxpr` makes two programs of the one inside, and the
-rule of the call (`control_flow/base.py`) binds them as it was bound itself.  `jvp_jaxpr` and
-`transpose_jaxpr` serve the other modes in the same way.
+The derivative of a call is a call: `linearize_jaxpr` makes two programs from the one inside, and
+the rule of the call (`control_flow/base.py`) binds each of them as the original was bound.
+`jvp_jaxpr` and `transpose_jaxpr` serve the other modes in the same way.
 
 Read next: `reverse.py`, which reads the linear jaxpr backwards.
 """
@@ -42,11 +42,11 @@ class LinearProgram(NamedTuple):
     jaxpr: Jaxpr
     residuals: list
     moved: Flags
-    """For each output of the function whether the jaxpr gives its tangent; the others are zero."""
+    """For each output of the function, whether the jaxpr gives its tangent; the others are zero."""
 
 
 class Linearized(NamedTuple):
-    """Two programs: `x -> (y, residuals)`, and `(residuals, x_dot) -> y_dot` of what moves."""
+    """Two programs: `x -> (y, residuals)`, and `(residuals, moving x_dot) -> moving y_dot`."""
 
     primal: Any
     linear: Any
@@ -63,7 +63,7 @@ _linearized_apart = functools.partial(linearized_program, apart=True)
 
 
 class LinearizeTrace(ForwardTrace):
-    """Gives each operation its pair; the work on tangents is written down on a tape."""
+    """Makes a pair of each operation; a tape writes down the work on tangents."""
 
     def __init__(self, tape: RecordingTrace):
         super().__init__(tape.parent)
@@ -76,8 +76,8 @@ class LinearizeTrace(ForwardTrace):
 
     def ask(self, operation, primals, tangents):
         primitive, params = operation.primitive, operation.params
-        # The tape hands all work on primals to the parent. Most rules do here what they do in
-        # `forward`; the rule of a call binds two calls instead, one for each of the two.
+        # The tape hands all work on primals to the parent. Most rules do the same here as in
+        # `forward`; the rule of a call binds two calls instead, one for primals, one for tangents.
         with set_current_trace(self.tape):
             ys, y_dots = rule_of(primitive).linearize(primitive, primals, tangents, params)
             return ys, checked_tangents(ys, y_dots)
@@ -90,7 +90,7 @@ class LinearizeTrace(ForwardTrace):
         return outs[:count], moved, y_dots
 
     def residual(self, handle: Any, aval: Any) -> jx.Atom:
-        """What the tape reads of the primal run: a variable of the parent, or a value."""
+        """A residual as an atom of the tape: a variable of the parent, or a value."""
         is_atom = type(handle) is Var or type(handle) is Literal
         return handle if is_atom else self.tape.atom(handle, aval)
 
@@ -98,10 +98,10 @@ class LinearizeTrace(ForwardTrace):
 def linearize(
     fun: Callable, primals: Sequence, moving: Sequence[bool], apart: bool = False
 ) -> tuple[list, list, LinearProgram]:
-    """Run a function of a flat list that returns two, its outputs and `aux`.
+    """Run a function of a flat list that returns two lists, its outputs and `aux`.
 
-    Each input with the flag `moving` gets a tangent, which is an input of the linear program.
-    `apart` says that the linear program is compiled by itself.
+    Each input with the flag `moving` gets a tangent, an input of the linear program. `apart` says
+    that the linear program is compiled by itself.
 
     Returns the outputs, `aux`, and the linear program.
     """
@@ -120,7 +120,7 @@ def _record(run: Callable, primals: Sequence, moving: Sequence[bool], info: Any,
         jaxpr, residuals = tape.finish(values.pick(y_dots, moved), info)
     finally:
         tape.invalidate()
-    # To multiply before it broadcasts lets the transpose sum before it multiplies.
+    # If the linear program multiplies before it broadcasts, its transpose sums before it multiplies.
     return ys, aux, LinearProgram(strengthened(broadcast_last(jaxpr), residuals), residuals, moved)
 
 

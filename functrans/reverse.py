@@ -2,15 +2,15 @@
 
     transpose : Linear (a_dot -> b_dot) -> b_bar -> a_bar
 
-A linear equation `y_dot = A x_dot` pulls the cotangent of its output back to its input, and what
-is read by several equations sums what comes from each:
+A linear equation `y_dot = A x_dot` pulls the cotangent of its output back to its input.  If several
+equations read a value, its cotangent is the sum of their contributions:
 
     x_bar += A^T y_bar
 
-A `Linear` stands for an input that has a type and no value: the cotangent of such an input is what
-is asked for.
+A `Linear` stands for an input that has a type and no value; `transpose` returns the cotangents of
+these inputs.
 
-Read next: `jit.py`, where all of this is compiled.
+Read next: `jit.py`, which compiles all of this.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from functrans.values import Flags, Linear, Zero
 
 
 def pull(operation: Operation, inputs: list, cotangents: list) -> list:
-    """`y_bar -> x_bar` of the inputs that are `Linear`, the meaning of one equation."""
+    """`y_bar -> x_bar` for the inputs that are `Linear`, the meaning of one equation."""
     primitive, params = operation.primitive, operation.params
     x_bars = rule_of(primitive).transpose(primitive, cotangents, inputs, params)
     pairs = values.pick(zip(inputs, x_bars, strict=True), values.linear(inputs))
@@ -39,11 +39,11 @@ def pull(operation: Operation, inputs: list, cotangents: list) -> list:
 
 
 class Pulled(NamedTuple):
-    """The program of `(known inputs, those y_bar that move) -> those x_bar that move`."""
+    """The program of `(known inputs, the moving y_bar) -> the moving x_bar`."""
 
     program: Any
     moved: Flags
-    """For each linear input whether its cotangent is not known to be zero."""
+    """For each linear input, whether its cotangent moves (is not known to be zero)."""
 
 
 def pulled_program(operation: Operation, linear: Flags, moving: Flags) -> Pulled:
@@ -55,7 +55,7 @@ def pulled_program(operation: Operation, linear: Flags, moving: Flags) -> Pulled
 
 
 class Cotangents:
-    """The cotangents of a jaxpr's variables, as far as they are known; handles of a sink."""
+    """The cotangents that the variables of a jaxpr have received so far; handles of a sink."""
 
     def __init__(self, sink: Sink):
         self.sink = sink
@@ -69,12 +69,12 @@ class Cotangents:
             self.bars[variable] = x_bar
 
     def sum(self, x: Handle, y: Handle, equation: JaxprEqn | None) -> Handle:
-        # One `add_any`. As a template, so that no tracer is made for it.
+        # One `add_any`, as a template, which needs no tracer.
         adding = _sum((), (values.aval_of(x), values.aval_of(y)))
         return self.sink.run(adding, [x, y], equation)[0]
 
     def take(self, variables: Sequence[Var]) -> tuple[Flags, list]:
-        """Which of the variables have a cotangent, and these; nothing reads them any more."""
+        """Which of the variables have a cotangent, and these cotangents; they are forgotten."""
         moving = tuple([v in self.bars for v in variables])
         return moving, [self.bars.pop(v) for v in values.pick(variables, moving)]
 
@@ -86,15 +86,15 @@ def _sum(params: tuple, avals: tuple, _: None) -> Template:
 
 
 def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
-    """Pull the cotangents of a jaxpr's outputs back to those of its inputs that are `Linear`.
+    """Pull the cotangents of a jaxpr's outputs back to the inputs that are `Linear`.
 
     Args:
-      jaxpr: linear in those inputs; the others have their values.
+      jaxpr: linear in these inputs.
       inputs: a value or a `Linear` for each input.
       cotangents: an array or a `Zero` for each output.
 
     Returns:
-      For each input that is `Linear` its cotangent, or a `Zero` if there is none.
+      For each input that is `Linear`, its cotangent, or a `Zero` if there is none.
     """
     sink, flags = sink_of(jx.current_trace()), values.linear(inputs)
     rest, variables = values.part(jaxpr.invars, flags)
@@ -103,7 +103,7 @@ def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
     equations = _run_nonlinear_part(sink, jaxpr, known)
     bars = Cotangents(sink)
     for atom, cotangent in zip(jaxpr.outvars, cotangents, strict=True):
-        # Inside `shard_map` the seed may have to be copied to more devices.
+        # Inside `shard_map` the cotangent may need copies on more devices.
         y_bar = values.varying_as(cotangent, values.cotangent_aval(atom.aval))
         if type(y_bar) is not Zero and type(atom) is not Literal and atom not in known:
             bars.add([atom], [sink.enter(y_bar)], None)
@@ -118,7 +118,7 @@ def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
 
 
 def _run_nonlinear_part(sink: Sink, jaxpr: Jaxpr, known: dict[Var, Handle]) -> list:
-    """Evaluate the equations that read no linear value: a checkpoint has some, which recompute.
+    """Evaluate the equations that read no linear value; a checkpoint recomputes by such equations.
 
     Returns the others, each with the values that it reads and the flags of its linear inputs.
     """
@@ -139,7 +139,7 @@ def _apply(
 ) -> tuple[Flags, list]:
     """`pull` on handles: which of the linear inputs have a cotangent, and these cotangents.
 
-    `xs` are the inputs that are known, `y_bars` the cotangents that move.
+    `xs` are the known inputs, `y_bars` the moving cotangents.
     """
     avals = tuple([x.aval for x in equation.invars])
     operation = Operation(equation.primitive, equation.params, avals, equation)
@@ -170,10 +170,9 @@ def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> 
 
 @caches.by_program
 def transpose_jaxpr(program: ClosedJaxpr, linear: Flags, moving: Flags) -> Pulled:
-    """The jaxpr of `(known inputs, y_bar) -> x_bar`, of what moves alone.
+    """The jaxpr of `(known inputs, y_bar) -> x_bar`, with the moving cotangents alone.
 
-    `linear` says which inputs are to be transposed, `moving` which outputs have a cotangent that is
-    not zero.
+    `linear` says which inputs to transpose, `moving` which outputs have a cotangent.
     """
 
     def walk(inputs, cotangents):

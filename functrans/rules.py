@@ -1,29 +1,29 @@
-"""What a derivative rule is: `(x, x_dot) -> (y, y_dot)` for one primitive, and its transpose.
+"""Derivative rules: `(x, x_dot) -> (y, y_dot)` for one primitive, and the transpose.
 
-A primitive has one rule, and its declaration states only what mathematics must say:
+A primitive has one rule, and its declaration states only the mathematics:
 
     y = f(x)        forward:    y_dot = J_f(x) x_dot        reverse:    x_bar = J_f(x)^T y_bar
 
-where the transpose is taken of a *linear* equation, and is defined by
-`Re<y_bar, J x_dot> = Re<J^T y_bar, x_dot>` (no conjugate, also when the numbers are complex).
+We transpose *linear* equations.  The definition is `Re<y_bar, J x_dot> = Re<J^T y_bar, x_dot>`,
+without a conjugate, even for complex numbers.
 
 | kind          | states                          | example                                   |
 |---------------|---------------------------------|-------------------------------------------|
 | `elementwise` | the partial derivatives         | `elementwise(sin_p, lambda y, x: cos(x))` |
-| `linear`      | how to transpose                | `linear(neg_p, lambda y_bar, x: -y_bar)`  |
-| `multilinear` | the transpose for each argument | `multilinear(dot_general_p, left, right)` |
+| `linear`      | the transpose                   | `linear(neg_p, lambda y_bar, x: -y_bar)`  |
+| `multilinear` | the transpose in each argument  | `multilinear(dot_general_p, left, right)` |
 | `zero`        | nothing                         | `zero(floor_p)`                           |
 | `general`     | a jvp, by other primitives      | `general(sort_p, sort_jvp)`               |
-| `call`        | what to do with its jaxprs      | `call(jit_p, JitRule())`                  |
+| `call`        | a class that derives its jaxprs | `call(jit_p, JitRule())`                  |
 
-A function given to a declaration receives the equation's inputs by position, and of the
-equation's params just those that it names as keyword-only arguments (or all, as `**params`).
+A function in a declaration gets the equation's inputs by position, and those of the equation's
+params that it names as keyword-only arguments (or all, as `**params`).
 
-**A rule is called once for each type of equation, with tracers.**  Its answer is kept as a small
-program and used wherever such an equation comes again: a `print` in a rule shows a tracer, once.  A
-rule that must see values (`if x > 0:`) is called with them, each time.
+**functrans calls a rule once for each type of equation, with tracers.**  It keeps the answer as a
+small program for the next such equation: a `print` in a rule shows a tracer, once.  A rule that
+must see values (`if x > 0:`) gets them, each time.
 
-A user gives a primitive of their own a derivative in the same way:
+You give your own primitive a derivative in the same way:
 
 >>> import jax, functrans as ft
 >>> from jax.extend.core import Primitive
@@ -36,7 +36,7 @@ A user gives a primitive of their own a derivative in the same way:
 >>> float(ft.grad(cube_p.bind)(2.0)), float(ft.grad(ft.grad(cube_p.bind))(2.0))
 (12.0, 12.0)
 
-Read next: `tracer.py`, which writes the equations that these rules are asked about.
+Read next: `tracer.py`, which writes the equations that these rules differentiate.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ Pair = tuple[list, list]
 
 
 class Absent(Primitive):
-    """Stands for a primitive that this version of JAX does not have: no equation asks its rule."""
+    """Stands for a primitive that this version of JAX lacks: no equation asks its rule."""
 
 
 class Table(dict):
-    """From a primitive to its rule. Programs derived with a rule that is replaced are forgotten."""
+    """From a primitive to its rule. To replace a rule forgets the programs derived with it."""
 
     def __setitem__(self, primitive: Primitive, rule: Rule) -> None:
         if not isinstance(primitive, Absent):
@@ -70,40 +70,40 @@ class Table(dict):
             super().__setitem__(primitive, rule)
 
     def __missing__(self, primitive: Primitive) -> Rule | None:
-        """The rule that a fallback declares, if one does."""
+        """The rule that a fallback declares, or `None`."""
         any(declare(primitive) for declare in FALLBACKS)
         return self.get(primitive)
 
 
 RULES: dict[Primitive, Rule] = Table()
 STAGING_RULES: dict[Any, Callable] = {}
-"""How an operation is staged where no equation is needed: `(trace, primitive, inputs, params)` to
-the outputs, or to `None` if the equation is to be written."""
+"""For operations that may need no equation: functions of `(trace, primitive, inputs, params)` that
+return the outputs, or `None` if the trace is to write the equation."""
 
 FALLBACKS: list[Callable[[Primitive], bool]] = []
-"""Asked to declare a primitive that has no rule; each returns whether it has done so."""
+"""Functions that may declare a rule for a primitive without one; each returns whether it did."""
 
 FAILURES: list[str] = []
-"""The declarations of unnamed primitives that have failed; a test says that there are none."""
+"""The declarations of unnamed primitives that failed; a test checks that there are none."""
 
 CALL: Any = "call"
-"""In `STAGING_RULES`: every call of Python functions, which come in `params["subfuns"]`."""
+"""In `STAGING_RULES`: every call of Python functions; these are in `params["subfuns"]`."""
 
 LINEAR: Any = "linear"
-"""As a partial derivative: the operation is linear in this argument (`x * y` in `x`)."""
+"""As a partial derivative: the operation is linear in this argument, as `x * y` is in `x`."""
 
 
 class Rule:
     """The derivative of one primitive; each kind fills in `forward` and, if linear, `transpose`."""
 
     depends_on_types_only = False
-    """Whether the types and params of an equation determine what the rule makes of it."""
+    """Whether the types and params of an equation determine what the rule writes."""
 
     carried: str | None = None
-    """The param whose program determines it, together with the other params and the types."""
+    """The param with the program that determines this, with the other params and the types."""
 
     may_split = False
-    """Whether some results may depend on fewer inputs than others; then there is a `split`."""
+    """Whether some results may depend on fewer inputs than others; then the rule has a `split`."""
 
     is_diagonal = False
     """Whether each element of the result depends on one element of each input."""
@@ -113,41 +113,41 @@ class Rule:
         raise NotImplementedError
 
     def linearize(self, primitive: Primitive, primals: list, tangents: list, params: dict) -> Pair:
-        """As `forward`, where the tangents are being recorded instead of computed."""
+        """As `forward`, while a tape records the tangents."""
         return self.forward(primitive, primals, tangents, params)
 
     def transpose(self, primitive: Primitive, cotangents: list, inputs: list, params: dict) -> list:
-        """Pull the cotangents back to each input that is `Linear`; `None` or `Zero` where none."""
+        """Pull the cotangents back to each `Linear` input; `None` or `Zero` if it gets none."""
         raise NotLinear.at(primitive, inputs)
 
     def is_linear(self, count: int) -> bool:
-        """Whether the operation is linear in all of its inputs, `count` of them, together."""
+        """Whether the operation is linear in all of its `count` inputs together."""
         return False
 
     def depends(self, params: dict, inputs: Sequence[bool]) -> Sequence[bool]:
-        """Which outputs depend on these inputs. Only a rule that `may_split` is asked."""
+        """Which outputs depend on these inputs; for a rule that `may_split`."""
         raise NotImplementedError
 
     def split(
         self, primitive: Primitive, inputs: list, owned: Sequence[bool], params: dict
     ) -> list:
-        """Evaluate an equation on a tape that owns some inputs: what does not depend on them runs
-        now, and an equation whose outputs all do is written."""
+        """Evaluate an equation on a tape that owns some inputs: run now the part that does not
+        depend on them, and write an equation all of whose outputs do."""
         raise NotImplementedError
 
     def trim(self, params: dict, wanted: Sequence[bool]) -> Trimmed | None:
-        """The equation without what only its other outputs need. `None`: it stays as it is."""
+        """The equation without the work for its other outputs; `None` if it stays the same."""
         return None
 
 
 class Trimmed(NamedTuple):
-    """An equation that gives less."""
+    """An equation with fewer outputs."""
 
     params: dict
     inputs: Sequence[bool]
     """Which of its inputs it still reads."""
     outputs: Sequence[bool]
-    """Which of its outputs it still gives; what the next step of a loop reads is among them."""
+    """Which of its outputs it still gives; a loop gives those that its next step reads."""
 
 
 class Elementwise(Rule):
@@ -182,7 +182,7 @@ class Elementwise(Rule):
 
         def pull(i):
             partial = self.partials[i]
-            # `LINEAR` means in each by itself, not in all together.
+            # `LINEAR` means linear in each argument by itself, not in all together.
             if partial not in (1, -1, LINEAR) or (partial is LINEAR and linear > 1):
                 raise NotLinear.at(primitive, inputs)
             return self._linear_term(primitive, i, cotangents[0], inputs, params)
@@ -235,7 +235,7 @@ class LinearRule(Rule):
         return result
 
     def places(self, count: int) -> Sequence[int]:
-        """Where the arguments are in which the operation is linear."""
+        """The positions of the arguments in which the operation is linear."""
         if isinstance(self.argnums, slice):
             return range(count)[self.argnums]
         return (self.argnums,) if self.single else self.argnums
@@ -270,7 +270,7 @@ class Multilinear(Elementwise):
 
 
 class ZeroRule(Rule):
-    """`y` is piecewise constant in `x` (or not a real number at all), so `y_dot = 0`."""
+    """`y` is piecewise constant in `x`, or not a real number at all, so `y_dot = 0`."""
 
     depends_on_types_only = True
 
@@ -458,7 +458,7 @@ def call(primitive: Primitive, rule: Rule) -> None:
     RULES[primitive] = rule
 
 
-# What the files of `derivatives/` need of values.
+# For the files of `derivatives/`, which import nothing else of the engine.
 instantiate, cast, constant = values.instantiate, values.cast, values.constant
 full, sharding_of = values.full, values.sharding_of
 varying_as, broadcast_to = values.varying_as, values.broadcast_to
@@ -491,14 +491,14 @@ def rule_of(primitive: Primitive) -> Rule:
 
 
 def low_params(params: dict) -> dict:
-    """The params, with programs in which JAX's "hi" primitives are replaced by their functions."""
+    """The params; in their programs the functions of JAX's "hi" primitives replace these."""
     lower = STAGING_RULES.get("hi")
     is_high = lower and any(getattr(p, "is_high", False) for p in jaxprs_in_params(params))
     return lower(params) if lower and is_high else params
 
 
 def _reader(function: Callable) -> Callable:
-    """Call `function` with just the params that it names."""
+    """Call `function` with the params that it names, and no others."""
     kinds = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in kinds):
         return lambda *args, params: function(*args, **params)

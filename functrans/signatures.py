@@ -1,10 +1,10 @@
-"""What a function that is made of another one takes over from it: name, signature, documentation.
+"""A transformed function takes over the name, signature and documentation of its function.
 
     grad f :  takes the arguments of f,  and says so to `inspect.signature` and to `help`
 
-`jit` finds static arguments by this signature, whether they are given by position or by name.
+By this signature `jit` finds static arguments, by position or by name.
 
-Read next: `linear_functions.py`, what `vjp` and `linearize` return.
+Read next: `linear_functions.py`, the results of `vjp` and `linearize`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def typed_like(model: Callable[P, T]) -> Callable[[Callable], Callable[P, T]]:
-    """Let a function take the arguments of another; it gets all of them by name."""
+    """Let a function take the arguments of another one; it gets all of them by name."""
     signature = inspect.signature(model)
 
     def decorator(function: Callable) -> Callable[P, T]:
@@ -38,10 +38,11 @@ def typed_like(model: Callable[P, T]) -> Callable[[Callable], Callable[P, T]]:
 
 
 def of_the_arguments(fun: Callable, transform: str, what: str, derived: Callable) -> Callable:
-    """`derived`, which computes something of `fun` and takes its arguments: documented as such.
+    """Document `derived`, which takes the arguments of `fun` and computes `what` of it.
 
-    `transform` is the public function by which it was made: `value_and_...` gives the value too.
-    What `functools.wraps` copies is copied. The documentation begins with a sentence on the result.
+    `transform` is the public function that made it: `value_and_...` returns the value too. The name
+    and the other attributes are those of `fun`, as with `functools.wraps`. The documentation begins
+    with a sentence on the result.
     """
     what = f"value and the {what}" if transform.startswith("value_and_") else what
     name, documented = jx.name_of(fun), fun

@@ -1,10 +1,10 @@
 """The operations that need no equation: conversions of numbers, and changes that change nothing.
 
-    stage : (trace, primitive, inputs, params) -> outputs, or None: the equation is to be written
+    stage : (trace, primitive, inputs, params) -> outputs, or None: write the equation
 
-    x in the type that it has = x        1 in another type = 1        x in the shape it has = x
+    x in its own type = x        1 in another type = 1        x in its own shape = x
 
-Read next: `foreign.py`, rules that other packages have registered.
+Read next: `foreign.py`, rules that other packages registered.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from functrans.rules import elementwise, staging_rule
 
 
 def conversion(trace, primitive, inputs, params):
-    """A conversion to the type that a value has is none; that of a number is a number."""
+    """A conversion to the value's own type does nothing; that of a number gives a number."""
     atom, dtype, weak = trace.atom(*inputs), params["new_dtype"], params["weak_type"]
     if params["sharding"] not in (None, atom.aval.sharding):
         return None
@@ -29,14 +29,14 @@ def conversion(trace, primitive, inputs, params):
         return None
     number: Any = np.asarray(atom.val)
     number = (number if dtype.kind == "c" else number.real).astype(dtype)[()]
-    # A weak type is that of a Python number; not every type has one.
+    # A Python number has a weak type; not every type has a weak form.
     number = number.item() if weak else number
     aval = jax.typeof(number)
     return [trace.stage_value(number)] if aval.dtype == dtype and aval.weak_type == weak else None
 
 
 def broadcast(trace, primitive, inputs, params):
-    """A broadcast to the shape that a value has is none."""
+    """A broadcast to the value's own shape does nothing."""
     aval = trace.atom(inputs[0]).aval
     same = aval.shape == params["shape"] and params["sharding"] in (None, aval.sharding)
     return [trace.stage_value(inputs[0])] if same else None

@@ -1,16 +1,16 @@
-"""Programs that run many times: what a rule makes of an equation, kept and used again.
+"""Programs that run many times: a rule writes one for each type of equation, and we keep it.
 
     template : meaning, operation, flags -> the programs that the rule writes for such an operation
 
-For most rules the answer depends only on the types of the inputs.  So the interpreters ask it once
-per type, on tracers, and keep the small jaxpr that it writes: a *template*.  When such an equation
-comes again, the template is *spliced* into the jaxpr that is being written (new variables, the same
-primitives, params and types: no tracer, no abstract evaluation, no traceback), or it runs compiled
-on arrays.  With `without_templates()` every rule is asked every time: the results are the same, up
-to rounding, and take longer.
+The answer of most rules depends only on the types of the inputs.  So the interpreters ask a rule
+once for each type, on tracers, and keep the small jaxpr that it writes: a *template*.  For the next
+such equation we *splice* the template into the jaxpr that a trace writes (new variables, the same
+primitives, params and types: no tracer, no abstract evaluation, no traceback), or run it compiled
+on arrays.  With `without_templates()` we ask every rule every time: the results are the same, up to
+rounding, and take longer.
 
-Interpreters therefore carry *handles*.  Where a trace writes a jaxpr, a handle is an atom of it, so
-that no tracer is made; elsewhere it is the value.  A *sink* takes equations: `Writing` writes them,
+Interpreters therefore carry *handles*.  Where a trace writes a jaxpr, a handle is an atom of it,
+and needs no tracer; elsewhere it is the value.  A *sink* takes equations: `Writing` writes them,
 `Running` runs them.
 
 Read next: `forward.py`, the first interpreter that uses them.
@@ -44,10 +44,10 @@ Handle = Any
 
 
 class Template:
-    """A program to be written down, or run, many times.
+    """A program to write down, or to run, many times.
 
-    Its values have numbers: first the constants and the literals, then the inputs, then what each
-    equation gives.
+    Its values have numbers: first the constants and the literals, then the inputs, then the outputs
+    of each equation.
     """
 
     def __init__(self, program: ClosedJaxpr):
@@ -72,7 +72,7 @@ class Template:
         for equation, numbers, avals in self.equations:
             source, context = at or (jx.scoped(here, equation), equation.ctx)
             inputs, outputs = [*map(registers.__getitem__, numbers)], [*map(Var, avals)]
-            # `jx.copied`, written out: of what tracing a gradient adds, most is done here.
+            # `jx.copied`, written out: most of the time of tracing a gradient passes here.
             params, effects = equation.params, equation.effects
             if equation.primitive is custom_jvp_call_p:
                 params = _at_line(params, source)
@@ -97,8 +97,8 @@ class Template:
     def compiled(self) -> Callable:
         """The program, compiled by XLA at the first call.
 
-        What runs on arrays is compiled at once, so that no result depends on how often one asks. An
-        output that is an input is handed back, and not copied by XLA.
+        It is compiled at once, so that no result depends on the number of calls. XLA does not copy
+        an output that is an input: we return the input itself.
         """
         new = new_outputs(self.program)
         if not new.positions and not self.program.jaxpr.effects:
@@ -111,7 +111,7 @@ class Template:
 
 
 def _at_line(params: dict, source: Any) -> dict:
-    """Params of a call: inside, too, what a rule has written has the line of the place."""
+    """Params of a call; equations that a rule wrote inside get the line of the place too."""
     program, line = params["call_jaxpr"], source.traceback
     if _RULES not in (program.jaxpr.debug_info.func_src_info or ""):
         return params
@@ -127,7 +127,7 @@ def _at_line(params: dict, source: Any) -> dict:
 
 
 class Sink(Protocol):
-    """Where equations go: what an interpreter may ask of the trace that does its work."""
+    """Takes equations, for an interpreter, and hands them to the trace that does its work."""
 
     is_writing: bool
     enter: Callable[[Any], Handle]
@@ -137,24 +137,24 @@ class Sink(Protocol):
     literal: Callable[[Literal], Handle]
 
     def bind(self, equation: JaxprEqn, inputs: list[Handle]) -> list[Handle]:
-        """An equation as it is, with other inputs."""
+        """The same equation with other inputs."""
         ...
 
     def run(
         self, template: Template, inputs: Sequence[Handle], equation: JaxprEqn | None
     ) -> list[Handle]:
-        """A template in the place of an equation; for `None`, at the line that runs now."""
+        """A template in the place of an equation; for `None`, at the current line."""
         ...
 
 
 class Writing:
-    """Where a trace writes a jaxpr, a handle is an atom of it, and a template is spliced."""
+    """For a trace that writes a jaxpr: a handle is an atom of it, and we splice templates."""
 
     is_writing = True
 
     def __init__(self, trace: StagingTrace):
         self.trace, self.enter, self.leave = trace, trace.atom, trace.value
-        self.last: tuple = None, None  # an equation, and its place: it is asked for several times
+        self.last: tuple = None, None  # an equation, and its place, which several calls ask for
 
     def literal(self, literal: Literal) -> Atom:
         return literal
@@ -179,7 +179,7 @@ class Writing:
 
 
 class Running:
-    """In any other trace a handle is a value, and a template is run; on arrays, compiled."""
+    """For any other trace: a handle is a value, and we run templates; on arrays, compiled."""
 
     is_writing = False
 
@@ -203,14 +203,14 @@ class Running:
         if compiles and type(self.trace) is jx.EvalTrace:
             try:
                 return template.compiled(*inputs)
-            except NotImplementedError:  # of a primitive that XLA does not know
+            except NotImplementedError:  # XLA does not know some primitive
                 template.compiles = False
         with set_current_trace(self.trace), jx.in_place_of(equation):
             return template.evaluate(*inputs)
 
 
 def sink_of(trace: Any) -> Sink:
-    """Where a trace puts equations."""
+    """The sink for a trace."""
     writes = isinstance(trace, StagingTrace) and trace.writes_everything
     return Writing(trace) if writes else Running(trace)
 
@@ -245,15 +245,16 @@ def without_templates() -> Iterator[None]:
 def template(make: Callable, of: Operation, *flags: Any) -> Any:
     """`make(of, *flags)`, a named tuple of programs and flags, with templates for programs.
 
-    `make` stages the meaning that an interpreter gives to the operation. The result is `None` where
-    the rule must be asked itself, on values: it runs Python functions, or looks at the values.
+    `make` stages the meaning that an interpreter gives to the operation. The result is `None` if
+    the interpreter must ask the rule itself, on values, since the rule runs Python functions or
+    looks at the values.
     """
     rule = RULES[of.primitive]
     if rule is None or _asks_every_time:
         return None
     primitive, params, avals, at, _ = of
     mesh = jax.sharding.get_abstract_mesh() if at is None else at.ctx.cur_abstract_mesh
-    # A program that a rule calls keeps the context in which it was written.
+    # If a rule calls a program, that program keeps the context of its own equations.
     is_marked = at is not None and (at.ctx.compute_type or at.ctx.xla_metadata)
     key = at.ctx if at and is_marked else mesh, rule, primitive, avals, make, flags
     if rule.depends_on_types_only:
@@ -288,7 +289,7 @@ def _by_types(params: tuple, key: tuple, at: Any) -> Any:
 @caches.by_program
 def _by_program(program: Any, rest: tuple, _: tuple, context: Any, rule: Any, *key: Any, at: Any):
     made = _made({**dict(rest), rule.carried: program}, key, at)
-    # What the cache keeps for a program must not keep the program alive.
+    # An entry of the cache must not keep its program alive.
     kept = (t for t in made if isinstance(t, Template))
     inner = (e.params.get(rule.carried) for t in kept for e, *_ in t.equations)
     return MUST_ASK if any(p is program for p in inner) else made

@@ -2,22 +2,23 @@
 
     stage : (a -> b) -> Type a -> Jaxpr a b
 
-A *jaxpr* is a list of equations, `outputs = primitive[params] inputs`.  Its inputs are *atoms*: a
-variable, or a number.  Each has an *aval*, the type of an array: its shape and dtype.
+A *jaxpr* is a list of equations, `outputs = primitive[params] inputs`.  The inputs of an equation
+are *atoms*: variables and numbers.  Each has an *aval*, the type of an array: its shape and dtype.
 
 JAX hands every operation of a running function to the *current trace*: `lax.sin(x)` arrives as
-`trace.process_primitive(sin_p, [x], {})`, and the trace decides what happens.  Ours answers with an
-equation on paper instead of a number:
+`trace.process_primitive(sin_p, [x], {})`, and the trace decides what happens.  Ours writes an
+equation instead of computing a number:
 
     sin x          becomes         v = sin u,    and the tracer that stands for v
 
-In *staging* mode a trace writes down all that it sees.  In *recording* mode it is a *tape*: it
-writes down only the equations that touch one of its own tracers and hands all others to its parent.
+In *staging* mode a trace writes down all operations.  In *recording* mode it is a *tape*: it writes
+down only the equations that touch one of its own tracers, and hands all others to its parent.
 `linearize.py` makes tracers of a tape for the tangents alone: so the parent does the work on the
-values, and the work on tangents is written down.  That difference is all of partial evaluation.
+values, and the tape writes down the work on tangents.  This difference is all that partial
+evaluation takes.
 
-Read next: `templates.py`, programs that are written down many times; or, in a first reading,
-`forward.py`, which reads equations and pushes tangents through them.
+Read next: `templates.py`, programs that run many times; or, in a first reading, `forward.py`, which
+reads equations and pushes tangents through them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _config: Any = jax.config
 
 
 class Tracer(appearance.Tracer):
-    """Stands for the value of one atom (a variable, or a literal) of the jaxpr being written."""
+    """Stands for the value of one atom (a variable, or a literal) of the jaxpr that we write."""
 
     __module__ = appearance.in_jax(__name__)
     __slots__ = ("atom",)
@@ -55,8 +56,8 @@ class Tracer(appearance.Tracer):
 class Trace(jax.core.Trace):
     """JAX hands calls of Python functions (`custom_jvp`, ...) to methods of their own.
 
-    We treat them as one more operation, with the functions in `params["subfuns"]`; but a
-    `shard_map` goes to a staging rule of its own.
+    We treat such a call as one more operation, with the functions in `params["subfuns"]`; a
+    `shard_map` has a staging rule of its own.
     """
 
     def process_custom_jvp_call(self, primitive, fun, jvp, args, /, **params):
@@ -95,14 +96,14 @@ class StagingTrace(Trace):
     def atom(self, x: Any, aval: Any = None) -> Atom:
         """The atom for a value: its own, a literal for a Python or NumPy scalar, else a constant's.
 
-        `aval` is its type, if that is at hand.
+        `aval` is the type of the value, if the caller knows it.
         """
         if self.owns(x):
             return x.atom
         if np.ndim(x) == 0 and not isinstance(x, jax.Array):
             return Literal(_canonical(x), jax.typeof(x))
         if id(x) not in self.constants:
-            # The value is kept beside its variable, and so its id stays its own.
+            # We keep the value beside its variable, so that no other value gets its id.
             self.constants[id(x)] = (Var(aval or jax.typeof(x)), x)
         return self.constants[id(x)][0]
 
@@ -117,7 +118,7 @@ class StagingTrace(Trace):
         rule = RULES[primitive]
         if rule is None or not rule.depends_on_types_only:  # it may carry programs
             params = low_params(params)
-        # A staging rule may do without an equation: `x` converted to the type that it has is `x`.
+        # A staging rule may need no equation: `x` converted to its own type is `x`.
         simplify = STAGING_RULES.get(CALL if "subfuns" in params else primitive)
         outs = None if simplify is None else simplify(self, primitive, args, params)
         if outs is None:
@@ -137,7 +138,7 @@ class StagingTrace(Trace):
         return x if self.owns(x) else Tracer(self, self.atom(x))
 
     def finish(self, outputs: Sequence[Any], debug_info: Any) -> tuple[Jaxpr, list]:
-        """Return the jaxpr and its constants, which are its first inputs."""
+        """Return the jaxpr and its constants; these are its first inputs."""
         atoms = [self.atom(x) for x in outputs]
         read = {a for e in self.equations for a in e.invars if type(a) is not Literal}
         read.update(a for a in atoms if type(a) is not Literal)
@@ -152,9 +153,10 @@ class StagingTrace(Trace):
 class RecordingTrace(StagingTrace):
     """A tape: writes the equations that touch its own tracers; its parent does all others.
 
-    If only some results of an equation depend on the tape, as of a loop that carries a counter
-    beside a tangent, its rule splits it in two. So each equation of a tape is linear in what the
-    tape owns. `apart` says that what is recorded is compiled by itself: it is handed arrays.
+    If only some results of an equation depend on the tape, the rule splits the equation in two; a
+    loop that carries a counter beside a tangent is an example. So each equation of a tape is linear
+    in the values that the tape owns. `apart` says that the recorded program is compiled by itself,
+    and gets arrays.
     """
 
     writes_everything = False
@@ -165,9 +167,9 @@ class RecordingTrace(StagingTrace):
         self.scope = source_info_util.current_name_stack()
 
     def atom(self, x, aval=None):
-        # As in any trace. But where the parent writes a jaxpr too, our equations mention its
-        # variables directly; `finish` makes *residuals* of them: values of the primal run that the
-        # equations of the tape read.
+        # As in any trace; but if the parent writes a jaxpr too, our equations mention its variables
+        # directly. `finish` makes *residuals* of them: values of the primal run that the equations
+        # of the tape read.
         is_tracer = isinstance(x, Tracer) and x._trace is self.parent
         return x.atom if is_tracer and self.parent.writes_everything else super().atom(x, aval)
 
@@ -176,7 +178,7 @@ class RecordingTrace(StagingTrace):
         if not any(owned):
             with set_current_trace(self.parent):
                 return primitive.bind(*args, **params)
-        if "subfuns" in params:  # no derivative is asked for here: a custom rule is not needed
+        if "subfuns" in params:  # the tape takes no derivative, and so needs no custom rule
             with set_current_trace(self):
                 return params["subfuns"][0].call_wrapped(*args)
         outs = self.split(primitive, args, owned, params)
@@ -185,7 +187,7 @@ class RecordingTrace(StagingTrace):
         return outs if primitive.multiple_results else outs[0]
 
     def split(self, primitive: Any, args: Sequence, owned: Flags, params: dict) -> list | None:
-        """The results of an equation some of which do not depend on the tape, or `None`."""
+        """The results of an equation, if some of them do not depend on the tape; else `None`."""
         rule = RULES[primitive]
         if rule is None or not rule.may_split or all(rule.depends(params, owned)):
             return None
@@ -196,9 +198,9 @@ class RecordingTrace(StagingTrace):
         return x if self.owns(x) else self.parent.stage_value(x)
 
     def finish(self, outputs, debug_info):
-        """Return the linear jaxpr and its residuals, which are its first inputs.
+        """Return the linear jaxpr and its residuals; these are its first inputs.
 
-        Equations that no output needs are left out, and so are their residuals.
+        It leaves out the equations that no output needs, and their residuals.
         """
         atoms = [self.atom(x) for x in outputs]
         equations, free = live_and_free(self.equations, atoms)
@@ -221,10 +223,10 @@ def _canonical(x: Any) -> Any:
 def stage(
     fun: Callable[..., tuple[Sequence[Any], Any]], avals: Sequence[Any], debug_info: Any
 ) -> tuple[ClosedJaxpr, Any]:
-    """Run `fun` on tracers of the given types.
+    """Run `fun` on tracers of the given types, and return the program that they wrote.
 
-    It takes a flat list and returns a pair: a flat list of outputs, and anything, which is handed
-    back beside the program. Its constants become constants of the program.
+    `fun` takes a flat list and returns a pair: a flat list of outputs, and anything else, which
+    `stage` returns beside the program. Arrays that `fun` closes over become constants.
     """
     trace = StagingTrace()
     with source_info_util.reset_name_stack():

@@ -1,4 +1,4 @@
-"""The transforms by their names: pytrees in, pytrees out, and the checks of what a user may pass.
+"""The public transforms: pytrees in, pytrees out, and checks of the user's arguments.
 
     jvp       : (a -> b) -> (a, a_dot) -> (b, b_dot)
     linearize : (a -> b) -> a -> (b, a_dot -> b_dot)
@@ -80,7 +80,7 @@ def make_jaxpr(
         def run():
             programs.append(stage(flat, avals, jx.debug_info("make_jaxpr", fun))[0])
 
-        # JAX has no other way to bind the names of axes than to trace something.
+        # JAX binds the names of axes only while it traces something.
         jax.make_jaxpr(run, axis_env=axis_env)() if axis_env else run()
         outs: Any = programs[0].out_avals
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outs]
@@ -147,7 +147,7 @@ def _linear_function(
     settings = {"name": name, "has_aux": has_aux, "kind": kind, "apart": isinstance(fun, Jitted)}
     at = transformed_at_primals(fun, _linearize, **settings)
     out, linear, *aux = at(*primals)
-    # Keep the compiled linear part with the function, as its other transforms are kept.
+    # Keep the compiled linear part with the function, like its other transforms.
     spec, jitted = linear.spec, isinstance(at, Jitted)
     compiled = transformed(at, _linear_part, kind=kind, spec=spec)._compiled() if jitted else None
     return out, kind(linear.residuals, spec, compiled), *aux

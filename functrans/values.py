@@ -1,4 +1,4 @@
-"""What stands where there is no array, and the arithmetic of tangents.
+"""Symbols in the place of arrays, and the arithmetic of tangents.
 
     Zero      a tangent or a cotangent that is known to be zero
     Linear    an input that has no value, because the equation is linear in it
@@ -6,7 +6,8 @@
     0 + x = x             0 x = 0             no array is made for a `Zero`
 
 Interpreters keep a list in which some tangents are zero as two things: flags, which say of each
-whether it moves, and the list of those that do.  A rule sees `Zero`s instead.
+tangent whether it moves (is not known to be zero), and the list of those that move.  A rule sees
+`Zero`s instead.
 
 Read next: `jaxpr.py`, the programs that compute with values.
 """
@@ -26,7 +27,7 @@ from jax.extend.core import Literal, Var
 from jax.extend.core.primitives import add_jaxvals_p, convert_element_type_p
 
 Flags = tuple[bool, ...]
-"""One for each item of a list: whether it moves, or is linear, or is known."""
+"""A boolean for each item of a list: whether it moves, or is linear, or is known."""
 
 typeof = jax.typeof
 
@@ -75,7 +76,7 @@ def tangent_aval(aval: Any) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def cotangent_aval(aval: Any) -> Any:
-    """The type of the cotangents of values of this type; of a linear function of integers too."""
+    """The type of the cotangents of values of this type; for integers too, in linear functions."""
     bar = aval.to_ct_aval()
     return aval if bar.dtype == jax.dtypes.float0 else bar
 
@@ -206,21 +207,21 @@ def with_zeros(tangents: Iterable, flags: Sequence[bool], avals: Sequence) -> li
 
 
 def zeros(aval: Any) -> Any:
-    """The array of zeros of a tangent type; for integers that is NumPy's `float0` array."""
+    """The array of zeros of a tangent type; for integers, NumPy's `float0` array."""
     if aval.dtype == jax.dtypes.float0:
         return np.zeros(aval.shape, jax.dtypes.float0)
     return full(0, aval)
 
 
 def full(value: Any, aval: Any) -> Any:
-    """The array of a type, and of its sharding, in which every element is the value."""
+    """An array of this type, and of its sharding, with the value in every element."""
     scalar, sharding = constant(value, aval), sharding_of(aval)
     return varying_as(lax.broadcast_in_dim(scalar, aval.shape, (), out_sharding=sharding), aval)
 
 
 def sharding_of(aval: Any, order: Sequence[int | None] | None = None) -> Any:
-    """The explicit sharding of a type, if it has one, with its dimensions in this order; `None`
-    stands for a new dimension."""
+    """The explicit sharding of a type, or `None`, with its dimensions in this order; a `None` in
+    the order stands for a new dimension."""
     sharding = aval.sharding
     if sharding is None or sharding.mesh.empty:
         return None
@@ -231,7 +232,7 @@ def sharding_of(aval: Any, order: Sequence[int | None] | None = None) -> Any:
 
 
 def placed(x: Any, aval: Any) -> Any:
-    """An array in the explicit sharding of a type, if it has one."""
+    """The array, in the explicit sharding of a type if that has one."""
     sharding = sharding_of(aval)
     return x if sharding is None else jax.sharding.reshard(x, sharding)
 
@@ -271,14 +272,14 @@ def result(x: Any) -> Any:
 
 
 def constant(value: Any, aval: Any) -> Any:
-    """A scalar constant of a type, as a literal; that of a weak type is a Python number."""
+    """A scalar constant of a type, as a literal; for a weak type, a Python number."""
     scalar = aval.dtype.type(value)
     is_plain = aval.weak_type and typeof(scalar.item()).dtype == aval.dtype
     return scalar.item() if is_plain else scalar
 
 
 def cast(x: Any, aval: Any) -> Any:
-    """Convert to the dtype of a type, and to its weak type: that of a Python number."""
+    """Convert to the dtype of a type, and make it weak, as a Python number is, if the type is."""
     return convert_element_type_p.bind(
         x, new_dtype=aval.dtype, weak_type=aval.weak_type, sharding=None
     )
@@ -286,7 +287,7 @@ def cast(x: Any, aval: Any) -> Any:
 
 def varying_as(x: Any, aval: Any) -> Any:
     """Copy to the devices of the mesh axes over which values of this type vary."""
-    kind = getattr(aval, "manual_axis_type", None)  # not every type is that of an array
+    kind = getattr(aval, "manual_axis_type", None)  # only types of arrays have one
     if type(x) is Zero or not (kind and kind.varying):
         return x
     missing = kind.varying - typeof(x).manual_axis_type.varying
@@ -317,7 +318,7 @@ def add(x: Any, y: Any) -> Any:
 
 
 def broadcast_to(x: Any, aval: Any) -> Any:
-    """A scalar among arrays takes part in every element; so does an axis of size 1."""
+    """Broadcast to the shape of a type: a scalar, or an axis of size 1, to every element."""
     shape = typeof(x).shape
     if shape == aval.shape:
         return x
@@ -326,9 +327,9 @@ def broadcast_to(x: Any, aval: Any) -> Any:
 
 
 def sum_to(x: Any, aval: Any) -> Any:
-    """The transpose of `broadcast_to`: whatever a rule gives for an input becomes the cotangent of
-    the input itself, which the operation may have broadcast against the others."""
-    shape: Any = getattr(aval_of(x), "shape", None)  # not every type is that of an array
+    """The transpose of `broadcast_to`: make what a rule returns for an input the cotangent of the
+    input itself, for the operation may have broadcast it."""
+    shape: Any = getattr(aval_of(x), "shape", None)  # only types of arrays have one
     if type(x) is Zero or shape == getattr(aval, "shape", None):
         return x
     axes = tuple(i for i, size in enumerate(shape) if not aval.shape or size != aval.shape[i])
