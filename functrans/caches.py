@@ -99,8 +99,8 @@ def kinds(params: Collection) -> tuple:
 def by_types(function: Callable) -> Callable:
     """Remember `function(params, key, at)`; `params` are the items of an equation's params.
 
-    If the params cannot be a key, it returns `None` and remembers nothing: they are not hashable, or
-    hold a function, which the cache must not keep alive. `at` is not a part of the key.
+    If the params cannot be a key, it returns `None` and remembers nothing: they are not hashable,
+    or hold a function, which the cache must not keep alive. `at` is not a part of the key.
     """
     memory: dict[Any, Any] = {}
     emptied_by(memory.clear)

@@ -190,8 +190,8 @@ class ForwardTrace(Trace):
         Returns the outputs, their tangents, and the primals of `aux`.
         """
         moving = values.moving(tangents)
-        # If the parent writes a jaxpr and all inputs are tracers, no Python code needs their values.
-        # So we stage the function first and then read its equations, with handles for tracers.
+        # If the parent writes a jaxpr and all inputs are tracers, no Python code needs a value. So
+        # we stage the function first and then read its equations, with handles for tracers.
         tracers = all(isinstance(x, jax.core.Tracer) for x in values.pick(primals, moving))
         if self.sink.is_writing and tracers and (result := self.run_staged(fun, primals, tangents)):
             return result

@@ -120,7 +120,7 @@ def _record(run: Callable, primals: Sequence, moving: Sequence[bool], info: Any,
         jaxpr, residuals = tape.finish(values.pick(y_dots, moved), info)
     finally:
         tape.invalidate()
-    # If the linear program multiplies before it broadcasts, its transpose sums before it multiplies.
+    # If the program multiplies before it broadcasts, its transpose sums before it multiplies.
     return ys, aux, LinearProgram(strengthened(broadcast_last(jaxpr), residuals), residuals, moved)
 
 
