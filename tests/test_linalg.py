@@ -698,9 +698,34 @@ def test_full_matrices_of_singular_vectors(flip: bool) -> None:
     assert np.all(np.isnan(of_rest))
 
 
-def test_schur_of_a_rotation_is_refused_and_its_complex_form_is_not():
-    """Two complex eigenvalues of a real matrix make a block, of which nothing is claimed."""
-    a, a_dot = np.array([[0.0, 1.0], [-2.0, 0.5]]), np.array([[1.0, 2.0], [0.5, -1.0]])
+@pytest.mark.parametrize("seed", range(4))
+def test_schur_of_a_real_matrix_with_complex_eigenvalues(seed: int) -> None:
+    """The tangents solve the equations of the form: A = Q T Q^T, and equal entries in each block.
+
+    Differences are not defined wherever LAPACK turns a block the other way round next to A.
+    """
+    a, a_dot = array(6, 6, seed=seed), array(6, 6, seed=seed + 10)
+    (t, q), (t_dot, q_dot) = ft.jvp(lax.linalg.schur, (a,), (a_dot,))
+    begins = np.flatnonzero(np.diagonal(t, -1))
+    assert begins.size
+    close(q_dot @ t @ q.T + q @ t_dot @ q.T + q @ t @ q_dot.T, a_dot)
+    close(q.T @ q_dot, -q_dot.T @ q)
+    close(np.diagonal(t_dot)[begins], np.diagonal(t_dot)[begins + 1])
+    assert not np.any(np.where(np.tril(t) == 0, np.tril(t_dot), 0))
+    weights = array(6, 6, seed=seed + 20)
+
+    def loss(a):
+        t, q = lax.linalg.schur(a)
+        return jnp.sum(weights * jnp.sin(t)) + jnp.sum(weights.T * q)
+
+    gradient, moved = ft.jvp(ft.grad(loss), (a,), (a_dot,))
+    close(np.sum(gradient * a_dot), ft.jvp(loss, (a,), (a_dot,))[1])
+    close(moved, ft.grad(lambda a: jnp.sum(ft.grad(loss)(a) * a_dot))(a))
+
+
+def test_schur_of_a_block_that_is_the_same_in_all_rotations() -> None:
+    """Nothing is claimed of it; the complex form has a derivative, and so has the root."""
+    a, a_dot = np.array([[0.5, 1.0], [-1.0, 0.5]]), np.array([[1.0, 2.0], [0.5, -1.0]])
     for tangent in ft.jvp(jax.lax.linalg.schur, (a,), (a_dot,))[1]:
         assert np.all(np.isnan(tangent))
 
@@ -714,6 +739,8 @@ def test_schur_of_a_rotation_is_refused_and_its_complex_form_is_not():
     want = ft.jvp(jnp.linalg.eigvals, (a,), (a_dot,))
     for x, y in zip(got, want, strict=True):
         np.testing.assert_allclose(conjugates(x), conjugates(y), rtol=1e-10)
+    root, root_dot = ft.jvp(jsp.sqrtm, (a,), (a_dot,))
+    close(root_dot, sylvester(np.asarray(root), a_dot))
 
 
 @pytest.mark.parametrize("reduction", [lax.linalg.hessenberg, lax.linalg.tridiagonal])

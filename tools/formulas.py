@@ -264,7 +264,8 @@ SPECTRAL = {
     ),
     "schur": (
         "`S = Q^H A_dot Q`: `T_dot = S - X T + T X`, `Q_dot = Q X`, with the skew-Hermitian `X` "
-        "for which `T_dot` is upper triangular; NaN where `T_ii = T_jj`"
+        "for which `T_dot` has the form of `T`: triangular, or with blocks whose diagonals are "
+        "equal; NaN where `T_ii = T_jj`, and where a block is the same in all rotations"
     ),
 }
 

@@ -41,8 +41,10 @@ from functrans.derivatives.linalg import (
     matmul,
     places,
     scale_columns,
+    shifted,
     solve,
     spread,
+    transposed,
     upper_part,
 )
 from functrans.rules import checks, general, instantiate
@@ -357,21 +359,87 @@ general(eig_p, eig_jvp)
 #     (T_jj - T_>j,>j) X_>j,j = S_>j,j - X_>j,<j T_<j,j
 #
 # The phases of the columns of Q are free; here they do not turn, X_jj = 0. Where T_ii = T_jj, up to
-# rounding, there is no derivative, and what is divided by the difference is NaN. Two complex
-# eigenvalues of a real matrix are a block on the diagonal, which LAPACK brings to a standard form:
-# there the derivative is not this one, and NaN. (Take the complex form.)
+# rounding, there is no derivative, and what is divided by the difference is NaN.
 def schur_jvp(primals, tangents, *, compute_schur_vectors, **params):
     (a,), a_dot = primals, instantiate(tangents[0])
     t, q = schur_p.bind(a, compute_schur_vectors=True, **params)
     s = matmul(adjoint(q), matmul(a_dot, q))
-    x = rotation(t, s)
-    t_dot = upper_part(sub(s, sub(matmul(x, t), matmul(t, x))))
-    largest_below = lax.reduce_max(lax.abs(lower_part(t, -1)), (t.ndim - 2, t.ndim - 1))
-    is_triangular = lax.broadcast_in_dim(eq(largest_below, 0), t.shape, range(t.ndim - 2))
-    nan = lax.full_like(t, np.nan)
-    tangents_out = [lax.select(is_triangular, y, nan) for y in (t_dot, matmul(q, x))]
+    if is_complex(t):
+        x = rotation(t, s)
+        t_dot = upper_part(moved_form(t, s, x))
+    else:
+        x, t_dot = real_motion(t, s)
     count = 2 if compute_schur_vectors else 1
-    return [t, q][:count], tangents_out[:count]
+    return [t, q][:count], [t_dot, matmul(q, x)][:count]
+
+
+def moved_form(t, s, x):
+    return sub(s, sub(matmul(x, t), matmul(t, x)))
+
+
+# Two complex eigenvalues of a real matrix are a block on the diagonal of T, which LAPACK brings to
+# a standard form (dlanv2), and a unitary, block-diagonal Z to a triangular one:
+#
+#     B = [[a, b], [c, a]],  b c < 0,      Z = [[i u, v], [v, i u]],  u^2 = |b| / (|b| + |c|),
+#                                                                     v^2 = |c| / (|b| + |c|)
+#
+# where v has the sign of c, since B (i u, v) = (a + i sqrt(-b c)) (i u, v). Below the blocks, X
+# solves the equations above with blocks for entries, which no other part of X enters; hence it is
+# the motion of the form Z^H T Z, turned back by Z. Within a block X is a rotation by an angle w,
+# which adds w (b + c) to the first entry of the diagonal and takes it from the second: so these
+# stay equal. A block with b = -c is the same after any rotation, and there all is NaN.
+def real_motion(t, s):
+    """The motion X of Q, and the tangent of T."""
+    b, c, begins = blocks(t)
+    z = triangulating(t, b, c, begins)
+    x = rotation(through(adjoint(z), t), through(adjoint(z), s))
+    rows, columns = places(t)
+    is_form = lax.bitwise_or(lax.ge(columns, rows), transposed(next_to_diagonal(t, begins)))
+    x = lax.select(is_form, zeros_like(t), real(through(z, x)))
+    x = sub(x, transposed(x))
+    change, sum_of_both = diagonal(moved_form(t, s, x)), add(b, c)
+    largest = lax.reduce_max(lax.abs(t), (t.ndim - 1,))
+    undefined = lax.bitwise_and(begins, near_zero(sum_of_both, largest))
+    twice = lax.select(begins, mul(2, sum_of_both), lax.full_like(b, 1))
+    angle = div(sub(shifted(change, -1, b.ndim - 1), change), twice)
+    angle = lax.select(undefined, lax.full_like(angle, np.nan), angle)
+    angle = lax.select(next_to_diagonal(t, begins), spread(angle, t, -2), zeros_like(t))
+    x = add(x, sub(transposed(angle), angle))
+    return x, lax.select(is_form, moved_form(t, s, x), zeros_like(t))
+
+
+def blocks(t):
+    """The numbers b and c, and whether a block begins, in each row; without one, b = c = 1."""
+    rows, columns = places(t)
+    above = lax.select(eq(columns, add(rows, 1)), t, zeros_like(t))
+    below = lax.select(eq(rows, add(columns, 1)), t, zeros_like(t))
+    b = lax.reduce_sum(above, (t.ndim - 1,))
+    c = lax.reduce_sum(below, (t.ndim - 2,))
+    begins, one = lax.ne(c, zeros_like(c)), lax.full_like(c, 1)
+    return lax.select(begins, b, one), lax.select(begins, c, one), begins
+
+
+def next_to_diagonal(t, begins):
+    """Where a block has its entry b."""
+    rows, columns = places(t)
+    begins = lax.broadcast_in_dim(begins, t.shape, range(t.ndim - 1))
+    return lax.bitwise_and(begins, eq(columns, add(rows, 1)))
+
+
+def triangulating(t, b, c, begins):
+    """Z, which is 1 where there are no blocks."""
+    total, first = add(lax.abs(b), lax.abs(c)), lax.convert_element_type(begins, t.dtype)
+    u, v = (lax.sqrt(div(lax.abs(x), total)) for x in (b, c))
+    off = lax.select(next_to_diagonal(t, begins), spread(mul(lax.sign(c), v), t, -2), zeros_like(t))
+    in_both_rows = [add(x, shifted(x, 1, x.ndim - 1)) for x in (first, mul(first, u))]
+    inside, turned = (mul(eye_like(t), spread(x, t, -2)) for x in in_both_rows)
+    straight = sub(eye_like(t), inside)
+    return lax.complex(add(straight, add(off, transposed(off))), turned)
+
+
+def through(z, x):
+    """`z x z^H`"""
+    return matmul(matmul(z, lax.convert_element_type(x, z.dtype)), adjoint(z))
 
 
 def rotation(t, s):

@@ -207,6 +207,11 @@ matrices("schur", schur, spaced(3, 3), jax_modes=())
 matrices("schur", schur, spaced(2, 3, 3), jax_modes=(), complex=False)
 matrices("schur", lambda x: linalg.schur(x, compute_schur_vectors=False)[0], spaced(3, 3),
          jax_modes=(), complex=False)  # fmt: skip
+# Complex eigenvalues of a real matrix: a block in the middle, and one at either end.
+for above, below in (([0.0, 3.0, 0.0], [0.0, -1.5, 0.0]), ([3.0, 0.0, -1.5], [-1.0, 0.0, 4.0])):
+    shift = np.diag(above, 1) + np.diag(below, -1)
+    matrices("schur", lambda x, shift=shift: linalg.schur(x + shift), spaced(4, 4),
+             jax_modes=(), complex=False)  # fmt: skip
 
 # Reductions by reflections. JAX has no rule. Each program takes long to compile: complex numbers
 # and batches are in one row.
