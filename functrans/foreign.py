@@ -21,8 +21,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad
 
 from functrans import jaxpr as jx
-from functrans.control_flow.counted_loops import PRIMITIVES
-from functrans.rules import FALLBACKS, Linear, NotLinear, Rule, Zero, call
+from functrans.control_flow.counted_loops import counted_p, reversed_p
+from functrans.control_flow.while_loop import until_p
+from functrans.rules import FALLBACKS, RULES, Linear, NotLinear, Rule, Zero, call
 
 _WRAPPERS = ad.defjvp.__module__
 """The module of the functions in which JAX wraps the declarations of a package."""
@@ -134,5 +135,5 @@ def offer(primitive: Primitive, rule: Rule) -> None:
     ad.primitive_jvps[primitive], ad.primitive_transposes[primitive] = push, pull
 
 
-for _primitive, _rule in PRIMITIVES.items():
-    offer(_primitive, _rule)
+for _primitive in (until_p, counted_p, reversed_p):
+    offer(_primitive, RULES[_primitive])

@@ -135,6 +135,33 @@ def test_with_the_transforms_of_jax() -> None:
     chex.assert_trees_all_close(pull(X)[0], hessian @ X, rtol=1e-11)
 
 
+AROUND: dict[str, Callable] = {
+    "value and gradient": lambda ad, f: lambda x: sum(ad.value_and_grad(f)(x)),
+    "pushforward": lambda ad, f: lambda x: ad.jvp(f, (x,), (x,))[1],
+    "second derivative": lambda ad, f: lambda x: ad.jvp(ad.grad(f), (x,), (x,))[1],
+    "jitted": lambda ad, f: ad.grad(jax.jit(f)),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_reverse_mode_of_jax_around_ours(name: str) -> None:
+    """What comes after the loop reads its result, so the loop itself is pulled back through."""
+
+    def gradients(ad, loop):
+        def fun(x, n):
+            return jnp.exp(loop(scalar, x, x, n)) ** 2
+
+        def batch(xs):
+            return jnp.sum(jax.vmap(lambda x, n: AROUND[name](ad, lambda x: fun(x, n))(x))(xs, ns))
+
+        ns = jnp.asarray([3, 0, 5])
+        return jax.jit(jax.grad(batch)), jax.jit(jax.hessian(batch))
+
+    xs = np.asarray([0.4, 0.9, 0.2])
+    for ours, theirs in zip(gradients(ft, until), gradients(jax, scanned), strict=True):
+        chex.assert_trees_all_close(ours(xs), theirs(xs), rtol=1e-11, atol=1e-12)
+
+
 def test_jax_transposes_ours() -> None:
     def pushed(x, n):
         return ft.linearize(lambda x: until(scalar, x, x, n), x)[1]

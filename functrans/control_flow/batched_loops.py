@@ -20,14 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Primitive
+from jax.extend.core.primitives import while_p
 from jax.interpreters import batching, mlir
 
 from functrans import caches, values
 from functrans import jaxpr as jx
 from functrans.control_flow.counted_loops import Counted, Reversed, counted_p, reversed_p
 from functrans.control_flow.steps import noted, reached, settled
+from functrans.control_flow.while_loop import until_p
 from functrans.programs import revolve
 from functrans.programs.jitted import bind_jit
+from functrans.programs.passing import exchanged
 from functrans.tracer import stage
 from functrans.values import Flags
 
@@ -99,10 +102,8 @@ class Batch:
     def __init__(self, axis: Any, n: Any, n_axis: int | None):
         self.key = axis.size, axis.name, axis.spmd_name
         self.size, self.n, self.counts_differ = axis.size, n, n_axis is not None
-        # With several examples all of the carry has their axis. So it is where the body may ask for
-        # the place of its example, by the axis' name.
-        named = type(axis.name) is not object
-        self.all = self.counts_differ or np.ndim(n) > 0 or named
+        # With several examples all of the carry has their axis.
+        self.all = self.counts_differ or np.ndim(n) > 0 or _is_named(axis)
         if n_axis is not None:
             self.n = jnp.moveaxis(n, n_axis, 0)
         elif np.ndim(n) > 0:
@@ -120,6 +121,11 @@ class Batch:
     def flags(self, program: ClosedJaxpr, fixed: Sequence[bool], axes: Sequence) -> Flags:
         own = [axis is not None for axis in axes]
         return (True,) * len(own) if self.all else settled(reached, program, fixed, own)
+
+
+def _is_named(axis: Any) -> bool:
+    """Whether a body may ask for the place of its example, by the name of the axis."""
+    return type(axis.name) is not object
 
 
 def _first(x: Any, axis: int | None) -> Any:
@@ -159,17 +165,44 @@ def _batch_reversed(axis, inputs, axes, **params):
     return outs, [0 if flag else None for flag in values.pick(b, loop.wanted)]
 
 
+# ---- loops until a condition is met --------------------------------------------------------------
+
+
+def _type_of_until(*avals, **params):
+    return jx.abstract_eval(while_p, avals, params)
+
+
+def _batch_until(axis, inputs, axes, **params):
+    """As JAX batches its own; the loop that it writes becomes ours."""
+
+    def until(primitive, params):
+        return until_p if primitive is while_p else primitive, params
+
+    with exchanged(until):
+        return batching.fancy_primitive_batchers[while_p](axis, inputs, axes, **params)
+
+
+# ---- declarations --------------------------------------------------------------------------------
+
+
 def _declare(primitive: Primitive, run: Callable, type_of: Callable, batch: Callable) -> None:
     def compiled(params: tuple, *inputs):
         return run(*inputs, **dict(params))
+
+    def batched(axis, inputs, axes, **params):
+        if all(a is None for a in axes) and not _is_named(axis):  # JAX asks in this case, too
+            outs = primitive.bind(*inputs, **params)
+            return outs, [None] * len(outs)
+        return batch(axis, inputs, axes, **params)
 
     jitted: Any = jax.jit(compiled, static_argnums=0)
     caches.emptied_by(jitted.clear_cache)
     primitive.def_impl(lambda *inputs, **params: jitted((*params.items(),), *inputs))
     primitive.def_effectful_abstract_eval(type_of)
     mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=True))
-    batching.fancy_primitive_batchers[primitive] = batch
+    batching.fancy_primitive_batchers[primitive] = batched
 
 
 _declare(counted_p, _run_counted, _type_of_counted, _batch_counted)
 _declare(reversed_p, _run_reversed, _type_of_reversed, _batch_reversed)
+_declare(until_p, while_p.bind, _type_of_until, _batch_until)

@@ -313,6 +313,5 @@ def _placed(bars: Sequence, flags: Sequence[bool]) -> list:
     return [next(rest) if flag else None for flag in flags]
 
 
-PRIMITIVES = {counted_p: CountedRule(), reversed_p: ReversedRule()}
-for primitive, rule in PRIMITIVES.items():
-    call(primitive, rule)
+call(counted_p, CountedRule())
+call(reversed_p, ReversedRule())

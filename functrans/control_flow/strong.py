@@ -25,11 +25,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive, set_current_trace
+from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.lax.linalg import triangular_solve_p, tridiagonal_solve_p
 
-from functrans import jaxpr as jx
 from functrans import values
 from functrans.control_flow.base import CallRule
 from functrans.control_flow.calls import InlinedRule
@@ -42,9 +41,9 @@ from functrans.control_flow.while_loop import Loop as While
 from functrans.control_flow.while_loop import WhileRule
 from functrans.derivatives.contraction import ragged_dot_general_p
 from functrans.programs.halves import reached_outputs
+from functrans.programs.passing import exchanged
 from functrans.programs.strong import INSIDE, PRODUCTS, Strong, apart, strong_program
 from functrans.rules import RULES, Linear, Rule, Zero, call
-from functrans.tracer import Trace
 
 # ---- values --------------------------------------------------------------------------------------
 
@@ -108,29 +107,17 @@ def solution(plain: Primitive, *inputs: Any, **params: Any) -> Any:
 # ---- primitives ----------------------------------------------------------------------------------
 
 
-class StrengtheningTrace(Trace):
-    """Hands each operation to its parent; products as strong ones."""
-
-    def __init__(self, parent: Any, zeros: Sequence[int]):
-        super().__init__()
-        self.requires_low = False
-        self.parent, self.zeros = parent, zeros
-
-    def process_primitive(self, primitive, args, params, /):
-        if primitive in PRODUCTS:
-            primitive, _, one_sided = PRODUCTS[primitive]
-            params = {**params, "zeros": self.zeros} if one_sided else params
-        with set_current_trace(self.parent):
-            return primitive.bind(*args, **params)
-
-    def stage_value(self, x, /):
-        return self.parent.stage_value(x)
-
-
 def with_strong_products(function: Callable, *args: Any, zeros: Sequence[int] = (0, 1)) -> Any:
     """Call a function in which all products are to be strong; in a contraction the zeros of these
     factors absorb."""
-    with set_current_trace(StrengtheningTrace(jx.current_trace(), zeros)):
+
+    def strong(primitive, params):
+        if primitive not in PRODUCTS:
+            return primitive, params
+        primitive, _, one_sided = PRODUCTS[primitive]
+        return primitive, {**params, "zeros": zeros} if one_sided else params
+
+    with exchanged(strong):
         return function(*args)
 
 

@@ -7,9 +7,12 @@
 What is linear in the tangents is the whole loop again, and reads nothing of the first one but the
 number of steps.  Its transpose takes that many steps back (`counted_loops.py`).
 
+JAX does not transpose a `while_loop`.  So a derivative binds a primitive of ours that does the
+same, and JAX asks this rule where it differentiates what functrans has derived (`foreign.py`).
+
 The condition may give an array: `jax.vmap` makes one of a condition that differs between examples.
 The loop then goes on as long as one of them is true, and an example whose own is false stays as it
-is.  So a loop is bound again as the primitive, which takes such a condition; `lax.while_loop` does
+is.  So a loop is bound again as a primitive, which takes such a condition; `lax.while_loop` does
 not.
 
 Read next: `steps.py`, a step and its transpose.
@@ -23,7 +26,7 @@ from weakref import ref
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, Primitive
 from jax.extend.core.primitives import while_p
 
 from functrans import caches, values
@@ -40,10 +43,15 @@ from functrans.rules import NotLinear, Rule, Trimmed, call
 from functrans.tracer import stage
 from functrans.values import Flags
 
+until_p = Primitive("while")
+until_p.multiple_results = True
+
 
 class Loop(NamedTuple):
     """What is static in a `while` equation; its inputs are the constants of condition and body,
     and the carry."""
+
+    primitives = while_p, until_p
 
     condition: ClosedJaxpr
     body: ClosedJaxpr
@@ -77,7 +85,7 @@ class Loop(NamedTuple):
         body_of, consts = _staged(body, self.body, consts, carry)
         counts = {"cond_nconsts": len(asked), "body_nconsts": len(consts)}
         programs = {"cond_jaxpr": condition_of, "body_jaxpr": body_of}
-        return while_p.bind(*asked, *consts, *carry, **programs, **counts)
+        return until_p.bind(*asked, *consts, *carry, **programs, **counts)
 
     def refuse_order(self) -> None:
         """Complain of an effect that would come again, and not in its turn."""
@@ -208,4 +216,5 @@ def _trimmed(body: ClosedJaxpr, condition: Any, consts: int, wanted: Flags) -> t
     return taking(question, (*[True] * others, *carry)), step, read, carry
 
 
-call(while_p, WhileRule())
+for primitive in Loop.primitives:
+    call(primitive, WhileRule())

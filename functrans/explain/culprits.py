@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax, tree
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
-from jax.extend.core.primitives import cond_p, remat_p, scan_p, while_p
+from jax.extend.core.primitives import cond_p, remat_p, scan_p
 from jax.tree_util import keystr
 
 from functrans import jaxpr as jx
@@ -212,7 +212,7 @@ class _Run:
         primitive, params, rule = equation.primitive, equation.params, RULES.get(equation.primitive)
         if primitive is scan_p:
             return self.scan(Scan.of(params), xs, inside, source)
-        if primitive is while_p:
+        if primitive in While.primitives:
             return self.loop(While.of(params), xs, inside, source)
         if primitive is cond_p:
             i = int(np.clip(xs[0].value, 0, len(params["branches"]) - 1))

@@ -5,7 +5,7 @@
 A Jacobian pushes a whole basis through a linear program.  Its first product, where the vectors come
 as they are, need not be computed.
 
-Read next: `loops.py`, a loop whose body is staged once.
+Read next: `passing.py`, operations that are handed on as others.
 """
 
 from __future__ import annotations

@@ -18,14 +18,15 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Literal, set_current_trace
+from jax.extend.core import ClosedJaxpr, Literal, Primitive
 from jax.extend.core.primitives import scan_p
 
 from functrans import jaxpr as jx
 from functrans.programs.jitted import bind_jit
+from functrans.programs.passing import exchanged
 from functrans.programs.places import added_in_place
 from functrans.templates import Template, Writing, sink_of
-from functrans.tracer import Trace, stage
+from functrans.tracer import stage
 
 BODY = "functrans_body"
 """The name of the call in a body, by which it is recognised."""
@@ -45,8 +46,14 @@ def scan(body: Callable, carry: Any, xs: Any, **options: Any) -> tuple:
         jaxpr, inputs = jx.constants_first(added_in_place(program), leaves)
         return jax.tree.unflatten(results, bind_jit(jx.with_constants(jaxpr, []), inputs, BODY))
 
-    with set_current_trace(_OpeningTrace(jx.current_trace())):
+    with exchanged(_open):
         return lax.scan(call, carry, xs, **options)
+
+
+def _open(primitive: Primitive, params: dict) -> tuple[Primitive, dict]:
+    """In the body of a `scan`, the equations of the call that it consists of."""
+    is_loop = primitive is scan_p
+    return primitive, {**params, "jaxpr": _opened(params["jaxpr"])} if is_loop else params
 
 
 def evaluate(program: ClosedJaxpr, *inputs: Any) -> list:
@@ -55,25 +62,6 @@ def evaluate(program: ClosedJaxpr, *inputs: Any) -> list:
     if not isinstance(sink, Writing):
         return jx.evaluate(program, *inputs)
     return [*map(sink.leave, sink.copy(Template(program), [*map(sink.enter, inputs)], None))]
-
-
-class _OpeningTrace(Trace):
-    """Passes each operation to the parent; of a `scan` it first replaces the one call in the body
-    by the equations of that call."""
-
-    def __init__(self, parent: Any):
-        super().__init__()
-        self.requires_low = False
-        self.parent = parent
-
-    def process_primitive(self, primitive, args, params, /):
-        if primitive is scan_p:
-            params = {**params, "jaxpr": _opened(params["jaxpr"])}
-        with set_current_trace(self.parent):
-            return primitive.bind(*args, **params)
-
-    def stage_value(self, x, /):
-        return self.parent.stage_value(x)
 
 
 def _opened(body: ClosedJaxpr) -> ClosedJaxpr:

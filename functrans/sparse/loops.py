@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxprs_in_params
-from jax.extend.core.primitives import cond_p, linear_solve_p, remat_p, scan_p, while_p
+from jax.extend.core.primitives import cond_p, linear_solve_p, remat_p, scan_p
 from scipy import sparse
 
 from functrans import extend
@@ -264,5 +264,5 @@ CALLS |= {
     linear_solve_p: linear_solve,
     remat_p: checkpoint,
     scan_p: scan,
-    while_p: while_loop,
+    **dict.fromkeys(extend.While.primitives, while_loop),
 }
