@@ -37,7 +37,6 @@ from functrans.derivatives.linalg import (
     diagonal,
     eye_like,
     hermitian,
-    lower_part,
     matmul,
     places,
     scale_columns,
