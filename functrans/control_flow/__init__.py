@@ -1,4 +1,4 @@
-"""The primitives that carry jaxprs: what forward, linearize and transpose do with what is inside.
+"""The primitives that carry jaxprs, and how to derive these jaxprs in each mode.
 
     base          what the others share              two halves of a call, bound one by one
     library       functions of JAX under a name      the equation that they solve
@@ -8,22 +8,22 @@
     steps         one step of a loop                 a step of pairs, and a step back
     counted_loops loops whose steps are counted      there and back, carries computed again
     batched_loops many of them at once               the schedule of the longest
-    while_loop    a loop until something is met      counted, and then a counted loop
+    while_loop    a loop until a condition is met    counted, and then a counted loop
     reduce        a function of the user's, folded   a tree of pairs
     applied       the same, applied at indices       as often as the index occurs
-    checkpoint    a function to be computed again    what the policy says is kept
-    custom        derivatives that a user gives      a backward rule is transposed to go forward
+    checkpoint    a function to compute again        the policy chooses the values to keep
+    custom        derivatives that a user gives      forward, the transpose of a backward rule
     linear_solve  a system and its solver            solved again, or transposed
     reflections   a matrix, column by column         the tangents of a loop
     calls         functions for other transforms     as if their equations stood there
     hi            functions under one name           the function; a root is implicit
-    declared      rules that such a function brings  called as JAX calls them
+    declared      rules that such a function has     called as JAX calls them
     shard_map     a function of each device's part   a call in each half, with specs
     strong        products that a zero absorbs       the products again
     tagged        a function in a place              the same place, in each half
     pallas        a kernel that writes references    forward mode alone
 
-`columns.py` has the calls of transforms that carry more with a value than its derivative.
+`columns.py` serves transforms that carry more with a value than its derivative.
 
 A file here may use the interpreters; those of `derivatives/` may not.
 

@@ -1,11 +1,11 @@
-"""A function of the user's own, applied at indices: `x.at[i].apply(f)`.
+"""The user's function, applied at indices: `x.at[i].apply(f)`.
 
     y_p = f(f(... x_p)),  as often as p is among the indices;        y_p = x_p elsewhere
 
-So what is read at an index is given to f as often as the index occurs, and written back; of several
-updates of one place, which are the same, a scatter takes one.  If some index may occur twice, f is
-in a loop that runs until the last place has had its own.  A place that has had them is given what
-it was in the beginning, where f has been applied, so that no step that is none makes a nan.
+We read the element at an index, apply f as often as the index occurs, and write the result back;
+of several equal updates of one place a scatter takes one.  If an index may occur twice, a loop
+applies f until the last place is done.  For a place that is done, the loop applies f to the first
+value once more and ignores the result: f has been there, so this step makes no new nan.
 
 Read next: `linear_solve.py`, a system and its solver.
 """
@@ -34,7 +34,7 @@ from functrans.rules import LinearRule, call, varying_as
 def applied(
     x: Any, indices: Any, u: Any, *, update_jaxpr: Any, update_consts: Sequence, **params: Any
 ) -> Any:
-    """The scatter of what f makes of the elements; the updates are not read."""
+    """The scatter of the elements with f applied; it does not read the updates."""
     program = ClosedJaxpr(update_jaxpr, [*update_consts])
     first = read_back(x, indices, u, params)
 
@@ -49,7 +49,7 @@ def applied(
 
 
 def occurrences(x: Any, indices: Any, u: Any, params: dict) -> Any:
-    """How many updates there are of the place of each; 0 out of bounds."""
+    """For each update, how many updates its place has; 0 out of bounds."""
     aval = jax.typeof(indices)
     nothing, ones = (varying_as(lax.full(y.shape, n, np.int32), aval) for n, y in ((0, x), (1, u)))
     return read_back(write_sum(nothing, indices, ones, params), indices, u, params)

@@ -1,15 +1,15 @@
-"""What all primitives that carry programs do with them: derive these, and bind the call again.
+"""Primitives that carry programs: derive these programs, and bind the call with the results.
 
     y = call[f] x       forward:      call[jvp f]
                         linearize:    call[primal half of f],  then  call[linear half of f]
                         transpose:    call[transpose of f]
 
-A tape must *split* a call some of whose results do not depend on it.  That is the same as to
-linearize it: two programs, `known -> (known outputs, residuals)` and `(residuals, linear) -> linear
-outputs`, and the call bound twice.  They differ in how the two programs are made: by
-differentiating, or by what depends on what.
+A tape must *split* a call if some of its results do not depend on the tape.  Splitting and
+linearizing are the same operation: make two programs, `known -> (known outputs, residuals)` and
+`(residuals, linear) -> linear outputs`, and bind the call twice.  They differ in how they make the
+two programs: linearizing differentiates, splitting follows which values depend on which.
 
-A primitive says which programs it carries, and how it is bound again with others.
+The rule of a primitive states which programs it carries, and how to bind it with other programs.
 
 Read next: `odeint.py`, a solver of JAX in forward mode.
 """
@@ -39,11 +39,11 @@ Roles = Sequence[Role | None]
 
 
 class CallRule(Rule):
-    """Derive the programs that an equation carries, and bind it again with the results."""
+    """Derives the programs that an equation carries, and binds the equation with the results."""
 
     may_split = True
     head = 0
-    """How many inputs come before those of the programs: the index of a branch."""
+    """The number of inputs before those of the programs: 1 for the index of a branch."""
 
     def bodies(self, params: dict) -> Sequence[ClosedJaxpr]:
         """The programs; all take and give the same types."""
@@ -52,24 +52,24 @@ class CallRule(Rule):
     def again(
         self, primitive: Any, params: dict, bodies: Sequence, inputs: list, ins: Roles, outs: Roles
     ) -> list:
-        """Bind the equation with other programs; `ins` and `outs` are the roles of what these take
-        and give."""
+        """Bind the equation with other programs; `ins` and `outs` are the roles of the inputs and
+        outputs of these."""
         raise NotImplementedError
 
     def with_bodies(self, params: dict, bodies: Sequence, ins: Flags, outs: Flags) -> dict | None:
-        """The params with programs that take and give only those with the flags; `None` if this
-        cannot be said."""
+        """The params with programs that have only the inputs and outputs with the flags; `None` if
+        the params do not allow this."""
         return None
 
     def derived(self, params: dict) -> dict:
-        """The params of the equations that are made of tangents or of cotangents alone."""
+        """The params of equations on tangents or cotangents alone."""
         return params
 
     def derive(self, params: dict, derivation: Callable, *key: Any) -> Any:
-        """What a derivation makes of the programs.
+        """Apply a derivation to the programs.
 
-        Derivations hang on the first program. The others are held weakly, as they may be the first
-        one again, which what hangs on it must not keep.
+        The cache keeps a derivation as long as the first program lives. It holds the others weakly,
+        for one of them may be the first program again, which its own entry must not keep alive.
         """
         first, *others = self.bodies(params)
         return derivation(first, tuple(map(weakref.ref, others)), *key)
@@ -137,10 +137,10 @@ class CallRule(Rule):
     def twice(
         self, primitive: Any, params: tuple, cut: Cut, head: list, known: tuple, linear: tuple
     ) -> tuple[list, list]:
-        """Bind both halves, and hand over what the second reads.
+        """Bind the first half, and then the second with the residuals of the first.
 
-        `params` are those of either half. `known` and `linear` are the inputs of a half, and for
-        the original equation the flags of the inputs and the outputs that they stand for.
+        `params` are those of either half. `known` and `linear` are the inputs of a half, with the
+        flags of the inputs and outputs of the original equation for which they stand.
         """
         (xs, x_flags, y_flags), (x_dots, dot_flags, moved) = known, linear
         ins, outs, new = roles("in", x_flags), roles("out", y_flags), [None] * len(cut.slots)
@@ -154,27 +154,27 @@ class CallRule(Rule):
         return ys, self.again(primitive, params[1], cut.second, inputs, in_roles, out_roles)
 
 
-# ---- derived programs, of which all bodies give the same -----------------------------------------
+# ---- derived programs; all bodies give the same types --------------------------------------------
 
 
 class Derived(NamedTuple):
-    """A derived program for each body, and which of what they give after the values moves."""
+    """A derived program for each body, and which of the outputs after the values move."""
 
     programs: tuple[ClosedJaxpr, ...]
     moved: Flags
 
 
 class Cut(NamedTuple):
-    """Both halves of each body, and what is handed over.
+    """Both halves of each body, and the slots between them.
 
-    The first give `(y, slots)`; the second take `(what they read of x and y, slots, x_dot)`.
+    A first half gives `(y, slots)`; a second takes `(its reads of x and y, slots, x_dot)`.
     """
 
     first: tuple[ClosedJaxpr, ...]
     second: tuple[ClosedJaxpr, ...]
     read: list[Address]
     slots: list
-    """The types of what is handed over; each body has a slot for each of its fresh residuals."""
+    """The types of the slots; each body has a slot for each of its fresh residuals."""
     moved: Flags
 
 
@@ -206,7 +206,7 @@ def linearized_bodies(first: ClosedJaxpr, others: tuple, moving: Flags) -> Cut:
 
 @caches.by_program
 def divided_bodies(first: ClosedJaxpr, others: tuple, linear: Flags) -> Cut:
-    """What does not depend on the inputs that are linear, and what does."""
+    """Two programs: one without the linear inputs, and one that depends on them."""
     bodies = together(first, others)
     moved = either([divided(body, linear).linear for body in bodies])
     parts = [divided(body, linear, moved) for body in bodies]
@@ -217,7 +217,7 @@ def divided_bodies(first: ClosedJaxpr, others: tuple, linear: Flags) -> Cut:
 
 @caches.by_program
 def trimmed_bodies(first: ClosedJaxpr, others: tuple, outputs: Flags) -> Derived:
-    """The programs without what only their other outputs need, and which inputs they still read."""
+    """The programs without the work for other outputs, and which inputs they still read."""
     shorter = [reading(body, outputs) for body in together(first, others)]
     read = either([flags for _, flags in shorter])
     return Derived(tuple([taking(program, read) for program, _ in shorter]), read)
@@ -240,7 +240,7 @@ def _agreeing(derived: Sequence[tuple], count: int, avals: Sequence) -> Derived:
 def giving_zeros(
     program: ClosedJaxpr, count: int, own: Flags, wanted: Flags, avals: Sequence
 ) -> ClosedJaxpr:
-    """The program whose results after `count` are those that move elsewhere as well, as zeros."""
+    """The program whose results after `count` include zeros for those that move elsewhere."""
     if own == wanted:
         return program
 
@@ -281,7 +281,7 @@ def _share(residuals: Sequence[list]) -> tuple[list, list[list[int]]]:
 
 
 def _with_slots(half: Halves, location: list[int], slots: list) -> ClosedJaxpr:
-    """The first half, which gives a zero in a slot that it does not use."""
+    """The first half, with zeros in the slots that it does not use."""
     program, count = half.first, half.count
     if location == list(range(len(slots))):
         return program
@@ -296,7 +296,7 @@ def _with_slots(half: Halves, location: list[int], slots: list) -> ClosedJaxpr:
 
 
 def _reading(half: Halves, location: list[int], read: list[Address], slots: list) -> ClosedJaxpr:
-    """The second half, with inputs for what is read of x and y and for the slots."""
+    """The second half, with inputs for its reads of x and y and for the slots."""
     jaxpr, types = half.second.jaxpr, {"in": half.first.in_avals, "out": half.first.out_avals}
     at_hand = {address: Var(types[address.kind][address.at]) for address in read}
     handed = [Var(aval) for aval in slots]

@@ -1,12 +1,12 @@
 """Counted loops, evaluated: one by one, and many at once.
 
-    vmap reversed_loop : the examples take the steps of the longest, each its own
+    vmap reversed_loop : all examples take as many steps as the longest; each counts its own
 
-Of several examples that take different numbers of steps, the number is an array, and so is all that
-is carried.  The schedule of checkpoints is that of the largest number.  Left to JAX, each example
-would have a schedule of its own, and the whole stack would be selected in each step.
+If several examples take different numbers of steps, the number is an array, and the carry has an
+axis of examples.  The schedule of checkpoints follows the largest number.  JAX alone would give
+each example a schedule of its own, and would select the whole stack in each step.
 
-Read next: `kept.py`, how many carries are kept.
+Read next: `kept.py`, how many carries a loop keeps.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _mapped(program: ClosedJaxpr, flags: Flags, *rest: Any) -> ClosedJaxpr:
 def _of_batches(
     program: ClosedJaxpr, flags: Flags, outputs: Flags, avals: tuple, axis: tuple
 ) -> ClosedJaxpr:
-    """The program of batches: which inputs are, and which outputs are to be."""
+    """The program on batches, for flags of the batched inputs and of the wanted batched outputs."""
     size, name, spmd_name = axis
     axes = [0 if flag else None for flag in flags]
 
@@ -97,7 +97,7 @@ def _of_batches(
 
 
 class Batch:
-    """The inputs of a loop, some of which have an axis of examples, the first."""
+    """The inputs of a loop; some have an axis of examples, the first."""
 
     def __init__(self, axis: Any, n: Any, n_axis: int | None):
         self.key = axis.size, axis.name, axis.spmd_name
@@ -113,7 +113,7 @@ class Batch:
         return batching.broadcast(x, self.size, 0, None)
 
     def carried(self, xs: Sequence, axes: Sequence, flags: Sequence) -> list:
-        """What a step carries, with the axis where it has the flag."""
+        """The carry of a step, with the axis in the entries with the flag."""
         moved = [_first(x, axis) for x, axis in zip(xs, axes, strict=True)]
         triples = zip(moved, axes, flags, strict=True)
         return [self.broadcast(x) if f and a is None else x for x, a, f in triples]

@@ -1,10 +1,10 @@
-"""Calls that say something to other transformations, and nothing about derivatives.
+"""Calls that matter to other transforms, and say nothing about derivatives.
 
     y = f(x)          forward, linearize:    those of the equations of f, in the place of the call
 
-They are calls of one function as it is (`closed_call`), of one that a compiler may replace
-(`composite`), and of one that `jax.vmap` is to batch by a rule of the user's (`custom_vmap`).  The
-last is pushed forward with its rule, so that the tangents are batched by it too.
+They are calls of a plain function (`closed_call`), of one that a compiler may replace
+(`composite`), and of one that `jax.vmap` batches by the user's rule (`custom_vmap`).  We push the
+last forward with its rule, so that the rule batches the tangents too.
 
 Read next: `custom.py`, derivatives that a user gives.
 """
@@ -32,26 +32,26 @@ from functrans.values import Linear, Zero
 
 
 def transpose_inside(program: Any, inputs: Sequence, cotangents: Sequence) -> list:
-    """Transpose the equations of a call that is linear in some of its inputs."""
+    """Transposes the equations of a call that is linear in some of its inputs."""
     x_bars = iter(transpose(*jx.constants_first(program, inputs), cotangents))
     return [next(x_bars) if type(x) is Linear else None for x in inputs]
 
 
 def pushed(function: Callable, primals: Sequence, tangents: Sequence) -> tuple[list, list]:
-    """Run a function of flat lists on pairs, here."""
+    """Run a function of flat lists on pairs, in the current trace."""
     outs, tangents_out, _ = forward(lambda *xs: (function(*xs), []), primals, tangents)
     return outs, tangents_out
 
 
 def recorded(function: Callable, primals: Sequence, tangents: Sequence) -> tuple[list, list]:
-    """Run a function of flat lists on pairs whose tangents go to the tape that is running."""
+    """Run a function of flat lists on pairs, and record the tangents on the current tape."""
     trace = LinearizeTrace(jx.current_trace())
     outs, tangents_out, _ = trace.run_function(lambda *xs: (function(*xs), []), primals, tangents)
     return outs, tangents_out
 
 
 class InlinedRule(Rule):
-    """Differentiate the equations inside, here; `names` are those of the param with the jaxpr."""
+    """Differentiates the equations inside; `names` are those of the param with the jaxpr."""
 
     may_split = True
 
@@ -85,7 +85,7 @@ class InlinedRule(Rule):
 
 
 class CustomVmapRule(InlinedRule):
-    """Forward, the pair of primal and tangent is batched by the derivative of the user's rule."""
+    """In forward mode the derivative of the user's rule batches primals and tangents together."""
 
     def forward(self, primitive, primals, tangents, params):
         moving, count = values.moving(tangents), len(primals)
@@ -126,10 +126,10 @@ class CustomVmapRule(InlinedRule):
 
 
 class LinearCallRule(Rule):
-    """`y = A(r) x`, of which the user has given `A(r)^T` as well: `y_dot = A x_dot + (A_dot) x`."""
+    """`y = A(r) x`, for which the user gives `A(r)^T` too: `y_dot = A x_dot + (A_dot) x`."""
 
     def parts(self, params, inputs):
-        """What the callee closes over and the residuals; and the linear inputs."""
+        """The values that the callee closes over, the residuals, and the linear inputs."""
         end = params["num_callee_consts"] + params["num_res"]
         return list(inputs[:end]), list(inputs[end:])
 

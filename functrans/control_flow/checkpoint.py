@@ -1,10 +1,10 @@
-"""`jax.checkpoint`: keep what the policy says of a function, and compute the rest again.
+"""`jax.checkpoint`: keep the values that the policy chooses, and compute the rest again.
 
     linearize f at x:    (y, s) = f(x) now,    and later  (x, s, x_dot) -> y_dot,  which evaluates f
-                         again, but for what was saved in s
+                         again, except for the values saved in s
 
 The linear half is one equation of the same primitive.  It reads no residuals but `x` and `s`; its
-transpose evaluates what is not linear in it first, and that is the recomputation.
+transpose first evaluates the equations that are not linear: the recomputation.
 
 Read next: `calls.py`, functions for other transforms.
 """
@@ -38,9 +38,9 @@ from functrans.values import Flags
 def bind(
     program: ClosedJaxpr, args: Sequence, params: dict, ins: Roles, differentiated: bool = True
 ) -> list:
-    """Evaluate a derived jaxpr in place of the one that the equation with these params carries.
+    """Evaluate a derived jaxpr in place of the one that an equation with these params carries.
 
-    `ins` are the roles of the inputs. What stands for an input has its flag of `prevent_cse`.
+    `ins` are the roles of the inputs; a derived input has its role's flag of `prevent_cse`.
     """
     jaxpr, inputs = jx.constants_first(program, args)
     prevented = params["prevent_cse"]
@@ -51,11 +51,11 @@ def bind(
     return remat_p.bind(*inputs, **params | derived)
 
 
-# ---- what is saved -------------------------------------------------------------------------------
+# ---- the values to save --------------------------------------------------------------------------
 
 
 def saves(policy: Callable | None, equation: Any) -> bool:
-    """Whether the results of an equation are kept; the policy answers, by a bool or a symbol."""
+    """Whether to keep the results of an equation; the policy answers, by a bool or a symbol."""
     if policy is None:
         return False
     avals = [atom.aval for atom in equation.invars]
@@ -115,7 +115,7 @@ def choose_again(equation: Any, inputs: Sequence, kept: list | None, run: Callab
 
 
 def saving(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence) -> tuple[list, list]:
-    """Evaluate a program; return its results, and what the policy keeps."""
+    """Evaluate a program; return its results, and the values that the policy keeps."""
     saved: list = []
 
     def meet(equation, given):
@@ -128,7 +128,7 @@ def saving(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence) -> t
             saved.append(kept)
             return outs
         if equation.primitive is cond_p:
-            # Each branch gives what it keeps, and zeros in the places of what the others do.
+            # Each branch gives the values that it keeps, and zeros for those of the others.
             kinds = [
                 jax.eval_shape(lambda *xs, b=branch: saving(policy, b, xs)[1], *given[1:])
                 for branch in equation.params["branches"]
@@ -151,7 +151,7 @@ def saving(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence) -> t
 
 
 def using(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence, saved: Iterator) -> list:
-    """Evaluate a program, but for what `saving` has kept."""
+    """Evaluate a program, except for the values that `saving` kept."""
 
     def meet(equation, given):
         if equation.primitive is scan_p:
@@ -184,7 +184,7 @@ class Checkpointed(NamedTuple):
 
 @caches.by_program
 def checkpointed(program: ClosedJaxpr, moving: Flags, policy: Callable | None) -> Checkpointed:
-    """Linearize a program and save what the policy keeps, as far as the linear half needs it."""
+    """Linearize a program; save the values that the policy keeps and the linear half needs."""
     first, second, moved = linearize_jaxpr(program, moving)
     dot_avals = [values.tangent_aval(aval) for aval in values.pick(program.in_avals, moving)]
     return Checkpointed(*_saved_between(first, second, len(moved), dot_avals, policy), moved)
@@ -192,7 +192,7 @@ def checkpointed(program: ClosedJaxpr, moving: Flags, policy: Callable | None) -
 
 @caches.by_program
 def separated(program: ClosedJaxpr, owned: Flags, policy: Callable | None) -> Checkpointed:
-    """The same for a program that is linear in some inputs, which a tape owns: there `x` are the
+    """The same for a program that is linear in inputs that a tape owns: here `x` are the
     other inputs, and `y` the outputs that do not depend on the tape."""
     first, second, linear = divided(program, owned)
     count, owned_avals = len(linear) - sum(linear), values.pick(program.in_avals, owned)
@@ -206,7 +206,7 @@ def _saved_between(
     dot_avals: Sequence,
     policy: Callable | None,
 ) -> tuple[ClosedJaxpr, ClosedJaxpr]:
-    """Let the second of two halves compute the residuals again, but for what the policy keeps.
+    """Let the second half compute the residuals again, except for those that the policy keeps.
 
     `first` gives `count` results, and then the residuals. The equations of the second program are
     linear in `x_dot` or do not read it, so that they can be transposed.
@@ -247,7 +247,7 @@ def _saved_between(
 
 
 class CheckpointRule(CallRule):
-    """Derive the jaxpr that is inside, and bind the result as a checkpoint again."""
+    """Derives the jaxpr inside, and binds the result as a checkpoint again."""
 
     def bodies(self, params):
         return (jx.closed_of(params["jaxpr"]),)

@@ -1,14 +1,14 @@
-"""Calls whose values are columns of arrays: how a transform goes through control flow.
+"""Calls on columns of arrays: how a transform goes through control flow.
 
-    y = call[f] x        becomes        Y = call[F] X,        F being what a transform makes of f
+    y = call[f] x        becomes        Y = call[F] X,        where a transform makes F of f
 
 A transform may carry more with a value than one array: coefficients, or a Jacobian.  It carries a
-*column*: a list of arrays, the value itself first, with `None` in the place of what is zero.
+*column*: a list of arrays, the value itself first, with `None` in the place of a zero.
 `through` binds a call (`jit`, `cond`, `scan`, `while_loop`, `checkpoint`, ...) again, with all of
-these arrays for its inputs; all that it asks is how the transform walks a program.
+these arrays for its inputs; it only asks how the transform walks a program.
 
-What is zero is known before the program runs, so it must be the same in all branches, and in all
-steps of a loop: where it differs, zeros are written out.  For a loop that is a fixed point.
+Which arrays are zero is known before the program runs, so it must be the same in all branches and
+steps of a loop: where it differs, we write out zeros.  For a loop this is a fixed point.
 
 Read next: `../staging.py`, operations that need no equation.
 """
@@ -40,11 +40,11 @@ Shape = tuple[Flags, ...]
 
 
 class Walked(NamedTuple):
-    """What a transform makes of a program: one that takes and gives the arrays of columns."""
+    """The program that a transform makes: it takes and gives the arrays of columns."""
 
     program: Any
     given: Shape
-    """Which places of the columns it gives hold an array."""
+    """Which places of the output columns hold an array."""
 
 
 def through(
@@ -126,7 +126,7 @@ def columns_of(flat: Sequence, shape: Shape) -> list[tuple]:
 
 
 def filled(columns: Sequence[Column], shape: Shape, avals: Sequence[Column]) -> list[tuple]:
-    """The columns with zeros in the places that the shape has besides, of these types."""
+    """The columns, with zeros of these types in the further places of the shape."""
 
     def place(x, there, aval):
         return values.zeros(aval) if there and x is None else x
@@ -136,7 +136,7 @@ def filled(columns: Sequence[Column], shape: Shape, avals: Sequence[Column]) -> 
 
 
 def padded(*lists: Sequence) -> list[list]:
-    """Lists of the same length; behind the end of one stands `None`."""
+    """The lists, filled with `None` to the same length."""
     length = max(map(len, lists))
     return [[*xs, *[None] * (length - len(xs))] for xs in lists]
 
@@ -160,7 +160,7 @@ def walked(program: ClosedJaxpr, walk: Callable, settings: tuple, avals: tuple) 
 
 
 def typed(column: Column, aval: Any) -> Column:
-    """The column in the weak type of the value, which is the same in every branch and step."""
+    """The column in the weak type of the value, as in every branch and step."""
     if not values.is_differentiable(aval):
         return column
 
@@ -200,7 +200,7 @@ def out_types(body: Walked) -> list[tuple]:
 
 
 def first_of_both(one: Sequence[Column], other: Sequence[Column]) -> list[tuple]:
-    """In each place what is in the first columns, else what is in the second."""
+    """In each place the array of the first columns, or else that of the second."""
     pairs = [padded(*pair) for pair in zip(one, other, strict=True)]
     return [tuple([a or b for a, b in zip(*pair, strict=True)]) for pair in pairs]
 

@@ -1,10 +1,10 @@
-"""A choice between functions: the derivative of the one that is chosen.
+"""A choice between functions: the derivative of the chosen one.
 
     y = f_i(x)          forward:    y_dot = J f_i(x) x_dot
                         reverse:    x_bar = J f_i(x)^T y_bar
 
-Every branch takes and gives the same types.  So a tangent that moves in one branch is written out
-as zeros in the others, and the residuals of all branches share slots of equal type.
+Every branch takes and gives the same types.  So if a tangent moves in one branch, the others give
+zeros for it, and the residuals of all branches share slots of equal type.
 
 Read next: `scan.py`, a loop of a known length.
 """
@@ -18,7 +18,7 @@ from functrans.rules import call
 
 
 class CondRule(CallRule):
-    """Choose between the derived branches; the index, which has no tangent, comes first."""
+    """Chooses between the derived branches; the index comes first, and has no tangent."""
 
     head = 1
 

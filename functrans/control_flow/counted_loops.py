@@ -3,23 +3,23 @@
     counted_loop      c_N             where    c_t+1 = f(k, c_t),  N times
     reversed_loop     b_0             where    b_t = r(k, c_t, b_t+1),  back from b_N
 
-Both are primitives of ours, whose inputs are N, the constants k, the first carry c_0 and, of the
-second, the last b, which stands for bars.  Neither keeps anything else between its two ends: the
-carries on the way are computed again (`programs/revolve.py`).  They are closed under what is asked
-of them.  A derivative of either is one of its kind, with pairs for values.  Where f is linear in a
-part of its inputs, at what the others are, r is the transpose of f, and
+Both are primitives of functrans.  Their inputs are N, the constants k, the first carry c_0 and, for
+the second, the last b, which stands for bars.  Neither keeps anything else between its two ends: it
+computes the carries on the way again (`programs/revolve.py`).  They are closed under
+differentiation and transposition.  A derivative of either is one of its kind, with pairs for
+values.  Where f is linear in some inputs, for given others, r is the transpose of f, and
 
     transpose of counted_loop[f]         reversed_loop[f, r],  where b sums the cotangents of k too
     transpose of reversed_loop[f, r]     u_t+1 = (db_t/db_t+1)^T u_t runs along with f, and the
                                          cotangents of c, k run back with r
 
-The transposes are of what is linear in an equation on a tape.  As r is linear in b, at a given c,
+We transpose the linear part of an equation on a tape.  Since r is linear in b for a given c,
 the first line of the second transpose reads no b.
 
-Under `jax.vmap` N may differ between examples.  Then N is an array, all of them take the steps of
-the longest, and each stays as it is beyond its own.
+Under `jax.vmap` N may differ between examples.  Then N is an array, all examples take as many steps
+as the longest, and each keeps its value after its own last step.
 
-Read next: `batched_loops.py`, how they are evaluated.
+Read next: `batched_loops.py`, which evaluates them.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ counted_p.multiple_results = reversed_p.multiple_results = True
 
 
 class Counted(NamedTuple):
-    """What is static in a `counted_loop`, whose inputs are `n, consts, carry`."""
+    """The static part of a `counted_loop`, whose inputs are `n, consts, carry`."""
 
     step: ClosedJaxpr
     """From the constants and the carry to the next carry."""
     consts: int
     wanted: Flags
-    """Which of the last carry it gives."""
+    """Which entries of the last carry it gives."""
     ends: Flags
-    """Which of the carry belong to one example each, if n is an array."""
+    """Which entries of the carry belong to one example each, if n is an array."""
     kept: int
     """How many carries its transpose keeps."""
 
@@ -74,7 +74,7 @@ class Counted(NamedTuple):
 
 
 class Reversed(NamedTuple):
-    """What is static in a `reversed_loop`, whose inputs are `n, consts, carry, bars`."""
+    """The static part of a `reversed_loop`, whose inputs are `n, consts, carry, bars`."""
 
     step: ClosedJaxpr
     back: ClosedJaxpr
@@ -84,7 +84,7 @@ class Reversed(NamedTuple):
     wanted: Flags
     """Which of the first bars it gives."""
     ends: tuple[Flags, Flags]
-    """Which of the carry, and which of the bars, belong to one example each, if n is an array."""
+    """Which entries of carry and bars belong to one example each, if n is an array."""
     kept: int
 
     def parts(self, inputs: Sequence) -> tuple[Any, list, list, list]:
@@ -93,7 +93,7 @@ class Reversed(NamedTuple):
 
 
 def counted_loop(n: Any, loop: Counted, consts: Sequence, carry: Sequence) -> list:
-    """Bind a loop without what only the carry needs that is not wanted; give what is wanted."""
+    """Bind a loop without the work for entries that nobody wants; return the wanted ones."""
     if not any(loop.wanted):
         return []
     step, read, stay = trimmed(loop.step, loop.consts, loop.wanted)
@@ -106,7 +106,7 @@ def counted_loop(n: Any, loop: Counted, consts: Sequence, carry: Sequence) -> li
 def reversed_loop(
     n: Any, loop: Reversed, consts: Sequence, carry: Sequence, bars: Sequence
 ) -> list:
-    """Bind a loop back without what nobody reads. A carry that no step changes is a constant."""
+    """Bind a loop back without unread work. A carry that no step changes is a constant."""
     if not any(loop.wanted):
         return []
     sizes = loop.consts, loop.carry
@@ -121,14 +121,14 @@ def reversed_loop(
 
 
 def _linear_in(primitive: Primitive, inputs: Sequence, flags: Sequence, avals: Sequence) -> None:
-    """Complain of what is no real number, or is linear by mistake."""
+    """Complain if an input is not a real number, or is linear by mistake."""
     wrong = [not values.is_differentiable(a) for a in values.pick(avals, flags)]
     if any(wrong) or type(inputs[0]) is Linear:
         raise NotLinear.at(primitive, inputs)
 
 
 def _sums_once(n: Any, consts: Sequence) -> None:
-    """Complain of a sum over devices in a step that some of them do not take."""
+    """Complain about a sum over devices in a step that some of them do not take."""
     axes = _axes(values.typeof(n))
     if any(axes - _axes(x.aval) for x in consts):
         raise operations.summed_in_each_step(sorted(axes))
@@ -141,7 +141,7 @@ def _axes(aval: Any) -> frozenset:
 
 
 class CountedRule(Rule):
-    """A loop of pairs; and its transpose, which runs backwards."""
+    """A loop of pairs; its transpose runs backwards."""
 
     may_split = True
 
@@ -216,7 +216,7 @@ class CountedRule(Rule):
 
 
 class ReversedRule(Rule):
-    """A loop of pairs, or one that goes along and comes back."""
+    """A loop of pairs, or one that runs forward and then back."""
 
     may_split = True
 
@@ -266,12 +266,12 @@ class ReversedRule(Rule):
         (c_ends, own_c), (b_ends, own_b) = (
             values.part(ends, flags) for ends, flags in zip(loop.ends, (c, b), strict=True)
         )
-        # First along with what is known: to the cotangents of the last bars.
+        # First forward, with the known carry: to the cotangents of the last bars.
         ends, carried = (*c_ends, *own_b), [*first, *u]
         wanted = (*[False] * len(first), *values.pick(b_start, b))
         along = Counted(ahead, len(known), wanted, ends, loop.kept)
         b_bars = counted_loop(n, along, known, carried)
-        # Then back: to those of the constants and of the first carry.
+        # Then back: to the cotangents of the constants and of the first carry.
         given = [*last, *map(values.zeros, bar_avals(loop.step, (*k, *c)))]
         k_ends = [not np.ndim(n)] * len(k_symbols)
         all_ends = ends, (*b_ends, *k_ends, *own_c)
@@ -303,12 +303,12 @@ def _arranged(loop: Reversed, inputs: Sequence) -> tuple:
 
 
 def _known(inputs: Sequence, owned: Sequence[bool]) -> list:
-    """The inputs, with zeros for those that a tape owns: what does not depend on them is read."""
+    """The inputs, with zeros for those that a tape owns; the rest does not depend on them."""
     return [values.zeros(x.aval) if flag else x for x, flag in zip(inputs, owned, strict=True)]
 
 
 def _placed(bars: Sequence, flags: Sequence[bool]) -> list:
-    """The bars of the inputs with the flags."""
+    """The bars of the inputs that have the flag."""
     rest = iter(bars)
     return [next(rest) if flag else None for flag in flags]
 

@@ -1,11 +1,11 @@
-"""Calls whose derivative the user has written: `jax.custom_jvp` and `jax.custom_vjp`.
+"""Calls with a derivative that the user wrote: `jax.custom_jvp` and `jax.custom_vjp`.
 
     custom_jvp :  the user gives   (x, x_dot) -> (y, y_dot)
     custom_vjp :  the user gives   x -> (y, residuals)   and   (residuals, y_bar) -> x_bar
 
 The second rule is linear in `y_bar`, so the pushforward is its transpose:
-`<y_bar, y_dot> = <bwd(y_bar), x_dot>`.  On a tape it is one equation, of a
-primitive of ours that is evaluated by transposing the user's rule and transposed by running it.
+`<y_bar, y_dot> = <bwd(y_bar), x_dot>`.  On a tape it is one equation, of a primitive of functrans:
+to evaluate it, transpose the user's rule; to transpose it, run the rule.
 
 Read next: `declared.py`, rules of another kind of primitive.
 """
@@ -40,19 +40,19 @@ from functrans.values import Zero
 
 
 def _to_symbolic(x: Any) -> Any:
-    """JAX's own symbol for zero, which rules with `symbolic_zeros=True` are given."""
+    """JAX's own symbol for zero, for rules with `symbolic_zeros=True`."""
     return SymbolicZero(x.aval) if type(x) is Zero else x
 
 
 def from_symbolic(x: Any) -> Any:
-    """A `Zero` for each way in which a user's rule may say zero: a symbol, or a float0 array."""
+    """A `Zero` for a zero as the user's rule may write it: a symbol, or a float0 array."""
     if isinstance(x, SymbolicZero) or not values.is_value(x) or jax.typeof(x).dtype == float0:
         return Zero(x.aval if hasattr(x, "aval") else jax.typeof(x))
     return x
 
 
 class CustomRule(Rule):
-    """A tape sees the function's own equations: what is linear is its own derivative."""
+    """A tape sees the function's own equations: a linear function is its own derivative."""
 
     may_split = True
 
@@ -64,7 +64,7 @@ class CustomRule(Rule):
 
 
 class CustomJvpRule(CustomRule):
-    """The user's rule is asked; it never sees the function's own equations."""
+    """Asks the user's rule, which never sees the function's own equations."""
 
     def forward(self, primitive, primals, tangents, params):
         _, jvp = params["subfuns"]
@@ -94,7 +94,7 @@ class CustomVjpRule(CustomRule):
         given = [x for pair in zip(primals, flags, strict=True) for x in pair]
         returned = list(fwd.call_wrapped(*given))
         _, residual_tree, forwarded = params["out_trees"]()
-        # A residual that is an argument of the function is not returned, but named by position.
+        # The rule names a residual that is an argument by its position, and does not return it.
         stored = residual_tree.num_leaves - sum(i is not None for i in forwarded)
         fresh, outs = iter(returned[:stored]), returned[stored:]
         residuals = [next(fresh) if i is None else primals[i] for i in forwarded]
@@ -115,7 +115,7 @@ class CustomVjpRule(CustomRule):
 
 
 class BackwardRule:
-    """A user's backward rule, `(residuals, y_bar) -> x_bar` for those of `x` that move."""
+    """The user's backward rule, `(residuals, y_bar) -> x_bar` for the moving entries of `x`."""
 
     def __init__(self, bwd: Any, out_avals: Sequence, moving: Sequence[bool], symbolic_zeros: bool):
         self.bwd = bwd
@@ -131,7 +131,7 @@ class BackwardRule:
 
         def pull(y_bars):
             returned = self.bwd.call_wrapped(*residuals, *map(given, y_bars))
-            # Since JAX 0.11 a backward rule returns logs beside the cotangents.
+            # Since JAX 0.11 a backward rule returns logs too, beside the cotangents.
             x_bars = returned[0] if isinstance(returned, tuple) else returned
             return [from_symbolic(x) for x in values.pick(x_bars, self.moving)]
 
@@ -158,7 +158,7 @@ class BackwardRule:
 
 
 transposed_p = Primitive("transposed_backward_rule")
-"""`y_dot` from `(residuals, x_dot)`, of which only the transpose is written down."""
+"""`y_dot` from `(residuals, x_dot)`; the user wrote only the transpose."""
 transposed_p.multiple_results = True
 
 
@@ -173,7 +173,7 @@ def _push_batched(inputs, axes, *, rule):
 
 
 class TransposedRule(Rule):
-    """To differentiate it, differentiate what it is evaluated by; to transpose it, run the rule."""
+    """To differentiate it, differentiate its evaluation; to transpose it, run the rule."""
 
     def forward(self, primitive, primals, tangents, params):
         return pushed(partial(_push, **params), primals, tangents)
@@ -194,7 +194,7 @@ mlir.register_lowering(transposed_p, mlir.lower_fun(_push, multiple_results=True
 
 
 def _staged(trace, primitive, args, params):
-    """JAX writes the equation, which is to be one that JAX understands, and it is replayed."""
+    """JAX writes the equation, in the form that JAX understands, and we replay it."""
 
     def call(*inputs):
         return list(primitive.bind(*inputs, **params))
@@ -209,7 +209,7 @@ call(transposed_p, TransposedRule())
 
 
 class ForwardRule(InlinedRule):
-    """What JAX makes of a forward rule with `optimize_remat=True`: where nobody reads a residual
+    """A forward rule with `optimize_remat=True`, as JAX writes it: if nobody reads a residual
     that it computes, the function itself runs in its place."""
 
     def trim(self, params, wanted):
@@ -230,7 +230,7 @@ def _function_itself(params: dict) -> Any:
 
 
 def _without_residuals(trace, primitive, args, params):
-    """There may be none, as all are arguments."""
+    """May be empty, if all residuals are arguments."""
     if params["num_res"]:
         return None
     return replay(trace, _function_itself(params), args[params["num_consts"] :])

@@ -1,12 +1,12 @@
-"""The rules that a "hi" primitive brings along, called as JAX calls them.
+"""The rules that a "hi" primitive has of its own, called as JAX calls them.
 
     jvp         (x, x_dot) -> (y, y_dot)
     lin         x -> (y, r),      linearized    (r, x_dot) -> y_dot
     vjp_fwd     x -> (y, r),      vjp_bwd       (r, y_bar) -> x_bar
 
 A package writes such a primitive with `jax.experimental.hijax`; and JAX's next `custom_jvp` and
-`custom_vjp` are primitives of that kind, which carry the rules of a user.  Of the rules that JAX
-has written for its own primitives none is called.
+`custom_vjp` are primitives of that kind, which carry the user's rules.  We call none of the rules
+that JAX wrote for its own primitives.
 
 Read next: `hi.py`, functions under one name.
 """
@@ -25,11 +25,11 @@ from functrans.values import Zero
 
 
 def rules_of(primitive: Any) -> list[str]:
-    """The rules that somebody else than JAX has declared: `jvp`, `lin`, `vjp_fwd`."""
+    """The rules that somebody other than JAX declared: `jvp`, `lin`, `vjp_fwd`."""
     if _is_of_jax(type(primitive)):
-        if hasattr(primitive, "axis_data"):  # of JAX 0.10: another one, under `jax.vmap`
+        if hasattr(primitive, "axis_data"):  # JAX 0.10 wraps it under `jax.vmap`
             return rules_of(primitive.prim)
-        carried = {"jvp_rule": "jvp", "bwd": "vjp_fwd"}  # of a custom_jvp, and of a custom_vjp
+        carried = {"jvp_rule": "jvp", "bwd": "vjp_fwd"}  # for a custom_jvp, and for a custom_vjp
         return [rule for name, rule in carried.items() if hasattr(primitive, name)]
     methods = {name: getattr(type(primitive), name, None) for name in PUSHES}
     return [name for name, method in methods.items() if method and not _is_of_jax(method)]
@@ -78,7 +78,7 @@ def by_vjp(
     given = values.pick(tangents, rule.moving)
     dots = transposed_p.bind(*leaves, *given, rule=rule) if on_a_tape else rule.push(leaves, given)
     outs = primitive.out_tree.flatten_up_to(outs)
-    if rest:  # it says which results move
+    if rest:  # says which results move
         moved = jax.tree.leaves(jax.tree.broadcast(rest[0], primitive.out_aval))
         dots = [t if flag else Zero.like(y) for y, t, flag in zip(outs, dots, moved, strict=True)]
     return outs, list(dots)

@@ -1,15 +1,15 @@
-"""JAX's "hi" primitives, which stand for a function: that function is differentiated.
+"""JAX's "hi" primitives, which stand for a function: we differentiate the function.
 
     y = p(x)          is          y = expand_p(x)
 
-Since JAX 0.11 some functions of `jax.numpy` and `jax.lax` are one such primitive.  Functions take
-their places wherever they appear, also inside the jaxprs of calls and loops.  The root of an
-equation is more than the function that finds it: its derivative is that of the implicit function,
+Since JAX 0.11 some functions of `jax.numpy` and `jax.lax` are one such primitive.  The functions
+replace the primitives everywhere, also inside the jaxprs of calls and loops.  The root of an
+equation is more than the function that finds it; its derivative is that of the implicit function,
 
     f(p, x) = 0          =>          x_dot = -(df/dx)^-1 (df/dp p_dot)
 
-A primitive that brings rules along stays what it is until these are asked, in an equation of ours
-that JAX compiles as the function.
+A primitive with rules of its own stays one equation, of a primitive of functrans, until an
+interpreter asks these rules.  JAX compiles it as the function.
 
 Read next: `reduce.py`, a function that is folded.
 """
@@ -76,7 +76,7 @@ def implicit(primitive: Any, expand: Callable) -> Callable:
 
 
 class HiRule(Rule):
-    """Ask the rules that the primitive brings along, or differentiate the function."""
+    """Asks the rules of the primitive itself, or differentiates the function."""
 
     may_split = True
 
@@ -88,7 +88,7 @@ class HiRule(Rule):
 
     def linearize(self, primitive, primals, tangents, params):
         of, found = params["_prim"], rules_of(params["_prim"])
-        if found:  # a rule for reverse mode, if there is one, comes last
+        if found:  # a rule for reverse mode comes last
             return PUSHES[found[-1]](of, primals, tangents, True)
         return recorded(function_of(of), primals, tangents)
 
@@ -110,14 +110,14 @@ def program_of(primitive: Any) -> ClosedJaxpr:
 
 
 def _staged(trace, primitive, inputs, params):
-    # A tape sees the function's own equations: what is linear is its own derivative.
+    # A tape sees the function's own equations: a linear function is its own derivative.
     if trace.writes_everything and rules_of(params["_prim"]):
         return trace.write(with_rules_p, inputs, params)
     with set_current_trace(trace):
         return function_of(params["_prim"])(*inputs)
 
 
-# ---- a primitive that brings rules along, in an equation of ours ---------------------------------
+# ---- a primitive with rules of its own, in an equation of functrans ------------------------------
 
 
 with_rules_p = Primitive("hi_with_rules")

@@ -4,8 +4,8 @@
                    linearize:   jit (primal half),  then  jit (linear half)
                    transpose:   jit (transpose of the linear half)
 
-A small call that asks for it, as those of `jax.numpy` do, is replaced by its equations when it is
-staged.
+When we stage a small call that asks for it, as those of `jax.numpy` do, its equations replace the
+call.
 
 Read next: `cond.py`, one of several functions.
 """
@@ -67,7 +67,7 @@ class JitRule(CallRule):
         return how(primitive, primals, tangents, params)
 
     def halves(self, params, moving):
-        """Between two programs that XLA does not see together, as little as can be passes."""
+        """Pass as few bytes as possible between two programs that XLA does not see together."""
         is_apart = jx.current_trace().apart and not is_inlined(params)
         return self.derive(params, _apart if is_apart else linearized_bodies, moving)
 
@@ -75,22 +75,22 @@ class JitRule(CallRule):
 @caches.by_program
 def _apart(program: ClosedJaxpr, _: tuple, moving: Flags) -> Cut:
     primal, linear, moved = linearize_jaxpr(program, moving)
-    # The arrays that come in and go out may be kept by others too.
+    # Others may keep the arrays of inputs and outputs too.
     prices = Prices((SHARED,) * len(program.in_avals), (SHARED,) * len(moved))
     half = located(*cut(primal, linear, prices), moved, len(moved))
     return sharing_slots([half], tangent_avals(program, moving))
 
 
 def inlined(trace, primitive, inputs, params):
-    """Write the equations of a small call that asks for it; on a tape a call stays one equation, so
-    that it is transposed at once."""
+    """Write the equations of a small call that asks for it. On a tape a call stays one equation, so
+    that reverse mode transposes it at once."""
     if trace.writes_everything and is_inlined(params):
         return replay(trace, params["jaxpr"], inputs)
     return None
 
 
 def is_inlined(params: dict) -> bool:
-    """Whether the call asks for it, and says nothing of where its inputs and outputs are."""
+    """Whether the call asks for it, and does not place its inputs and outputs."""
     inline = getattr(params["inline"], "value", params["inline"]) in (True, "jax_early")
     return inline and says_nothing(params)
 

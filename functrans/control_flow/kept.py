@@ -1,16 +1,16 @@
-"""How many carries reverse mode of a loop keeps: what the user says, and a `scan` that obeys.
+"""The number of carries that reverse mode of a loop keeps, and a `scan` that keeps so many.
 
     with carries_kept(16):        a loop of a million steps, in the memory of 16
 
-What is said holds for the loops that are written, and for the derivatives that are taken, while it
-is said.  So it goes into the context of each equation, where JAX keeps metadata for XLA, and from
-there to the loop wherever this is differentiated.
+The number holds for the loops that a program writes, and for the derivatives that it takes, inside
+the context.  So it goes into the context of each equation, where JAX keeps metadata for XLA, and
+from there to the loop, wherever that is differentiated.
 
-A `scan` stacks what its transpose reads.  One that is to keep a few carries is linearized as a loop
-that counts: its constants are the arrays that it runs over, and the tangents of the ys are carried,
-each written in its place.
+A `scan` stacks the residuals that its transpose reads.  To keep a few carries instead, linearize it
+as a counted loop: the arrays that it runs over are constants, and the carry holds the tangents of
+the ys, each written in its place.
 
-Read next: `checkpoint.py`, a function to be computed again.
+Read next: `checkpoint.py`, a function to compute again.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def carries_kept(count: int) -> Any:
 
 @contextlib.contextmanager
 def _kept(count: int) -> Iterator[None]:
-    # Here, as to import it with functrans would declare the rules of that part of JAX.
+    # Imported here: with it at the top, functrans would declare the rules of that part of JAX.
     from jax.experimental.xla_metadata import set_xla_metadata
 
     with caches.CARRIES_KEPT(count), set_xla_metadata(**{NAME: count}):
@@ -87,29 +87,29 @@ def _kept(count: int) -> Iterator[None]:
 
 
 def said() -> int | None:
-    """What is said of the equation that is derived now; or else of the derivative."""
+    """The number for the equation that is derived now, or else for the derivative."""
     metadata = jx.place_of(None).context.xla_metadata or {}
     return metadata.get(NAME) or caches.CARRIES_KEPT.value
 
 
 def counted_of(step: Any, consts: int, wanted: Flags) -> Counted:
-    """The loop of such steps, to be bound."""
+    """The loop of such steps."""
     return Counted(step, consts, wanted, (True,) * len(wanted), said() or KEPT)
 
 
 def keeps_few(loop: Any) -> bool:
-    """Whether a `scan` is to keep fewer carries than it takes steps."""
+    """Whether a `scan` keeps fewer carries than it takes steps."""
     count = said()
     return count is not None and count < loop.options["length"]
 
 
 def linear_scan(loop: Any, moving: Flags, primals: tuple, tangents: tuple) -> list:
-    """The tangents of a `scan` that keeps a few carries: of the carry that moves, and of the ys.
+    """The tangents of a `scan` that keeps a few carries: of the moving carry, and of the ys.
 
     Args:
-      loop: what is static in the `scan`.
-      moving: which inputs move, in some step.
-      primals, tangents: constants, carry and xs of the loop; of the tangents those that move.
+      loop: the static part of the `scan`.
+      moving: which inputs move in some step.
+      primals, tangents: constants, carry and xs of the loop; only the moving tangents.
     """
     pushed, moved = by_halves(loop.program, moving)
     out_avals, length, size = loop.program.out_avals, loop.options["length"], loop.carry

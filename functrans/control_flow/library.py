@@ -1,11 +1,11 @@
-"""Functions of JAX that are compiled under a name, and whose program hides their derivative.
+"""Functions of JAX, compiled under a name, whose programs hide the derivative.
 
     X X = A         =>         X X_dot + X_dot X = A_dot             (Sylvester's equation)
 
-`jax.scipy.linalg.sqrtm` divides only where there is something to divide: an entry of the triangular
-root whose numerator is zero is set to the constant 0, and a constant has no derivative.  That is so
-at diagonal matrices, and wherever a rounded number happens to be zero.  The equation that the
-function solves has the derivative, in both modes, also where the eigenvalues are repeated.
+`jax.scipy.linalg.sqrtm` skips some divisions: if the numerator of an entry of the triangular root
+is zero, it sets the entry to the constant 0, and a constant has no derivative.  This happens at
+diagonal matrices, and wherever rounding gives a zero.  The equation that the function solves has
+the derivative, in both modes, even for repeated eigenvalues.
 
 Read next: `jit.py`, a call of one function.
 """
@@ -27,7 +27,7 @@ from functrans.rules import cast
 
 
 def derivative_of(params: dict) -> Callable | None:
-    """The pushforward `(x, a, a_dot) -> x_dot` of a compiled function of JAX that has one here."""
+    """The pushforward `(x, a, a_dot) -> x_dot` of a compiled function that has one here."""
     if params["name"] != "_sqrtm" or "_sqrtm_triu" not in _names(params["jaxpr"]):
         return None
     program = params["jaxpr"]
@@ -59,14 +59,14 @@ def _batched(function: Callable, program: Any) -> str:
 #
 #     (U + U_jj) y_j = r_j - Y_<j U_<j,j
 #
-# The derivatives of this solution are solutions for other right sides, so that nothing here is
-# differentiated. With L Y = X Y + Y X the transpose is L^T Y = X^T Y + Y X^T, the same equation for
-# Y^T and R^T. Both are solved as one symmetric system,
+# The derivatives of this solution are solutions for other right sides, so nobody differentiates
+# this code. With L Y = X Y + Y X the transpose is L^T Y = X^T Y + Y X^T, the same equation for
+# Y^T and R^T. We solve both as one symmetric system,
 #
 #     [ 0  L^T ] [Y]   [0]
 #     [ L   0  ] [Z] = [R]        with  Z = 0,
 #
-# whose transpose JAX need not derive.
+# so that JAX need not derive a transpose.
 def sqrtm_tangent(x: Any, a: Any, a_dot: Any) -> Any:
     """The tangent of the root x of a."""
     z = schur(lax.convert_element_type(lax.stop_gradient(a), x.dtype))[1]

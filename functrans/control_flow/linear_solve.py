@@ -1,10 +1,10 @@
-"""The solution of a linear system by a function of the user's: `jax.lax.custom_linear_solve`.
+"""The solution of a linear system by the user's function: `jax.lax.custom_linear_solve`.
 
     A x = b          =>    A x_dot = b_dot - A_dot x         (differentiate both sides)
     A x_dot = r      =>    A^T r_bar = x_bar                 (transpose)
 
-Both are linear solves again, by the same functions: the equation is bound again with another right
-hand side, or with the roles of `A` and `A^T` exchanged.
+Both are linear solves again, by the same functions: bind the equation with another right hand
+side, or with the roles of `A` and `A^T` exchanged.
 
 Read next: `reflections.py`, a matrix reduced column by column.
 """
@@ -41,7 +41,7 @@ def parts_of(inputs: Sequence, lengths: Any) -> tuple[dict[str, list], list]:
 
 
 def exchanged(parts: Any) -> Any:
-    """`A` and its solver in the places of `A^T` and its."""
+    """Exchange `A` and its solver with `A^T` and its solver."""
     return parts._replace(**{part: getattr(parts, TRANSPOSED[part]) for part in PARTS})
 
 
@@ -71,7 +71,7 @@ class LinearSolveRule(Rule):
         (consts, b), (consts_dot, b_dot) = (
             parts_of(part, params["const_lengths"]) for part in (primals, tangents)
         )
-        x = outs[: len(b)]  # what follows is the solver's `aux`
+        x = outs[: len(b)]  # the solver's `aux` follows
         right = self._right(params["jaxprs"].matvec, consts["matvec"], consts_dot["matvec"], x)
         r = [values.add(new, minus) for new, minus in zip(b_dot, right, strict=True)]
         x_dot: list = [Zero.like(out) for out in outs]
@@ -110,7 +110,7 @@ class LinearSolveRule(Rule):
     def split(
         self, primitive: Primitive, inputs: list, owned: Sequence[bool], params: dict
     ) -> list:
-        """A system of several that are independent: what is known is solved now, beside zeros."""
+        """A system of independent parts: solve the known ones now, with zeros for the others."""
         known = [values.zeros(x.aval) if flag else x for x, flag in zip(inputs, owned, strict=True)]
         outs = primitive.bind(*known, **params)
         written = jx.current_trace().write(primitive, inputs, params)

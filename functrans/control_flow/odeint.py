@@ -2,11 +2,11 @@
 
     y_(n+1) = y_n + h_n phi(y_n, h_n)        =>        y_dot_(n+1) = (1 + h_n d phi) y_dot_n
 
-In reverse mode `odeint` has a rule of its own, which solves the adjoint equation, and which is not
-linear in the cotangent: its steps depend on it.  So its transpose is not to be had.  But the loops
-of the solver have a forward derivative, if the size of a step counts as a constant.  It should: it
-is chosen by the error, whose root has no derivative where the error is zero, and to the solution it
-makes no difference beyond the tolerance (Bock 1981; Hairer, Norsett and Wanner 1993, II.6).
+In reverse mode `odeint` has a rule of its own, which solves the adjoint equation.  Its steps
+depend on the cotangent, so the rule is not linear in it, and has no transpose.  But the loops of
+the solver have a forward derivative if the size of a step counts as a constant.  It should: the
+solver chooses it by the error, whose root has no derivative where the error is zero, and it changes
+the solution no more than the tolerance allows (Bock 1981; Hairer, Norsett and Wanner 1993, II.6).
 
 Read next: `library.py`, functions of JAX with a derivative of their own.
 """

@@ -2,11 +2,11 @@
 
     y[i] = sin(x[i])        becomes        y[i] = sin(x[i]),  y_dot[i] = cos(x[i]) x_dot[i]
 
-A kernel gives nothing back.  Its derivative takes a second reference for each that moves: what is
-done to the first is done to the second with the tangents.  It cannot be transposed, as what is read
-depends on when: there is no reverse mode, neither here nor in JAX.
+A kernel returns nothing.  Its derivative takes a second reference for each one that moves, and
+does to it, with tangents, what the kernel does to the first.  We cannot transpose this, since a
+read depends on the time: there is no reverse mode, neither here nor in JAX.
 
-Read next: `columns.py`, calls in a transform that is none of these.
+Read next: `columns.py`, calls in any other transform.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from functrans.values import Flags, Zero
 
 
 class ReferenceRule(Rule):
-    """The first input is a reference: the same is done to that of its tangent.
+    """The first input is a reference: do the same to the reference of its tangent.
 
-    `stored` finds, of the inputs, those that are written there, or read in its place.
+    `stored` finds the inputs that the operation writes there, or reads instead.
     """
 
     def __init__(self, stored: Callable):
         self.stored = stored
 
     def forward(self, primitive, primals, tangents, params):
-        if type(tangents[0]) is Zero:  # what moves is put where nothing is to move
+        if type(tangents[0]) is Zero:  # it writes a moving value where nothing moves
             raise operations.no_rule(primitive)
         moved = [tangents[0], *primals[1:]]
         for i in self.stored(len(primals), params):
@@ -52,11 +52,11 @@ class ReferenceRule(Rule):
 
 
 class PallasRule(Rule):
-    """Bind the kernel's derivative, which takes the references to tangents behind the others."""
+    """Binds the kernel's derivative, whose references to tangents come after the others."""
 
     def forward(self, primitive, primals, tangents, params):
         grid, aliases, head = grid_of(primitive, params)
-        # An output that begins as an input has a tangent that begins as that of the input.
+        # If an output begins as an input, its tangent begins as the tangent of the input.
         aliased = {i for i, _ in aliases}
         dots = [values.instantiate(t) if i in aliased else t for i, t in enumerate(tangents)]
         moving = values.moving(dots)
@@ -64,7 +64,7 @@ class PallasRule(Rule):
         made = tuple(map(values.is_differentiable, kernel.in_avals[len(primals) - head :]))
         groups = moving[head:], made[: grid.num_outputs], made[grid.num_outputs :]
         program = jvp_jaxpr(kernel, (*moving[head:], *made)).program
-        if program.consts:  # a kernel has none
+        if program.consts:  # a kernel has no constants
             raise operations.no_rule(primitive)
         moved, avals = groups[1], params["out_avals"]
         more = [
@@ -84,7 +84,7 @@ class PallasRule(Rule):
         return list(ys), values.with_zeros(y_dots, moved, avals)
 
     def linearize(self, primitive, primals, tangents, params):
-        # The tape takes the derived kernel whole, and it computes the values again.
+        # The tape takes the whole derived kernel, which computes the values again.
         ys = primitive.bind(*primals, **params)
         return list(ys), self.forward(primitive, primals, tangents, params)[1]
 
@@ -94,7 +94,7 @@ class PallasRule(Rule):
 
 
 def grid_of(primitive: Any, params: dict) -> tuple[Any, tuple, int]:
-    """How blocks are mapped, which outputs begin as inputs, and how many inputs are sizes."""
+    """The mapping of blocks, the outputs that begin as inputs, and the number of sizes."""
     grid = params["grid_mapping"]
     if params["mesh"] is not None:
         raise operations.no_rule(primitive)
@@ -102,7 +102,7 @@ def grid_of(primitive: Any, params: dict) -> tuple[Any, tuple, int]:
 
 
 def regrouped(program: Any, groups: Sequence[Flags]) -> Any:
-    """The kernel that takes inputs, outputs and scratch; in each group tangents are behind."""
+    """The kernel of inputs, outputs and scratch; in each group tangents come last."""
     jaxpr, inputs = program.jaxpr, []
     primals = iter(jaxpr.invars)
     dots = iter(jaxpr.invars[sum(map(len, groups)) :])
@@ -130,14 +130,14 @@ def with_tangents(grid: Any, groups: Sequence[Flags]) -> Any:
 
 
 def doubled(cost: Any) -> Any:
-    """Twice the cost that the user has estimated, if they have."""
+    """Twice the user's estimate of the cost, if there is one."""
     if cost is None:
         return None
     return dataclasses.replace(cost, **{k: 2 * v for k, v in vars(cost).items() if type(v) is int})
 
 
 def stored_in(what: str) -> Callable:
-    """Where the value is among the inputs of a masked operation.
+    """The position of the value among the inputs of a masked operation.
 
     They are `(reference, indices, value, mask)` where it writes, and `(reference, indices, mask,
     other)` where it reads.
@@ -173,7 +173,7 @@ def declare_kernels(pallas: Any) -> None:
     call(pallas.pallas_call_p, PallasRule())
 
 
-# With a mask, as kernels for Triton read and write.
+# Reads and writes with a mask, in kernels for Triton.
 @when_imported("pallas.triton")
 def declare_masked(triton: Any) -> None:
     def kernel(x, y):

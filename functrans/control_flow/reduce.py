@@ -1,11 +1,11 @@
-"""Reductions by a function of the user's own: `lax.reduce` and `lax.reduce_window`.
+"""Reductions by the user's function: `lax.reduce` and `lax.reduce_window`.
 
     y = f(f(f(y0, x1), x2), ...)
 
-JAX asks for an f that is associative, and for a y0 that is neutral, so that the order of the steps
-does not matter.  Where they are not, the value depends on the order, and so does the derivative:
-both are those of the fold from the left, in which XLA takes the elements on a CPU.  (It may take
-those of a padded window in another order, which changes from program to program.)
+JAX asks for an associative f and a neutral y0, so that the order of the steps does not matter.
+For any other f the value depends on the order, and so does the derivative: both follow the fold
+from the left, XLA's order on a CPU.  (XLA may take the elements of a padded window in another
+order, which changes from program to program.)
 
 Read next: `applied.py`, a function applied at indices.
 """
@@ -29,7 +29,7 @@ from functrans.values import Linear
 
 
 class ExpansionRule(Rule):
-    """The derivative of an operation is that of a function of other operations, its expansion."""
+    """Differentiates the expansion of an operation, a function of other operations."""
 
     def __init__(self, expansion: Callable):
         self.expansion = expansion
@@ -68,7 +68,7 @@ def combine(program: ClosedJaxpr, left: Sequence, right: Sequence) -> list:
 
 
 def fold(program: ClosedJaxpr, starts: Sequence, xs: Sequence, present: Any = None) -> list:
-    """Reduce the first axis of `xs`, of which those elements count that are `present`."""
+    """Reduce the first axis of `xs`; only the elements that are `present` count."""
     shape = xs[0].shape[1:]
     starts = [lax.broadcast(start, shape) for start in starts]
     if 0 in xs[0].shape:
@@ -92,7 +92,7 @@ BLOCK = 32
 
 
 def reduced(*inputs: Any, jaxpr: ClosedJaxpr, dimensions: Sequence[int], **_: Any) -> list:
-    """`lax.reduce`: the dimensions that are reduced become one, the first."""
+    """`lax.reduce`: the reduced dimensions become one, the first."""
     xs, starts = inputs[: len(inputs) // 2], inputs[len(inputs) // 2 :]
     dimensions = sorted(dimensions)
     if len(xs) == 1:
@@ -105,13 +105,13 @@ def reduced(*inputs: Any, jaxpr: ClosedJaxpr, dimensions: Sequence[int], **_: An
         return lax.reshape(lax.transpose(x, (*dimensions, *kept)), shape)
 
     columns = [*map(in_front, xs)]
-    if size == 1:  # which XLA hands on as it is
+    if size == 1:  # XLA returns it unchanged
         return [lax.squeeze(x, (0,)) for x in columns]
     return fold(jaxpr, starts, columns)
 
 
 def in_blocks(jaxpr: ClosedJaxpr, starts: Sequence, xs: Sequence, dimensions: Sequence) -> Sequence:
-    """As XLA does on a CPU: a long dimension is reduced in blocks of 32 first."""
+    """As XLA does on a CPU, reduce a long dimension in blocks of 32 first."""
     while max((xs[0].shape[d] for d in dimensions), default=0) > BLOCK:
         shape = xs[0].shape
         sizes = tuple(min(n, BLOCK) if d in dimensions else 1 for d, n in enumerate(shape))
@@ -131,9 +131,9 @@ def windows_reduced(*inputs: Any, jaxpr: Any, consts: Sequence, **window: Any) -
     xs, starts = inputs[: len(inputs) // 2], inputs[len(inputs) // 2 :]
     program = jx.with_constants(jaxpr, consts) if consts else ClosedJaxpr(jaxpr, [])
     shape, sizes = xs[0].shape, window["window_dimensions"]
-    if not shape:  # XLA hands one element on as it is
+    if not shape:  # XLA returns a single element unchanged
         return list(xs)
-    if len(xs) == 1 and spans(shape, **window):  # XLA makes a `reduce` of that
+    if len(xs) == 1 and spans(shape, **window):  # XLA makes a `reduce` of it
         xs = in_blocks(program, starts, xs, [d for d, n in enumerate(shape) if n == sizes[d]])
         window["window_dimensions"] = np.minimum(sizes, xs[0].shape)
     return folded_windows(program, starts, xs, **window)
@@ -153,8 +153,8 @@ def folded_windows(program: ClosedJaxpr, starts: Sequence, xs: Sequence, **windo
     present = windows(lax.full(xs[0].shape, True), lax.full((), False), **window)
     if 0 in present.shape or 0 in xs[0].shape:
         return [lax.broadcast(start, present.shape[1:]) for start in starts]
-    # What is read in the holes does not count. It is an element, not a number of ours, for which
-    # the user's function might have no derivative.
+    # The values in the holes do not count. They are elements, and not a number of our choice, at
+    # which the user's function might have no derivative.
     elements = [windows(x, first_of(x), **window) for x in xs]
     is_whole = not any(map(any, window["padding"])) and set(window["base_dilation"]) <= {1}
     return fold(program, starts, elements, None if is_whole else present)
@@ -167,7 +167,7 @@ def first_of(x: Any) -> Any:
 def windows(x: Any, hole: Any, *, window_dimensions: Sequence[int], window_strides: Sequence[int],
             padding: Sequence, base_dilation: Sequence[int],
             window_dilation: Sequence[int]) -> Any:  # fmt: skip
-    """What the windows read of `x`, along a new first axis; and `hole` where there is nothing."""
+    """The elements in the windows, along a new first axis; `hole` where there is none."""
     pads = zip(padding, base_dilation, strict=True)
     x = lax.pad(x, hole, [(low, high, dilation - 1) for (low, high), dilation in pads])
     reach = (np.array(window_dimensions) - 1) * window_dilation

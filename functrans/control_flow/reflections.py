@@ -2,9 +2,9 @@
 
     A = Q H Q^H,    Q = H_1 H_2 ... ,    H_k = 1 - tau_k v_k v_k^H      (a reflection for a column)
 
-The rule is that of a function: the reduction is written out as a loop, `A -> H_k^H A H_k`, and its
-tangents are pushed forward or recorded as those of any other loop.  The primals are LAPACK's, and
-so are the choices that the loop does not make again: the signs, and which columns are left alone.
+We write the reduction as a loop, `A -> H_k^H A H_k`, and push its tangents forward, or record them,
+as for any other loop.  The primals are LAPACK's, and so are two choices that the loop does not make
+again: the signs, and which columns to leave alone.
 
     reduced : (A, beta, taus) -> (H, V, taus)
 
@@ -33,10 +33,10 @@ from functrans.rules import Rule, call, without_name
 #
 #     H_k^H x = beta e_1,    beta = -+|x|,    v_k = x / (alpha - beta),    tau_k = 1 - alpha / beta
 #
-# where the first entry of v_k is 1 instead. LAPACK's beta stands for the sign, and keeps squares
-# within range. Where it found nothing to reflect, it set tau_k = 0 and left the column alone. That
-# choice is kept: the answer jumps where such a column gets entries to reflect, and the derivative
-# is the one along the matrices that have none.
+# where the first entry of v_k is 1 instead. LAPACK's beta gives the sign, and keeps squares within
+# range. Where LAPACK found nothing to reflect, it set tau_k = 0 and left the column alone. We keep
+# that choice: the result jumps where such a column gets entries to reflect, and the derivative is
+# the one along the matrices without such entries.
 def reduced(a: Any, beta: Any, taus: Any) -> tuple[Any, Any, Any]:
     """H, the matrix V of all reflectors, below its first subdiagonal, and the taus."""
     place = jnp.arange(a.shape[-1])
@@ -69,8 +69,8 @@ def reduce_hessenberg(a: Any, packed: Any, taus: Any) -> list:
     return [upper_part(h, -1) + v, taus]
 
 
-# One triangle is read, and the rest is passed on. Where that is the upper triangle, the reduction
-# begins with the last column: it is that of the matrix with its rows and columns reversed.
+# LAPACK reads one triangle, and passes the rest on. If it is the upper triangle, the reduction
+# begins with the last column: reverse rows and columns of the matrix.
 def reduce_tridiagonal(a: Any, packed: Any, d: Any, e: Any, taus: Any, *, lower: bool) -> list:
     if not lower:
         a, e, taus = jnp.flip(a), jnp.flip(e), jnp.flip(taus)
@@ -84,7 +84,7 @@ def reduce_tridiagonal(a: Any, packed: Any, d: Any, e: Any, taus: Any, *, lower:
 
 
 class ReductionRule(Rule):
-    """The tangents of a function of the matrix and the answers; the answers are the primitive's."""
+    """The tangents of a function of the matrix and the results; the primitive gives the results."""
 
     def __init__(self, function: Callable):
         self.function = function

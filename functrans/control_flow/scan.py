@@ -5,9 +5,10 @@
     forward:      scan over pairs:          (c, c_dot), (x, x_dot)  ->  (c', c_dot'), (y, y_dot)
     linearize:    scan f, stacking what the linear half reads;  then scan the linear half
     transpose:    scan the transpose from the last x to the first, summing k_bar on the way;
-                  a sum of products is one product, of what the steps have stacked
+                  a sum of products becomes one product of stacked factors
 
-What moves in the carry is a fixed point: a tangent that enters it in one step is there in the next.
+Which entries of the carry move is a fixed point: if a step makes an entry move, it moves in the
+next step too.
 
 Read next: `while_loop.py`, a loop until a condition is met.
 """
@@ -46,12 +47,11 @@ from functrans.rules import NotLinear, Rule, Trimmed, call
 from functrans.values import Flags
 
 COUNTS = ("num_consts", "num_carry", "ft_in", "ft_out")
-"""The params that say how many inputs and outputs of each kind a loop has; the latter two since
-JAX 0.11."""
+"""The params with the numbers of inputs and outputs of each kind; the latter two since JAX 0.11."""
 
 
 class Loop(NamedTuple):
-    """What is static in a `scan` equation, whose inputs are `consts, carry, xs`."""
+    """The static part of a `scan` equation, whose inputs are `consts, carry, xs`."""
 
     program: ClosedJaxpr
     consts: int
@@ -68,12 +68,12 @@ class Loop(NamedTuple):
         return cls(params["jaxpr"], consts, carry, options)
 
     def parts(self, inputs: Sequence) -> tuple[list, list, list]:
-        """Consts, carry and xs."""
+        """Part a list with one entry for each input into those of consts, carry and xs."""
         end = self.consts + self.carry
         return list(inputs[: self.consts]), list(inputs[self.consts : end]), list(inputs[end:])
 
     def settle(self, derive: Callable, moving: Flags) -> tuple[Flags, Any]:
-        """Derive the body for all that moves in some step."""
+        """Derive the body for everything that moves in some step."""
 
         def feedback(moving, moved):
             consts, carry, xs = self.parts(moving)
@@ -83,7 +83,7 @@ class Loop(NamedTuple):
         return settle(lambda flags: derive(self.program, flags), moving, feedback)
 
     def carried(self, tangents: Sequence, moving: Sequence[bool]) -> list:
-        """The tangents of the carry, where a zero is written out if it moves in another step."""
+        """The tangents of the carry; a zero that moves in a later step becomes an array."""
         return [values.instantiate(t) for t in values.pick(tangents, self.parts(moving)[1])]
 
     def tangents(self, moving: Flags, moved: Flags, outs: list, c_dots: list, y_dots: list) -> list:
@@ -97,8 +97,8 @@ def halves_of_step(
 ) -> Halves:
     """Both halves of a body with `outs` known results.
 
-    The second loop cannot read the carry of the first, only what the first has stacked: the least
-    that it can make its residuals of.
+    The second loop cannot read the carry of the first, only the arrays that the first stacked: as
+    few bytes as it can compute its residuals from.
     """
     kinds = [FIXED] * consts + [STACKED] * carry
     kinds += [THERE] * (len(first.in_avals) - len(kinds))
@@ -108,11 +108,11 @@ def halves_of_step(
 
 
 def two_loops(half: Halves, known: Any, linear: Any, finish: Callable, options: dict) -> tuple:
-    """Loop over the first half, then over the second, which may run on a tape.
+    """Loop over the first half, then over the second; a tape may record the second loop.
 
     Args:
       known, linear: consts, carry and xs of either loop.
-      finish: takes what the second half returns apart, in carry and ys.
+      finish: a function that parts the results of the second half into carry and ys.
 
     Returns:
       The carry and the ys of the first loop, and those of the second.
@@ -143,7 +143,7 @@ def two_loops(half: Halves, known: Any, linear: Any, finish: Callable, options: 
 
 
 class ScanRule(Rule):
-    """Derive the body, and scan again."""
+    """Derives the body, and scans again."""
 
     may_split = True
 
@@ -186,7 +186,7 @@ class ScanRule(Rule):
         return outs, loop.tangents(moving, moved, outs, c_dot, y_dots)
 
     def linearize_keeping(self, primitive, primals, tangents, params):
-        """The same for a loop that is to keep a few carries and stack nothing."""
+        """The same for a loop that keeps a few carries and stacks nothing."""
         loop = Loop.of(params)
         moving, (_, moved) = loop.settle(by_halves, values.moving(tangents))
         outs, (k_dots, c_dots, x_dots) = primitive.bind(*primals, **params), loop.parts(tangents)
@@ -200,8 +200,8 @@ class ScanRule(Rule):
         (consts, carry, xs), flags = loop.parts(inputs), loop.parts(linear)
         if not all(values.is_differentiable(values.aval_of(c)) for c in carry):
             raise NotLinear.at(primitive, inputs)
-        # First derive the body. A carry that starts from a constant, as a rule zero, is linear all
-        # the same in each step.
+        # First derive the body. A carry that starts from a constant, usually zero, is linear in
+        # each step all the same.
         in_body = (*flags[0], *[True] * loop.carry, *flags[2])
         c_bars, y_bars = cotangents[: loop.carry], cotangents[loop.carry :]
         moving = (*[True] * loop.carry, *values.moving(y_bars))
@@ -223,7 +223,7 @@ class ScanRule(Rule):
             x_bars = [*map(values.instantiate, values.with_zeros(outs, rest_moved, rest_avals))]
             return (x_bars[: loop.carry], k_bars), (x_bars[loop.carry :], list(outs))
 
-        # Then loop backwards. Last put the cotangents in the order of the inputs.
+        # Then loop backwards, and put the cotangents in the order of the inputs.
         summed = [values.tangent_aval(k.aval) for k in values.pick(k_symbols, k_moved)]
         starts = [*map(values.instantiate, c_bars)], [*map(values.zeros, sums.pick_stay(summed))]
         options = loop.options | {"reverse": not loop.options["reverse"]}
@@ -243,7 +243,7 @@ class ScanRule(Rule):
         return [*loop.parts(flags)[1], *reached[-1][loop.carry :]]
 
     def trim(self, params, wanted):
-        """A carry that only feeds itself goes, and what only it needs."""
+        """Drop a carry that only feeds itself, and the work for it."""
         loop = Loop.of(params)
         end = loop.carry
         key = loop.consts, loop.carry, tuple(wanted)
@@ -253,7 +253,7 @@ class ScanRule(Rule):
         return Trimmed(kept, read, (*carry, *wanted[end:]))
 
     def split(self, primitive, inputs, owned, params):
-        """Two loops: over what does not depend on the tape, and over what does."""
+        """Two loops: over the part that does not depend on the tape, and over the rest."""
         loop = Loop.of(params)
 
         def divide(program, linear):

@@ -4,24 +4,24 @@
 
     forward:      shard_map (jvp f)
     linearize:    shard_map (primal half),  then  shard_map (linear half)
-    transpose:    shard_map (transpose of the linear half), where the specs of inputs and outputs
-                  have changed sides
+    transpose:    shard_map (transpose of the linear half), with the specs of inputs and outputs
+                  exchanged
 
-for `unshard` is the transpose of `shard`, but for what is replicated.  A replicated input is a copy
-of x on each of n devices; a replicated output is read from any of n equal copies, which is to say
-from each with the weight 1/n:
+for `unshard` is the transpose of `shard`, except for replicated values.  A replicated input is a
+copy of x on each of n devices.  A replicated output may be read from any of n equal copies; we
+read each with the weight 1/n:
 
     x_d = x                  =>     x_bar = sum_d x_d_bar
     y = sum_d y_d / n        =>     y_d_bar = y_bar / n
 
-That is done here where `check_vma=False`.  With `check_vma=True` the types inside say what is
-replicated: such a value counts once, however many devices hold it, and where it meets one that
+We do this for `check_vma=False`.  With `check_vma=True` the types inside tell which values are
+replicated.  Such a value counts once, however many devices hold it, and where it meets one that
 varies there is a `pvary`, whose transpose is the sum.
 
-`jax.pmap` is written by JAX as a `shard_map`.
+JAX writes `jax.pmap` as a `shard_map`.
 
 Read next: `strong.py`, products that a zero absorbs; or
-`../derivatives/collectives.py`, the operations in which devices meet.
+`../derivatives/collectives.py`, the operations by which devices communicate.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from functrans.values import Flags
 
 
 class Mapped(NamedTuple):
-    """What is static in a `shard_map` equation."""
+    """The static part of a `shard_map` equation."""
 
     program: ClosedJaxpr
     mesh: Any
     in_specs: Sequence[Any]
     out_specs: Sequence[Any]
     axes: frozenset
-    """The axes of the mesh over which this call maps; the others are left to the compiler, or
-    belong to a call around this one."""
+    """The axes of the mesh over which this call maps; the others belong to the compiler, or to a
+    call around this one."""
     checked: bool
 
     @classmethod
@@ -73,9 +73,9 @@ class Mapped(NamedTuple):
         )
 
     def inside(self, function: Callable) -> Any:
-        """What a function without arguments returns where the axes that collectives name are
+        """Call a function without arguments where the axes that collectives name are
         bound."""
-        result: list = []  # JAX gives back arrays alone
+        result: list = []  # JAX returns arrays alone
 
         def body():
             result.append(function())
@@ -85,7 +85,7 @@ class Mapped(NamedTuple):
         return result[0]
 
     def spec_of(self, aval: Any) -> PartitionSpec:
-        """How a residual is stored: where devices differ, side by side along dimension 0."""
+        """The spec of a residual: if devices differ, side by side along dimension 0."""
         kind = aval.manual_axis_type
         varying = kind.varying if self.checked else self.axes
         axes = tuple(a for a in self.mesh.axis_names if a in self.axes and a in varying)
@@ -93,7 +93,7 @@ class Mapped(NamedTuple):
         return PartitionSpec(*first, unreduced=kind.unreduced, reduced=kind.reduced)
 
     def replicated(self, spec: PartitionSpec) -> tuple:
-        """The axes along which all devices hold the same, by this spec."""
+        """The axes along which, by this spec, all devices hold the same value."""
         named = {name for part in spec for name in (part if isinstance(part, tuple) else [part])}
         return tuple(a for a in self.mesh.axis_names if a in self.axes and a not in named)
 
@@ -103,7 +103,7 @@ class Mapped(NamedTuple):
         return y_bar if count == 1 else lax.div(y_bar, values.constant(count, jax.typeof(y_bar)))
 
     def total(self, x_bar: Any, spec: PartitionSpec) -> Any:
-        """The cotangent of what was copied."""
+        """The cotangent of a copied value."""
         axes = self.replicated(spec)
         return lax.psum(x_bar, axes) if axes else x_bar
 
@@ -111,14 +111,14 @@ class Mapped(NamedTuple):
 class Written(NamedTuple):
     """A live call as JAX writes it.
 
-    What the function has closed over is among the inputs, for it may be to be differentiated too.
+    The values that the function closes over are among the inputs, for they may have tangents too.
     """
 
     program: ClosedJaxpr
-    """Of the one equation."""
+    """The inputs of the one equation."""
     inputs: list
     form: Any
-    """How JAX wants the list of its results to be given back."""
+    """The form in which JAX wants the list of results."""
 
     @classmethod
     def of(cls, primitive: Any, args: Sequence, params: dict) -> Written:
@@ -127,7 +127,7 @@ class Written(NamedTuple):
         def bind(*xs):
             nonlocal form
             outs = primitive.bind(*xs, **params)
-            form = outs.map(jax.typeof)  # types, as tracers must not outlive this
+            form = outs.map(jax.typeof)  # types, since tracers must not outlive this
             return list(outs)
 
         program = jax.make_jaxpr(bind)(*args)
@@ -142,7 +142,7 @@ class Written(NamedTuple):
 
 
 def live(trace: Any, primitive: Any, fun: Callable, args: Any, params: dict) -> Any:
-    """Let each of our traces treat a live call as an equation, which closes over nothing."""
+    """Let our traces treat a live call as an equation, which closes over nothing."""
     call = Written.of(primitive, args, {"subfuns": (fun,), **params})
     owned, outs = tuple([trace.owns(x) for x in call.inputs]), None
     if not isinstance(trace, StagingTrace) or isinstance(trace, RecordingTrace):
@@ -159,7 +159,7 @@ def live(trace: Any, primitive: Any, fun: Callable, args: Any, params: dict) -> 
 
 
 class ShardMapRule(CallRule):
-    """Derive the function that each device runs, and map the result over the same mesh."""
+    """Derives the function that each device runs, and maps the result over the same mesh."""
 
     def bodies(self, params):
         return (Mapped.of(params).program,)
@@ -207,7 +207,7 @@ def unbound(primitive: Any, inputs: list, params: dict) -> tuple[dict, list]:
 
 
 def stored(x: Any) -> Any:
-    """With one dimension at least, along which the values of several devices can be joined."""
+    """With at least one dimension, along which to join the values of several devices."""
     return x if jax.typeof(x).shape else lax.expand_dims(x, (0,))
 
 

@@ -3,8 +3,8 @@
     f : k, c -> c'        pairs:     k, k_dot, c, c_dot  ->  c', c_dot'
                           back:      k, c, c_bar'        ->  c_bar,  and what is added to k_bar
 
-The step back is the transpose of what is linear in a step, at what the others of its inputs are: of
-the second half of `divided`.  It reads the first half's residuals, which it computes again.
+The step back is the transpose of the linear part of a step, for given values of the other inputs:
+of the second half of `divided`.  It computes the residuals of the first half again.
 
 Read next: `counted_loops.py`, the loops of these steps.
 """
@@ -32,14 +32,14 @@ from functrans.values import Flags
 
 
 def as_carried(x: Any, aval: Any) -> Any:
-    """A tangent or a cotangent, with the type that it has in every step."""
+    """A tangent or a cotangent, with the same type as in every step."""
     x = values.instantiate(x)
     return x if values.typeof(x).weak_type == aval.weak_type else values.cast(x, aval)
 
 
 @caches.by_program
 def by_halves(program: ClosedJaxpr, moving: Flags) -> Pushed:
-    """As `jvp_jaxpr`, for a program that is to be transposed: a user's backward rule is asked
+    """As `jvp_jaxpr`, for a program that we transpose later: the user's backward rule runs
     then."""
     first, second, moved = linearize_jaxpr(program, moving)
     inputs, outputs = len(first.in_avals), len(moved)
@@ -55,7 +55,7 @@ def by_halves(program: ClosedJaxpr, moving: Flags) -> Pushed:
 def settled(
     derive: Callable, program: ClosedJaxpr, fixed: Sequence[bool], flags: Sequence
 ) -> Flags:
-    """Which of a carry move in some step; `fixed` says it of the inputs before the carry."""
+    """Which entries of a carry move in some step; `fixed` are the flags of the inputs before it."""
 
     def of(flags):
         return derive(program, (*fixed, *flags))
@@ -71,8 +71,8 @@ def reached(program: ClosedJaxpr, flags: Flags) -> tuple[Flags]:
 def paired(
     program: ClosedJaxpr, sizes: tuple[int, ...], moving: Flags, moved: Flags, derive: Callable
 ) -> ClosedJaxpr:
-    """A step of pairs. Each group of inputs is followed by those of its tangents that move, and the
-    outputs by theirs."""
+    """A step of pairs. Behind each group of inputs come its moving tangents, and behind the outputs
+    come theirs."""
     pushed, own = derive(program, moving)
     avals, out_avals = program.in_avals, program.out_avals
     dot_avals = [*map(values.tangent_aval, values.pick(out_avals, moved))]
@@ -100,7 +100,7 @@ def grouped(xs: Sequence, sizes: Sequence[int]) -> list[list]:
 
 
 def started(dots: Sequence, flags: Sequence[bool], avals: Sequence) -> list:
-    """The first tangents of a carry, where a zero is written out if it moves in another step."""
+    """The first tangents of a carry; a zero that moves in a later step becomes an array."""
     kinds = map(values.tangent_aval, values.pick(avals, flags))
     return [*map(as_carried, values.pick(dots, flags), kinds)]
 
@@ -109,7 +109,7 @@ def started(dots: Sequence, flags: Sequence[bool], avals: Sequence) -> list:
 
 
 class Back(NamedTuple):
-    """A step of what is known, and a step back of the cotangents of what is linear."""
+    """A step of the known part, and a step back of the cotangents of the linear part."""
 
     step: ClosedJaxpr
     back: ClosedJaxpr
@@ -117,7 +117,7 @@ class Back(NamedTuple):
 
 @caches.by_program
 def transposed_step(step: ClosedJaxpr, consts: Flags, carry: Flags) -> Back:
-    """The transpose of a step that is linear in the inputs with the flags, at what the others are.
+    """The transpose of a step that is linear in the inputs with the flags, for given other inputs.
 
     The bars are those of the constants, which are summed, and those of the carry.
     """
@@ -157,9 +157,9 @@ def _pullback(second: ClosedJaxpr, residuals: int) -> Callable:
 def transposed_back(
     step: ClosedJaxpr, back_of: Any, consts: Flags, carry: Flags, bars: Flags
 ) -> Back:
-    """The same for a step and a step back, of which some inputs are linear, in each.
+    """The same for a step and a step back, each with some linear inputs.
 
-        c', b = f(k, c), r(k, c, b')       at what is known of k, c, b'
+        c', b = f(k, c), r(k, c, b')       for the known part of k, c, b'
 
     In the new loop `u`, the cotangents of b, are carried beside the known c, as they go from b to
     b'. The bars are the known b; and the cotangents of k, which are summed, and of c.
@@ -178,7 +178,7 @@ def transposed_back(
 
     def along(*args):
         known, u = args[:held], args[held:]
-        # The way of u does not depend on b, in which r is linear.
+        # The path of u does not depend on b, since r is linear in b.
         residuals = evaluate(r, *known, *map(values.zeros, b_avals))[known_bars:]
         new = map(as_carried, pull_r(residuals, u)[ks + cs :], u_avals)
         return [*evaluate(f, *known)[:size], *new], None
@@ -198,7 +198,7 @@ def transposed_back(
     return Back(ahead, added_in_place(whole))
 
 
-# ---- what nobody reads ---------------------------------------------------------------------------
+# ---- unread work ---------------------------------------------------------------------------------
 
 
 @caches.by_program
@@ -209,7 +209,7 @@ def trimmed(step: ClosedJaxpr, consts: int, wanted: Flags) -> tuple:
 
 @caches.by_program
 def trimmed_pair(step: ClosedJaxpr, back_of: Any, sizes: tuple, wanted: Flags) -> tuple:
-    """Both programs without what nobody reads; and flags: of the constants that stay, of the carry
+    """Both programs without unread work; and flags: of the constants that stay, of the carry
     that becomes constant, of the carry that stays, and of the bars that stay."""
     (consts, carry), back = sizes, back_of()
     middle, inputs = consts + carry, step.jaxpr.invars
@@ -234,8 +234,8 @@ def trimmed_pair(step: ClosedJaxpr, back_of: Any, sizes: tuple, wanted: Flags) -
 
 
 def _ordered(program: ClosedJaxpr, flags: Sequence[Flags]) -> ClosedJaxpr:
-    """The program with the inputs that have a flag: the constants, of the carry what is constant
-    and what is not, and the bars."""
+    """The program with the inputs that have a flag: the constants, the constant part of the carry
+    and the rest of it, and the bars."""
     variables = iter(program.jaxpr.invars)
     consts = [next(variables) for _ in flags[0]]
     carry = [next(variables) for _ in flags[1]]
@@ -245,26 +245,26 @@ def _ordered(program: ClosedJaxpr, flags: Sequence[Flags]) -> ClosedJaxpr:
     return jx.closed(inputs, jaxpr.outvars, jaxpr.eqns, info, jaxpr.constvars, program.consts)
 
 
-# ---- what a step back reads ----------------------------------------------------------------------
+# ---- the reads of a step back --------------------------------------------------------------------
 
 
 class Noted(NamedTuple):
-    """A step back in two: what is noted of a carry, and what is done with it later."""
+    """A step back in two: notes on a carry, and the work on these notes later."""
 
     outer: ClosedJaxpr
-    """From constants and any carry to what is the same for every carry."""
+    """From constants and any carry to the values that are the same for every carry."""
     note: ClosedJaxpr
     """From constants and a carry to the notes."""
     back: ClosedJaxpr
-    """From constants, what is the same, notes, and bars, to bars."""
+    """From constants, these values, notes, and bars, to bars."""
 
 
 @caches.by_program
 def noted(back: ClosedJaxpr, consts: int, carry: int, of_carry_alone: bool) -> Noted:
-    """Note what the linear part of a step back reads, if that is no more than it reads of the
-    carry; else the carry, from which that is computed again.
+    """Note the values that the linear part of a step back reads, or, if it is smaller, the part of
+    the carry from which to compute them again.
 
-    With `of_carry_alone` it is the carry in any case, of which one knows the axes.
+    With `of_carry_alone` it is always the carry, whose axes one knows.
     """
     end, inputs, info = consts + carry, back.jaxpr.invars, back.jaxpr.debug_info
     outputs = (True,) * len(back.out_avals)
@@ -302,6 +302,6 @@ def noted(back: ClosedJaxpr, consts: int, carry: int, of_carry_alone: bool) -> N
 
 
 def _bytes(variables: Sequence) -> int:
-    """Numbers are not counted."""
+    """The bytes of arrays; numbers do not count."""
     avals = [v.aval for v in variables if v.aval.ndim]
     return sum(aval.size * aval.dtype.itemsize for aval in avals)

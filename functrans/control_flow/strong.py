@@ -2,16 +2,17 @@
 
     x * y  =  0,  where x = 0 or y = 0          x / y  =  0,  where x = 0 or 1/y = 0
 
-A contraction has one factor whose zeros absorb, that which is linear.  What of the other meets
-nothing but zeros counts as zero:
+In a contraction the zeros of one factor absorb, the linear one.  An entry of the other factor
+counts as zero if it meets only zeros:
 
     y = x W          W_bar = sum_n x_n^T y_bar_n        without the rows n in which y_bar is zero
 
 This is enough, and costs a reduction where the exact sum of absorbing products would cost another
-contraction: if x_n has an entry that is not finite, all of y_n is not finite, and for the result to
-be finite all of y_bar_n is zero.  A solution of a linear system is 0 where its right side is.
+contraction: if x_n has an entry that is not finite, no entry of y_n is finite, and for the result
+to be finite all of y_bar_n must be zero.  A solution of a linear system is 0 where its right side
+is 0.
 
-The derivative of a strong product is that of the plain one, in which again each product is strong.
+The derivative of a strong product is that of the plain one, with strong products again.
 
 Read next: `tagged.py`, a function that runs in a place.
 """
@@ -67,7 +68,7 @@ def is_infinite(x: Any) -> Any:
 
 
 def contraction(plain: Primitive, *inputs: Any, zeros: Sequence[int], **params: Any) -> Any:
-    """A sum of products of two factors, in which the zeros of the factors `zeros` absorb."""
+    """A sum of products of two factors; the zeros of the factors `zeros` absorb."""
     factors = [*inputs]
     for i in zeros:
         meets = is_met(plain, i, inputs, params)
@@ -76,19 +77,19 @@ def contraction(plain: Primitive, *inputs: Any, zeros: Sequence[int], **params: 
 
 
 def is_met(plain: Primitive, i: int, inputs: Sequence, params: dict) -> Any:
-    """Which elements of the other factor meet one of factor `i` that is not zero."""
+    """Which elements of the other factor meet a nonzero of factor `i`."""
     other, is_nonzero = inputs[1 - i], ~is_zero(inputs[i])
     if plain is lax.dot_general_p:
         contracted, batch = params["dimension_numbers"]
         own, target = ((*batch[k], *contracted[k]) for k in (i, 1 - i))
         free = [d for d in range(is_nonzero.ndim) if d not in own]
-        # To count is what XLA is quick at on a CPU; a disjunction takes several times as long.
+        # XLA is quick at counting on a CPU; a disjunction takes several times as long.
         counts = jnp.sum(is_nonzero.astype(jnp.float32), axis=free, keepdims=True)
         counts = lax.squeeze(lax.transpose(counts, (*own, *free)), range(len(own), counts.ndim))
         order = sorted(range(len(target)), key=target.__getitem__)
         counts = lax.transpose(counts, order)
         return lax.broadcast_in_dim(~is_zero(counts), other.shape, sorted(target))
-    # The transpose in the other factor, of ones, counts them.
+    # The transpose in the other factor, applied to ones, counts them.
     given: list = [*inputs]
     given[i], given[1 - i] = is_nonzero.astype(inputs[i].dtype), Linear(jax.typeof(other))
     out = jax.eval_shape(partial(plain.bind, **params), *inputs)
@@ -97,7 +98,7 @@ def is_met(plain: Primitive, i: int, inputs: Sequence, params: dict) -> Any:
 
 
 def solution(plain: Primitive, *inputs: Any, **params: Any) -> Any:
-    """The solution of a linear system, of which the right side is linear."""
+    """The solution of a linear system whose right side is linear."""
     right, x = inputs[PRODUCTS[plain].factors[0]], plain.bind(*inputs, **params)
     axis = -2 if params.get("left_side", True) else -1
     is_absorbed = jnp.max(~is_zero(right), axis=axis, keepdims=True)
@@ -108,7 +109,7 @@ def solution(plain: Primitive, *inputs: Any, **params: Any) -> Any:
 
 
 def with_strong_products(function: Callable, *args: Any, zeros: Sequence[int] = (0, 1)) -> Any:
-    """Call a function in which all products are to be strong; in a contraction the zeros of these
+    """Call a function and make all of its products strong; in a contraction the zeros of these
     factors absorb."""
 
     def strong(primitive, params):
@@ -122,7 +123,7 @@ def with_strong_products(function: Callable, *args: Any, zeros: Sequence[int] = 
 
 
 class StrongRule(Rule):
-    """The rule of the plain product, in which all products and quotients are strong."""
+    """The rule of the plain product, with strong products and quotients."""
 
     depends_on_types_only = True
 
@@ -140,7 +141,7 @@ class StrongRule(Rule):
 
 
 class StrongContractionRule(StrongRule):
-    """The zeros of the same factors absorb, and those of a tangent or a cotangent."""
+    """The zeros of the same factors absorb, and so do those of a tangent or a cotangent."""
 
     def forward(self, primitive, primals, tangents, params):
         y = primitive.bind(*primals, **params)

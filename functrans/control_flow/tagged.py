@@ -1,13 +1,12 @@
-"""Calls that say where, or how, a function is to be computed.
+"""Calls that say where, or how, to compute a function.
 
     y = tag[f] x          forward:     tag[jvp f]
                           linearize:   tag[primal half of f],  then  tag[linear half of f]
                           transpose:   tag[transpose of the linear half]
 
-What is derived from the function is computed in the same place, fused as it is, or scheduled with
-it.  A result stands in the memory that the call names for it, and so does what is derived from that
-result.  The modules of `jax.experimental` in which these calls are found are looked for when one is
-met.
+A derived function runs in the same place, fused or scheduled in the same way.  The call names a
+memory for each result, and the tangent of a result stands in the same memory.  functrans looks for
+the modules of `jax.experimental` that define these calls when it meets one.
 
 Read next: `pallas.py`, kernels.
 """
@@ -29,7 +28,7 @@ Roles = Sequence[Role | None]
 
 
 class TaggedRule(CallRule):
-    """`body` is the param with the function, `spaces` that with the memory of each result."""
+    """`body` is the param with the function, `spaces` the one with the memory of each result."""
 
     def __init__(self, body: str = "jaxpr", spaces: str = ""):
         self.carried = self.body = body
@@ -50,7 +49,7 @@ class TaggedRule(CallRule):
         changed: dict[str, Any] = {self.body: bodies[0]}
         if self.spaces:
             changed[self.spaces] = tuple(self.space(params, role) for role in outs)
-        if "exclude_mask" in params:  # which inputs may come at any time, of `program_order`
+        if "exclude_mask" in params:  # in `program_order`: the inputs that may come at any time
             excluded = params["exclude_mask"]
             changed["exclude_mask"] = tuple(
                 role is not None and role.side == "in" and excluded[role.index] for role in ins
@@ -58,7 +57,7 @@ class TaggedRule(CallRule):
         return primitive.bind(*inputs, **params | changed)
 
     def space(self, params: dict, role: Role | None) -> Any:
-        """The memory of a result, of what is derived from it, or of the cotangent of an input."""
+        """The memory of a result, of its tangent, or of the cotangent of an input."""
         if role is None:
             return jax.memory.Space.Device
         if role.side == "out":
@@ -74,7 +73,7 @@ class TaggedRule(CallRule):
 
 @when_imported("compute_on")
 def declare_compute_on(module: Any) -> None:
-    wrap = getattr(module, "compute_on2", module.compute_on)  # until JAX 0.10, it has that name
+    wrap = getattr(module, "compute_on2", module.compute_on)  # `compute_on2` until JAX 0.10
     options: Any = {"compute_type": "device_host", "out_memory_spaces": jax.memory.Space.Device}
     (primitive,) = emitted(wrap(lambda x: x, **options))
     call(primitive, TaggedRule(spaces="out_memory_spaces"))

@@ -4,16 +4,15 @@
                                linearize:    n, c = the loop, which counts its steps;
                                              then c_dot = the counted loop of the pairs
 
-What is linear in the tangents is the whole loop again, and reads nothing of the first one but the
-number of steps.  Its transpose takes that many steps back (`counted_loops.py`).
+The linear half is the whole loop again; it reads nothing of the first one but the number of
+steps.  Its transpose takes that many steps back (`counted_loops.py`).
 
-JAX does not transpose a `while_loop`.  So a derivative binds a primitive of ours that does the
-same, and JAX asks this rule where it differentiates what functrans has derived (`foreign.py`).
+JAX does not transpose a `while_loop`.  So a derivative binds a primitive of functrans that does the
+same, and JAX asks this rule when it differentiates a derivative of functrans (`foreign.py`).
 
-The condition may give an array: `jax.vmap` makes one of a condition that differs between examples.
-The loop then goes on as long as one of them is true, and an example whose own is false stays as it
-is.  So a loop is bound again as a primitive, which takes such a condition; `lax.while_loop` does
-not.
+The condition may give an array: `jax.vmap` makes one if examples differ in the condition.  The loop
+then goes on as long as one element is true, and an example keeps its value once its own element is
+false.  So we bind a primitive, which takes such a condition; `lax.while_loop` does not.
 
 Read next: `steps.py`, a step and its transpose.
 """
@@ -48,7 +47,7 @@ until_p.multiple_results = True
 
 
 class Loop(NamedTuple):
-    """What is static in a `while` equation; its inputs are the constants of condition and body,
+    """The static part of a `while` equation, whose inputs are the constants of condition and body,
     and the carry."""
 
     primitives = while_p, until_p
@@ -69,7 +68,7 @@ class Loop(NamedTuple):
         return list(inputs[: self.asked]), list(inputs[self.asked : end]), list(inputs[end:])
 
     def settle(self, derive: Callable, consts: Sequence, carry: Sequence) -> tuple[Flags, Any]:
-        """Derive the body for all that moves in some step; return the flags of the carry, too."""
+        """Derive the body for all that moves in some step; return the flags of the carry too."""
         consts = tuple(consts)
 
         def feedback(moving, moved):
@@ -88,16 +87,16 @@ class Loop(NamedTuple):
         return until_p.bind(*asked, *consts, *carry, **programs, **counts)
 
     def refuse_order(self) -> None:
-        """Complain of an effect that would come again, and not in its turn."""
+        """Complain about an ordered effect, which would happen again out of order."""
         if any(str(effect).startswith("Ordered") for effect in self.body.effects):
             raise operations.ordered_effect()
 
     def counted(
         self, step: ClosedJaxpr, asked: list, consts: list, carry: list, linear: Flags = ()
     ) -> list:
-        """How many steps it takes, and where it ends, without what is linear in the carry.
+        """The number of steps, and the last carry, without the linear part of the carry.
 
-        Of several examples each takes its own.
+        Each of several examples has its own number.
         """
         linear = linear or (False,) * len(carry)
         types = values.pick(self.body.out_avals, linear)
@@ -115,7 +114,7 @@ class Loop(NamedTuple):
 
 
 def _staged(function: Callable, origin: ClosedJaxpr, consts: Any, carry: list) -> tuple:
-    """The program of a function of constants and the carry; and all constants that it takes."""
+    """The program of a function of constants and the carry, and all constants that it takes."""
     inputs, tree = jax.tree.flatten((consts, carry))
     info, avals = origin.jaxpr.debug_info, [*map(values.typeof, inputs)]
     program, _ = stage(lambda *xs: (function(*jax.tree.unflatten(tree, xs)), None), avals, info)
@@ -124,7 +123,7 @@ def _staged(function: Callable, origin: ClosedJaxpr, consts: Any, carry: list) -
 
 
 class WhileRule(Rule):
-    """Derive the body, and loop again."""
+    """Derives the body, and loops again."""
 
     may_split = True
 
@@ -168,7 +167,7 @@ class WhileRule(Rule):
         return outs, values.with_zeros(y_dots, c, avals)
 
     def transpose(self, primitive, cotangents, inputs, params):
-        # Only a loop that never takes a step, or never ends, is linear in all that it carries.
+        # Only a loop that takes no step, or never ends, is linear in its whole carry.
         raise NotLinear.at(primitive, inputs)
 
     def depends(self, params, inputs):
@@ -179,7 +178,7 @@ class WhileRule(Rule):
         return [True] * len(moving) if reads else moving
 
     def trim(self, params, wanted):
-        """A carry that only feeds itself goes; one that the condition reads stays."""
+        """Drop a carry that only feeds itself; keep one that the condition reads."""
         condition, consts = params["cond_jaxpr"], params["body_nconsts"]
         asked, given = params["cond_nconsts"], tuple(wanted)
         condition, body, read, carry = _trimmed(params["body_jaxpr"], ref(condition), consts, given)
@@ -188,7 +187,7 @@ class WhileRule(Rule):
         return Trimmed(params | programs | counts, (*[True] * asked, *read), carry)
 
     def split(self, primitive, inputs, owned, params):
-        """The loop without what depends on the tape runs now; what does is the whole loop again."""
+        """Run now the loop without the part that depends on the tape; record the whole loop."""
         loop = Loop.of(params)
         loop.refuse_order()
         _, consts_owned, carry_owned = loop.parts(owned)
@@ -200,7 +199,7 @@ class WhileRule(Rule):
 
         linear, (first, _, _) = loop.settle(divide, consts_owned, carry_owned)
         known, _ = values.part(consts, consts_owned)
-        # The condition does not read what is linear.
+        # The condition does not read the linear part.
         n, *outs = loop.counted(first, asked, known, values.part(carry, linear)[0], linear)
         whole = counted_of(loop.body, len(consts), linear)
         return values.merge(outs, counted_loop(n, whole, consts, carry), linear)
@@ -208,7 +207,7 @@ class WhileRule(Rule):
 
 @caches.by_program
 def _trimmed(body: ClosedJaxpr, condition: Any, consts: int, wanted: Flags) -> tuple:
-    """The condition and the body for the carry that is read; the flags of the constants of the body
+    """The condition and the body for the read part of the carry; flags of the body's constants
     and of the carry; and those of the carry alone."""
     question, asked = reading(condition(), (True,))
     others = len(asked) - len(wanted)

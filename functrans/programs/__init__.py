@@ -1,10 +1,10 @@
-"""Jaxpr to jaxpr: what is done to programs, whatever the primitives in them mean.
+"""Jaxpr to jaxpr: transformations of programs that need not know the meaning of the primitives.
 
-    broadcasts    a linear program                 what is broadcast is multiplied before, not after
-    halves        a program in two                 which residuals are at hand anyway
+    broadcasts    a linear program                 multiply before the broadcast, not after
+    halves        a program in two                 which residuals need memory of their own
     sums          the body of a loop               one product after the loop
     bases         a linear program and a basis     the matrix itself
-    loops         a function that is looped        its body is staged once
+    loops         the function of a loop           stage the body once
 
 Read next: `live.py`, what depends on what.
 """

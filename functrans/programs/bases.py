@@ -1,9 +1,9 @@
-"""A linear function at every vector of a basis: what a matrix makes of all of them is the matrix.
+"""A linear function at every vector of a basis: the products with a matrix are the matrix.
 
     A I = A
 
-A Jacobian pushes a whole basis through a linear program.  Its first product, where the vectors come
-as they are, need not be computed.
+A Jacobian pushes a whole basis through a linear program.  Where the basis vectors meet a matrix for
+the first time, no product needs computing.
 
 Read next: `passing.py`, operations that are handed on as others.
 """
@@ -27,12 +27,12 @@ from functrans.tracer import stage
 
 
 def first_products(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr, list]:
-    """Stage a linear function of a list, and do its first products with a whole basis.
+    """Stage a linear function of a list, and take its first products with a whole basis.
 
-    Where basis vectors meet a matrix as they came, or scaled element by element by what is known,
-    the products are the columns of the matrix, scaled, `A I = A`; nothing is multiplied and summed.
+    If basis vectors meet a matrix unchanged, or scaled element by element by known numbers,
+    the products are the columns of the matrix, scaled: `A I = A`, without a multiplication.
 
-    Returns the rest of the program, a function of a basis vector and of one of each of the
+    Returns the rest of the program, a function of a basis vector and of its
     products; and the products, stacked over the basis.
     """
     types = [jax.core.ShapedArray(a.shape, a.dtype, sharding=a.sharding) for a in avals]
@@ -40,7 +40,7 @@ def first_products(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr,
     program, _ = stage(lambda *xs: (linear(list(xs)), None), types, info)
     jaxpr, ends = program.jaxpr, list(itertools.accumulate(aval.size for aval in avals))
     known: dict[Any, Any] = dict(zip(jaxpr.constvars, program.consts, strict=True))
-    # A diagonal matrix D makes (D 1)_i e_i of e_i: what it makes of ones is the scale.
+    # A diagonal matrix D takes e_i to (D 1)_i e_i: its product with ones is the scale.
     ones = [(i, values.full(1, aval)) for i, aval in enumerate(types)]
     scaled: dict[Any, tuple] = dict(zip(jaxpr.invars, ones, strict=True))
     rest: list[JaxprEqn] = []
@@ -74,14 +74,14 @@ def first_products(linear: Callable, avals: Sequence[Any]) -> tuple[ClosedJaxpr,
 
 
 def _is_diagonal(equation: JaxprEqn, shape: tuple) -> bool:
-    """Whether an equation multiplies each element of an array of this shape, and no more."""
+    """Whether an equation only multiplies each element of an array of this shape."""
     rule = RULES.get(equation.primitive)
     out: Any = equation.outvars[0].aval
     return bool(rule) and rule.is_diagonal and out.shape == shape
 
 
 def _columns(equation: JaxprEqn, position: int, matrix: Any, scale: Any) -> Any:
-    """The products with all vectors of the basis, scaled, one for each place on the first axis.
+    """The scaled products with all vectors of the basis, stacked along the first axis.
 
     `None` if a product does not sum over all dimensions of the vector, or if these may be sharded.
     """

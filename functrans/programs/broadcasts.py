@@ -2,8 +2,8 @@
 
     A (B x)  =  B (A' x)            where B broadcasts x along further dimensions
 
-Read backwards, `B^T` sums: a cotangent is summed before it is multiplied, not after.  A linear
-program has such broadcasts where a parameter meets a batch.
+Read backwards, `B^T` sums: reverse mode then sums a cotangent before it multiplies, not after.  A
+linear program has such broadcasts where a parameter meets a batch.
 
 Read next: `strong.py`, zeros that absorb.
 """
@@ -24,14 +24,14 @@ MOVED = (lax.neg_p, lax.mul_p, lax.dot_general_p)
 
 
 class Broadcast(NamedTuple):
-    """A small variable, and which dimensions of the large one are its own."""
+    """A small variable, and the dimensions of the large one that it has."""
 
     small: Any
     dimensions: Sequence[int]
 
 
 def broadcast_last(jaxpr: Jaxpr) -> Jaxpr:
-    """The same linear program, in which arrays are multiplied before they are broadcast."""
+    """The same linear program, which multiplies arrays before it broadcasts them."""
     wide = {e.outvars[0] for e in jaxpr.eqns if e.primitive is lax.broadcast_in_dim_p}
     if not any(e.primitive in MOVED and not wide.isdisjoint(_variables(e)) for e in jaxpr.eqns):
         return jaxpr
@@ -50,7 +50,7 @@ class _Rewrite:
         self.broadcasts: dict[Any, Broadcast] = {}
 
     def add(self, equation: JaxprEqn) -> None:
-        """Write an equation, or what gives the same."""
+        """Write an equation, or others with the same result."""
         found = None
         if equation.primitive is lax.broadcast_in_dim_p:
             found = self.broadcast(equation)
@@ -66,7 +66,7 @@ class _Rewrite:
     def broadcast(self, equation: JaxprEqn) -> Broadcast | None:
         source, out = equation.invars[0], aval_of(equation.outvars[0])
         is_plain = len(equation.invars) == 1 and type(source) is Var and out.sharding.mesh.empty
-        # In half precision a sum may overflow although the sum of the products does not.
+        # In half precision a sum may overflow where the sum of the products does not.
         if not is_plain or out.dtype.itemsize < 4:
             return None
         dims = equation.params["broadcast_dimensions"]
@@ -78,7 +78,7 @@ class _Rewrite:
         )
 
     def moved(self, equation: JaxprEqn) -> Broadcast | None:
-        """What is broadcast to the result of the equation, if it is linear in a broadcast."""
+        """If the equation is linear in a broadcast, the small result of which its own is one."""
         inputs, out, params = equation.invars, aval_of(equation.outvars[0]), equation.params
         found = [i for i, x in enumerate(inputs) if type(x) is Var and x in self.broadcasts]
         if len(found) != 1:
@@ -131,7 +131,7 @@ def _without_broadcast(
 ) -> tuple[tuple, list[int]] | None:
     """Dimension numbers of a product without the broadcast dimensions of factor `i`.
 
-    Also those dimensions of the result that are left; `None` if a broadcast dimension is not free.
+    And the remaining dimensions of the result; `None` if a broadcast dimension is not free.
     """
     contracted, batch = numbers
     bound = [{*contracted[side], *batch[side]} for side in (0, 1)]

@@ -1,21 +1,22 @@
-"""Where to cut a program in two so that the least passes: a minimum cut.
+"""Cut a program in two so that the fewest bytes pass between the halves: a minimum cut.
 
     x -> (y, r),  (r, x_dot) -> y_dot      becomes      x -> (y, s),  (g(s), x_dot) -> y_dot
 
-The second half reads `r`; it is given `s` and makes `r = g(s)` again, by equations of the first
-half that are cheap.  Among all such `s` the one is chosen for which
+The second half reads `r`.  It gets `s` instead, and computes `r = g(s)` again, by cheap equations
+of the first half.  Among all such `s` we choose the one that minimizes
 
-    sum of keep(v) over v in s   +   sum of work(v) over what is made again
+    sum of keep(v) over v in s   +   sum of work(v) over the variables computed again
 
-is least.  Let each variable be an edge of capacity `keep(v)`, which leads on to what is made of it;
-let a source flow into what must be kept if it is read (inputs, results of products, ...), and with
-`work(v)` into all else, and let what the second half reads flow into a sink.  Then the sum is the
-capacity of a cut between the two, and the least is the greatest flow (L. R. Ford and D. R.
-Fulkerson, Maximal flow through a network, Canadian Journal of Mathematics 8, 1956).  The edges of
-the cut are `s`.  The same is done with graphs of PyTorch by H. He and S. Yu, Transcending
-runtime-memory tradeoffs in checkpointing by being fusion aware, MLSys 2023.
+This is a minimum cut of a network.  Each variable is an edge of capacity `keep(v)`, followed by the
+variables computed from it.  A source flows without bound into the variables that no cheap equation
+gives (inputs, results of products, ...), and with capacity `work(v)` into all others.  The reads of
+the second half flow into a sink.  Then the sum above is the capacity of a cut between source and
+sink, its minimum is the maximum flow (L. R. Ford and D. R. Fulkerson, Maximal flow through a
+network, Canadian Journal of Mathematics 8, 1956), and the edges of the cut are `s`.  H. He and
+S. Yu do the same with graphs of PyTorch: Transcending runtime-memory tradeoffs in checkpointing by
+being fusion aware, MLSys 2023.
 
-Read next: `sums.py`, what is done after a loop.
+Read next: `sums.py`, sums that follow a loop.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _named(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
-# What may be done again, by what it costs. This is done in passing, with what reads its result:
+# The equations to evaluate again, by their cost. XLA fuses these with the reader of the result:
 IN_PASSING = _named("""
     abs add add_any and bitcast_convert_type broadcast_in_dim ceil clamp clz complex concatenate
     convert_element_type copy div dynamic_slice empty eq eq_to floor ge gt imag integer_pow iota
@@ -50,25 +51,25 @@ IN_PASSING = _named("""
     shift_right_logical sign slice split square squeeze stack stop_gradient sub tile transpose
     unstack xor
 """)
-# This takes a while for each number that it gives:
+# These take a while for each number of the result:
 FUNCTIONS = _named("""
     acos acosh asin asinh atan atan2 atanh cbrt cos cosh erf erfc exp exp2 expm1 gather log log1p
     logistic pow rem rsqrt sin sinh sqrt tan tanh
 """)
-# And this reads much for the little that it gives:
+# These read many numbers for each number of the result:
 REDUCTIONS = _named("""
     argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor
 """)
-# A call costs what is done inside.
+# A call costs as much as the equations inside.
 CALLS = _named("call closed_call cond custom_jvp_call custom_vjp_call jit")
 
 
 def work(equation: JaxprEqn) -> int | None:
-    """What it costs to do an equation again; `None` if it is not to be done again.
+    """The cost of evaluating an equation again; `None` if we never do.
 
-    The unit is an eighth of what it costs to keep a byte for later, to write and to read it.  A
-    function of numbers of 4 bytes costs half of what it would cost to keep them; one of numbers of
-    8 bytes, half as many of which are computed at a time, and in more steps, as much.
+    The unit is an eighth of the cost of keeping a byte, that is of writing and reading it.  To
+    evaluate a function of numbers of 4 bytes costs half as much as to keep them.  For numbers of
+    8 bytes the two cost the same, for a processor computes half as many at a time, in more steps.
     """
     name = equation.primitive.name
     if equation.effects:
@@ -85,7 +86,7 @@ def work(equation: JaxprEqn) -> int | None:
 
 
 def size(atom: Any) -> int:
-    """In bytes; of what is no array, nothing."""
+    """In bytes; 0 for a value that is not an array."""
     return _size(atom.aval)
 
 
@@ -95,24 +96,24 @@ def _size(aval: Any) -> int:
 
 
 FIXED, THERE, SHARED, STACKED = 0, 2, 7, 8
-"""What it costs to keep a byte: of what is the same in each step of a loop; of what is there, and
-is only to be read; of what others may keep too; and of all else."""
+"""The cost of keeping a byte: of a value that is the same in each step of a loop; of one that is
+there already, and is only read; of one that others may keep too; and of any other."""
 
 
 class Prices(NamedTuple):
-    """Such a price for each input and each result of the first half."""
+    """The price of a byte, for each input and each result of the first half."""
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
 
 def cut(first: ClosedJaxpr, second: ClosedJaxpr, prices: Prices) -> tuple[ClosedJaxpr, ClosedJaxpr]:
-    """Cut two halves elsewhere, so that the least passes.
+    """Cut two halves elsewhere, so that the fewest bytes pass.
 
     Args:
       first: `x -> (y, r)`.
       second: `(r, x_dot) -> y_dot`.
-      prices: those of `x` and `y`.
+      prices: of `x` and `y`.
 
     Returns:
       `x -> (y, s)`, and `(s, x_dot) -> y_dot`.
@@ -122,7 +123,7 @@ def cut(first: ClosedJaxpr, second: ClosedJaxpr, prices: Prices) -> tuple[Closed
 
 @caches.by_program
 def _elsewhere(first: ClosedJaxpr, second: Callable, prices: Prices) -> tuple | None:
-    """What `cut` returns, or `None` if the halves are to stay as they are."""
+    """The result of `cut`, or `None` if the halves stay the same."""
     first, count = opened(first, is_opened), len(prices.outputs)
     jaxpr, whole, consts = first.jaxpr, second().jaxpr, second().consts
     residuals = jaxpr.outvars[count:]
@@ -147,13 +148,13 @@ def _elsewhere(first: ClosedJaxpr, second: Callable, prices: Prices) -> tuple | 
 
 
 def is_opened(equation: JaxprEqn) -> bool:
-    """Whether a call is to be looked into: one of a function that is not cheap as a whole."""
+    """Whether to look into a call: its function as a whole is not cheap."""
     is_call = equation.primitive is jit_p and work(equation) is None
     return is_call and says_nothing(equation.params)
 
 
 def _without(equation: JaxprEqn, kept: set) -> JaxprEqn:
-    """The equation, whose results have other names where they are kept."""
+    """The equation; its results have other names where they are kept."""
     if kept.isdisjoint(equation.outvars):
         return equation
     outs = [Var(v.aval) if v in kept else v for v in equation.outvars]
@@ -167,13 +168,13 @@ UNBOUNDED, LARGEST = 2**31 - 1, 2**30  # one capacity, and a sum of others: SciP
 
 
 def least(jaxpr: Jaxpr, read: Sequence[Var], prices: Prices) -> list[Var]:
-    """The variables to keep so that those in `read` can be made again, at the least cost."""
+    """The variables to keep, at the least cost, so that we can compute those in `read` again."""
     makers = {var: equation for equation in jaxpr.eqns for var in equation.outvars}
     if all(work(makers[var]) is None for var in read if var in makers):
         return [*read]
     needed = {v for e in live(jaxpr.eqns, jaxpr.outvars[: len(prices.outputs)]) for v in e.outvars}
     price = _pricing(jaxpr, prices)
-    # A variable is an edge from the node n, of its value, to the node n + 1, of what is made of it.
+    # A variable is an edge from the node n, its value, to the node n + 1, which leads to its uses.
     node: dict[Var, int] = {var: 2 * i + 2 for i, var in enumerate(read)}
     edges: dict[tuple[int, int], int | None] = {(n + 1, SINK): None for n in node.values()}
     for equation in reversed(jaxpr.eqns):
@@ -184,7 +185,7 @@ def least(jaxpr: Jaxpr, read: Sequence[Var], prices: Prices) -> list[Var]:
             node.setdefault(var, 2 * len(node) + 2)
         for var in outs:
             edges |= {(node[a] + 1, node[var]): None for a in given}
-            # What the first half then does without is not done twice.
+            # An equation that the first half no longer needs runs once, and not twice.
             edges[SOURCE, node[var]] = 0 if cost is not None and var not in needed else cost
     for var, n in node.items():
         edges[n, n + 1] = price(var, makers.get(var))
@@ -195,12 +196,12 @@ def least(jaxpr: Jaxpr, read: Sequence[Var], prices: Prices) -> list[Var]:
 
 
 def sink_side(edges: dict[tuple[int, int], int | None]) -> set[int]:
-    """The nodes on the sink's side of a minimum cut; of several the one that is nearest to it.
+    """The nodes on the sink's side of a minimum cut; of several cuts, the one nearest to the sink.
 
     Args:
       edges: from pairs of nodes to capacities; `None` is without bound.
     """
-    # Imported here: a program without loops does not need it.
+    # Imported here, since a program without loops does not need it.
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
@@ -214,7 +215,7 @@ def sink_side(edges: dict[tuple[int, int], int | None]) -> set[int]:
 
 
 def _pricing(jaxpr: Jaxpr, prices: Prices) -> Callable:
-    """What it costs to keep a variable, which an equation has made."""
+    """The cost of keeping a variable that an equation computed."""
     given = [*zip(jaxpr.invars, prices.inputs, strict=True), *((v, FIXED) for v in jaxpr.constvars)]
     varying = changing(jaxpr, [var for var, price in given if price != FIXED])
     named = dict(given)
@@ -225,7 +226,7 @@ def _pricing(jaxpr: Jaxpr, prices: Prices) -> Callable:
     def cost(var: Var, maker: JaxprEqn | None) -> int:
         if maker is None or var in varying:
             return named.get(var, STACKED) * size(var)
-        # What is the same in each step is kept once; but not if it is larger than its origin.
+        # A value that is the same in each step is kept once, unless it is larger than its origin.
         return max(0, size(var) - sum(map(size, maker.invars)))
 
     return cost

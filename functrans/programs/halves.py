@@ -1,12 +1,12 @@
-"""The two halves of a jaxpr, and where the second finds what it reads of the first.
+"""The two halves of a jaxpr, and the places where the second finds its residuals.
 
     y = f(x)        ->        (y, residuals) = f1(x),        y_dot = f2(residuals, x_dot)
 
-A residual that is an input, an output or a constant is at hand anyway, so it is not *fresh*: no
-loop stacks it a second time, and no branch hands it over.  What need not be done in each step of a
-loop is done before it (`hoist`).
+A residual that is an input, an output or a constant is there already; it is not *fresh*.  No
+loop stacks it a second time, and no branch returns it.  Work that is the same in each step of a
+loop runs before the loop (`hoist`).
 
-Read next: `cuts.py`, where to cut so that the least passes.
+Read next: `cuts.py`, where to cut so that the fewest bytes pass.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Address(NamedTuple):
     """Where the second half finds a residual."""
 
     kind: str
-    """`in`, `out` or `fresh`, of the first half; `outer`, before the loop; or `value`, a
+    """`in`, `out` or `fresh`, for the first half; `outer`, before the loop; or `value`, a
     constant."""
     at: Any
-    """Its number among those of its kind; of a constant, the value."""
+    """Its number among those of its kind; for a constant, the value."""
 
     def read(self, at_hand: dict[Address, Any]) -> Any:
         return self.at if self.kind == "value" else at_hand[self]
@@ -49,7 +49,7 @@ class Halves(NamedTuple):
     count: int
     """How many results the first half has before the fresh residuals."""
     addresses: list[Address]
-    """One for each residual."""
+    """An address for each residual."""
     moved: Flags
     """Which `y_dot` the second half gives; the others are zero."""
 
@@ -67,9 +67,9 @@ def located(
     inputs: Sequence[bool] | None = None,
     outputs: Sequence[bool] | None = None,
 ) -> Halves:
-    """Find the residuals, which are what `first` gives after `count` results.
+    """Find the residuals: the outputs of `first` after `count` results.
 
-    `inputs` and `outputs` say which are at hand for the second half; if left out, all are.
+    `inputs` and `outputs` say which of these the second half has; by default all.
     """
     jaxpr = first.jaxpr
     ys, atoms = jaxpr.outvars[:count], jaxpr.outvars[count:]
@@ -97,7 +97,7 @@ def located(
 
 @caches.by_program
 def reached_outputs(program: ClosedJaxpr, inputs: Flags) -> Flags:
-    """For each output whether it depends on one of these inputs; calls inside are looked into."""
+    """For each output, whether it depends on one of these inputs; looks into calls."""
     jaxpr = program.jaxpr
     found = reached(jaxpr.eqns, values.pick(jaxpr.invars, inputs), depends)
     return tuple([isinstance(atom, Var) and atom in found for atom in jaxpr.outvars])
@@ -114,14 +114,14 @@ class Divided(NamedTuple):
 
 @caches.by_program
 def divided(program: ClosedJaxpr, linear: Flags, forced: Flags | None = None) -> Divided:
-    """Divide a jaxpr that is linear in some of its inputs, and does other work as well.
+    """Divide a jaxpr that is linear in some of its inputs, and does other work too.
 
     A user's rule may call a loop that carries both values and tangents. On a tape its values are
-    computed now, and only what is linear is written down.
+    computed now, and only the linear part is written down.
 
     Args:
-      linear: which inputs the program is linear in.
-      forced: which outputs the second half is to give in any case.
+      linear: the inputs in which the program is linear.
+      forced: the outputs that the second half gives in any case.
     """
     known_avals, linear_avals = values.part(program.in_avals, linear)
     info = program.jaxpr.debug_info
@@ -149,7 +149,7 @@ def divided(program: ClosedJaxpr, linear: Flags, forced: Flags | None = None) ->
 
 
 def hoist(half: Halves, consts: int) -> tuple[ClosedJaxpr, Halves]:
-    """What a loop need not do again: the residuals that depend on nothing but its constants.
+    """Take out of a loop the residuals that depend only on its constants.
 
     Returns the program that computes them from the constants, the first inputs of the body, and the
     halves in which their addresses are `outer`.
@@ -175,9 +175,9 @@ def hoist(half: Halves, consts: int) -> tuple[ClosedJaxpr, Halves]:
 
 
 def changing(jaxpr: Jaxpr, inputs: Sequence[Var]) -> set[Var]:
-    """The variables that may differ between the steps of a loop, in which these inputs do.
+    """The variables that may differ between the steps of a loop, given which inputs do.
 
-    What has an effect stays in the loop, and so does what is made of it.
+    An equation with an effect stays in the loop, and so do those that read its results.
     """
     effects = [v for e in jaxpr.eqns if e.effects for v in e.outvars]
     return reached(jaxpr.eqns, [*inputs, *effects])

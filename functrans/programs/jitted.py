@@ -21,10 +21,10 @@ from functrans.programs.outputs import new_outputs
 
 
 class Role(NamedTuple):
-    """What an input or an output of a derived call stands for: one of the original equation.
+    """An input or output of the original equation, to which one of a derived call corresponds.
 
-    A tangent and a cotangent stand for their primal, and have its sharding. What stands for
-    nothing, such as a residual, has the role `None`.
+    A tangent and a cotangent correspond to their primal, and have its sharding. An array that
+    corresponds to nothing, such as a residual, has the role `None`.
     """
 
     side: str
@@ -48,17 +48,17 @@ def bind_jit(
     """Evaluate a jaxpr as one `jit` equation.
 
     Args:
-      like: the params of the equation from which this one derives, if it derives from one.
+      like: the params of the equation from which this one is derived, if any.
       ins, outs: the role of each input and output, whose sharding and layout it then has.
     """
     ins = ins or [None] * len(inputs)
     if any(isinstance(x, jax.core.Tracer) for x in program.consts):
-        # The function has closed over a value of a trace around it, which is no constant here.
+        # The function closes over a value of an outer trace, which is not a constant here.
         ins = [*[None] * len(program.consts), *ins]
         jaxpr, inputs = jx.constants_first(program, inputs)
         program = jx.with_constants(jaxpr, [])
     equations = program.jaxpr.eqns
-    if len(equations) == 1 and equations[0].primitive is jit_p:  # it is one call already
+    if len(equations) == 1 and equations[0].primitive is jit_p:  # one call already
         return jx.evaluate(program, *inputs)
     new = new_outputs(program)
     kept = new.program or program
@@ -89,19 +89,19 @@ def bind_jit(
 
 @functools.lru_cache(maxsize=16)
 def model_params(mesh: Any) -> dict:
-    """The params of a `jit` equation that says nothing of its inputs and outputs."""
-    del mesh  # the params name the mesh in whose context they were made
+    """The params of a `jit` equation that does not place its inputs and outputs."""
+    del mesh  # the params name the mesh of their context
     with jax.disable_jit(False):
         return dict(jax.make_jaxpr(jax.jit(jnp.negative))(1.0).eqns[0].params)
 
 
 def says_nothing(params: dict) -> bool:
-    """Whether a `jit` equation leaves open where its inputs and outputs are."""
+    """Whether a `jit` equation does not place its inputs and outputs."""
     return _said(params) <= _unsaid(jax.sharding.get_abstract_mesh())
 
 
 def _said(params: dict) -> set:
-    """What the call says of its inputs and outputs: each sharding and each layout."""
+    """The sharding and the layout of each input and output of the call."""
     shardings = params["in_shardings"], params["out_shardings"]
     return {*shardings[0], *shardings[1], *params["in_layouts"], *params["out_layouts"]}
 

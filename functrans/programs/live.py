@@ -1,11 +1,10 @@
-"""What depends on what in a program, and the program without what nobody reads.
+"""Dependence in a program, and the program without unread work.
 
     live : (equations, outputs) -> the equations that the outputs need
 
-An equation that carries programs may give more than is read: a loop that carries a counter beside
-the result, a branch that also computes what is dropped.  Then its rule `trim`s it: the programs
-inside lose what only the unread outputs need, and the equation the inputs that nothing reads any
-more.
+An equation that carries programs may give more than anybody reads: a loop that carries a counter
+beside the result, a branch with a spare output.  Then its rule `trim`s it: the programs inside
+lose the work for unread outputs, and the equation loses the inputs that nothing reads any more.
 
 Read next: `broadcasts.py`, sums before products.
 """
@@ -30,7 +29,7 @@ def live(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> list[JaxprEqn
 
 
 def live_and_free(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> tuple[list, list]:
-    """The same; and the variables that they read and that no equation gives."""
+    """The same, and the variables that they read and no equation gives."""
     needed = {atom: None for atom in outputs if isinstance(atom, Var)}
     kept = []
     for equation in reversed(equations):
@@ -83,8 +82,8 @@ def taking(program: ClosedJaxpr, inputs: Flags) -> ClosedJaxpr:
 
 
 def trimmed_step(body: ClosedJaxpr, consts: int, carry: Flags, ys: Flags) -> tuple:
-    """The body of a loop that gives the carry and the ys with the flags, and what it reads of the
-    carry, for the next step.
+    """The body of a loop that gives the carry and the ys with the flags, and the carry that its
+    next step reads.
 
     Returns the body, the flags of its inputs `consts, carry, xs`, and those of the carry.
     """
@@ -98,7 +97,7 @@ def trimmed_step(body: ClosedJaxpr, consts: int, carry: Flags, ys: Flags) -> tup
     return taking(program, inputs), inputs, carry
 
 
-# ---- what depends on what ------------------------------------------------------------------------
+# ---- dependence ----------------------------------------------------------------------------------
 
 
 def any_input(equation: JaxprEqn, inputs: Sequence[bool]) -> list[bool]:
@@ -131,7 +130,7 @@ def reached(
 
 
 def each_depends(equations: Sequence[JaxprEqn], seeds: Iterable[Var]) -> bool:
-    """Whether each equation depends on one of `seeds`; looked at with `jax_enable_checks` alone."""
+    """Whether each equation depends on one of `seeds`; only tested with `jax_enable_checks`."""
     config: Any = jax.config
     if not config.jax_enable_checks:
         return True
@@ -140,14 +139,14 @@ def each_depends(equations: Sequence[JaxprEqn], seeds: Iterable[Var]) -> bool:
 
 
 def either(flags: Sequence[Sequence[bool]]) -> Flags:
-    """What has the flag in one list or another."""
+    """The flags that are set in one of the lists."""
     return tuple(map(any, zip(*flags, strict=True)))
 
 
 def settle(derive: Callable, moving: Flags, feedback: Callable) -> tuple[Flags, Any]:
-    """Derive for all that moves in some step, where what comes out of a step goes into the next.
+    """Derive for everything that moves in some step, where a step's outputs enter the next step.
 
-    `derive(moving)` gives a named tuple that ends with the flags of what moves afterwards;
+    `derive(moving)` gives a named tuple that ends with the flags of the moving outputs;
     `feedback(moving, moved)` the flags with which the next step begins. Returns the fixed point.
     """
     while True:

@@ -2,11 +2,11 @@
 
     scan : ((c, x) -> (c', y)),  c,  [x]  ->  c, [y]
 
-`jax.lax.scan` would trace each equation of a body that is staged already.  So it is given a body of
-one equation, a call of the staged one.  It hands its own equation to the current trace, which here
-is one that opens the call again before it passes the loop on.  (To bind `scan_p` directly would
-lose what `lax.scan` does besides: a carry that no step changes becomes a constant, and an output
-that is an input is not stacked.)
+`jax.lax.scan` would trace each equation of a body that is staged already.  So we give it a body of
+one equation, a call of the staged one.  It hands its own equation to the current trace; our trace
+opens the call again before it passes the loop on.  (To bind `scan_p` directly would lose two
+services of `lax.scan`: a carry that no step changes becomes a constant, and an output that is an
+input is not stacked.)
 
 Read next: `revolve.py`, a loop run backwards.
 """
@@ -29,7 +29,7 @@ from functrans.templates import Template, Writing, sink_of
 from functrans.tracer import stage
 
 BODY = "functrans_body"
-"""The name of the call in a body, by which it is recognised."""
+"""The name by which we recognise the call in a body."""
 
 
 def scan(body: Callable, carry: Any, xs: Any, **options: Any) -> tuple:
@@ -57,7 +57,7 @@ def _open(primitive: Primitive, params: dict) -> tuple[Primitive, dict]:
 
 
 def evaluate(program: ClosedJaxpr, *inputs: Any) -> list:
-    """Evaluate a program that functrans has staged; a trace that writes copies its equations."""
+    """Evaluate a program that functrans staged; a trace that writes copies its equations."""
     sink = sink_of(jx.current_trace())
     if not isinstance(sink, Writing):
         return jx.evaluate(program, *inputs)
@@ -65,7 +65,7 @@ def evaluate(program: ClosedJaxpr, *inputs: Any) -> list:
 
 
 def _opened(body: ClosedJaxpr) -> ClosedJaxpr:
-    """The body with the equations of the call that it consists of, if it consists of that call."""
+    """The body with the equations of its one call, if it has just that call."""
     jaxpr, equations = body.jaxpr, body.jaxpr.eqns
     if len(equations) != 1 or equations[0].params.get("name") != BODY:
         return body
@@ -73,7 +73,7 @@ def _opened(body: ClosedJaxpr) -> ClosedJaxpr:
     inside: dict[Any, Any] = {}
     for outer, variable in zip(call.invars, inner.invars, strict=True):
         if type(outer) is Literal or outer in inside:
-            return body  # it would take an equation to hand this over
+            return body  # the call returns an input, which takes an equation
         inside[outer] = variable
     inside |= zip(call.outvars, inner.outvars, strict=True)
 

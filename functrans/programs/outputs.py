@@ -2,7 +2,7 @@
 
     (y, x, y) = f(x)        ->        (y,) = f'(x)
 
-A call that gave back what it was given would copy it.
+A call that returned one of its inputs would copy the array.
 
 Read next: `jitted.py`, a program as one call.
 """
@@ -22,11 +22,11 @@ class NewOutputs(NamedTuple):
     """A program without the outputs that are inputs, or other outputs: no array is copied."""
 
     program: ClosedJaxpr | None
-    """`None` if there are none."""
+    """`None` if no output is new."""
     positions: list[int]
-    """Of the outputs that are kept."""
+    """The positions of the new outputs."""
     addresses: list[tuple[str, int]]
-    """For each output of the whole program where its value is: `("in", i)` or `("new", i)`."""
+    """For each output of the whole program, the place of its value: `("in", i)` or `("new", i)`."""
 
     def all_outputs(self, inputs: Sequence, new: Sequence) -> list:
         """The outputs of the whole program."""
@@ -50,7 +50,7 @@ def new_outputs(program: ClosedJaxpr) -> NewOutputs:
         else:
             address = found[atom]
         addresses.append(address)
-    # What is kept for a program must not keep the program.
+    # An entry of the cache must not keep its program alive.
     shorter = len(positions) < len(addresses)
     kept = giving(program, [jaxpr.outvars[i] for i in positions]) if shorter else None
     return NewOutputs(kept, positions, addresses)

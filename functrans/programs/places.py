@@ -1,9 +1,9 @@
-"""Sums in which one term is zero but in a few places: there it is added, and the rest stays.
+"""Sums in which one term is zero except in a few places: add it there, and leave the rest.
 
     s + scatter_add(0, i, y)  =  scatter_add(s, i, y)
 
-The cotangent of `x[i]` is an array of zeros but for one element.  In a loop such arrays are summed
-over the steps, and to add whole arrays would cost as much as x is large, in each step.
+The cotangent of `x[i]` is an array of zeros except for one element.  A loop sums such arrays over
+its steps, and adding whole arrays would cost each step as much as x is large.
 
 Read next: `bases.py`, a linear program at every vector of a basis.
 """
@@ -25,7 +25,7 @@ from functrans.tracer import stage
 
 
 def added_in_place(program: ClosedJaxpr) -> ClosedJaxpr:
-    """The program in which no array of zeros is made to be added."""
+    """The program, which adds no arrays of zeros any more."""
     return _rewritten(program) or program
 
 
@@ -37,7 +37,7 @@ def _rewritten(program: ClosedJaxpr) -> ClosedJaxpr | None:
     made = {e.outvars[0]: e for e in equations if len(e.outvars) == 1}
 
     def maker(atom: Any) -> JaxprEqn | None:
-        """The equation of a value that is zero but in a few places, and is read once."""
+        """The equation of a value that is zero except in a few places, and is read once."""
         equation = made.get(atom) if isinstance(atom, Var) and uses[atom] == 1 else None
         if equation is None:
             return None

@@ -2,7 +2,7 @@
 
     replay : (trace, Jaxpr a b, [tracer a]) -> [tracer b]
 
-The small calls of `jax.numpy` are replaced by their equations in this way, without running their
+In this way the equations of the small calls of `jax.numpy` replace the calls, without running their
 Python again.
 
 Read next: `outputs.py`, results that are not copied.
@@ -26,7 +26,7 @@ from functrans.tracer import StagingTrace, stage
 def replay(trace: StagingTrace, program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
     """Write the equations of another program as if its function had run here."""
     atoms, here = [*map(trace.atom, args)], source_info_util.current()
-    if Literal not in map(type, atoms):  # what is written depends on types alone
+    if Literal not in map(type, atoms):  # the equations depend on types alone
         kept = _replayed(program)
         return [trace.value(atom, here) for atom in Writing(trace).copy(kept, atoms, None)]
     return _replay_each(trace, program, args)
@@ -34,7 +34,7 @@ def replay(trace: StagingTrace, program: ClosedJaxpr, args: Sequence[Any]) -> li
 
 @caches.by_program
 def _replayed(program: ClosedJaxpr) -> Template:
-    """What `replay` writes where no input is a literal."""
+    """The equations that `replay` writes if no input is a literal."""
 
     def replay(*tracers):
         return _replay_each(jx.current_trace(), program, tracers), None
@@ -74,7 +74,7 @@ def _replay_each(trace: StagingTrace, program: ClosedJaxpr, args: Sequence[Any])
 
 
 def opened(program: ClosedJaxpr, opens: Callable[[JaxprEqn], bool]) -> ClosedJaxpr:
-    """The program with the equations of those calls of functions that `opens` says."""
+    """The program, with the equations of the calls that `opens` selects in their place."""
     if not any(map(opens, program.jaxpr.eqns)):
         return program
 

@@ -2,21 +2,21 @@
 
     there_and_back : c_0, b_N -> b_0        c_t+1 = f(c_t),      b_t = r(c_t, b_t+1)
 
-The steps back need the carries c_t last first.  Of these *checkpoints* are kept on a stack, and the
-others are computed again from the checkpoint before them.  The steps are taken in blocks: down from
-the topmost checkpoint to the last block that is left, with new checkpoints on the way; then all
-carries of this block are written down, and its steps are taken back.
+The steps back need the carries c_t, the last one first.  A stack keeps some of them,
+*checkpoints*, and we compute the others again from the checkpoint before them.  We go back block
+by block: from the topmost checkpoint forward to the last remaining block, with new checkpoints on
+the way; then write down all carries of this block, and take its steps back.
 
 Between a checkpoint and the end of a range of l blocks, with s - 1 free places on the stack, the
-next checkpoint divides the range so that no block is computed more than r times, for the least r
+next checkpoint divides the range so that we compute no block more than r times, for the least r
 that allows it: r times suffice for C(s + r, r) blocks, since the part before the new checkpoint is
 such a range for (s, r - 1), and the rest is one for (s - 1, r).
 
-There is no `cond` around the stack, which XLA would copy then; in nested loops it changes in place.
+There is no `cond` around the stack, since XLA would copy it; in nested loops it changes in place.
 
-A. Griewank, A. Walther, Algorithm 799: Revolve, ACM Trans. Math. Softw. 26 (2000), 19-45.
+Source: A. Griewank, A. Walther, Algorithm 799: Revolve, ACM Trans. Math. Softw. 26 (2000), 19-45.
 
-Read next: `replay.py`, equations that are written again.
+Read next: `replay.py`, the equations of another program.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from functrans import values
 from functrans.values import Flags
 
 KEPT = 64
-"""How many carries are kept if nobody says."""
+"""How many carries a loop keeps by default."""
 
 LEAST = 4
-"""A stack of one checkpoint and one place that is written in vain; and two carries of a block."""
+"""A stack of one checkpoint and one spare place, and two carries of a block."""
 
 
 def advance(n: Any, step: Callable, carry: Sequence, ends: Flags) -> list:
     """The carry after n steps.
 
     Args:
-      n: how many; an array if there are several examples, each of which ends for itself.
+      n: how many; an array if there are several examples, each with its own end.
       step: from a carry to the next.
       carry: the first.
-      ends: which of the carry belongs to one example each, and stays as it is after its end. The
-        first axes of these arrays are those of `n`.
+      ends: which entries of the carry belong to one example each, and do not change after its end.
+        The first axes of these arrays are those of `n`.
     """
 
     def body(state):
@@ -73,11 +73,11 @@ def there_and_back(
     Args:
       n: as for `advance`.
       step: from a carry to the next.
-      note: from a carry to what its step back reads.
-      back: from that, and the bars after a step, to the bars before it. It is linear in the bars.
+      note: from a carry to the reads of its step back.
+      back: from these, and the bars after a step, to the bars before it. It is linear in the bars.
       carry, bars: the first carry; and the last bars.
-      ends: which of the carry, and which of the bars, belong to one example each.
-      kept: how many carries are in memory at a time.
+      ends: which entries of carry and bars belong to one example each.
+      kept: how many carries to hold in memory at a time.
 
     Returns:
       The first bars.
@@ -86,7 +86,7 @@ def there_and_back(
     places, total = kept - size, _most(n)
     longest = _longest_ranges(places, size)
     stack = [_repeated(c, places) for c in carry]
-    first = note(carry)  # at a carry at which each example takes a step, if it takes any
+    first = note(carry)  # from this carry each example takes a step, if it takes any
     block = [_repeated(x, size) for x in first]
 
     def move(steps, at, c):
@@ -104,21 +104,21 @@ def there_and_back(
         free = places - 2 - top
         ahead = _split(longest, last - here + 1, free)
         here, c = here + ahead, move(ahead * size, here * size, c)
-        # Where no place is free, the last one is written in vain.
+        # If no place is free, this writes to the spare one.
         new = jnp.where(free > 0, top + 1, places - 1)
         stack = [_put(s, x, new) for s, x in zip(stack, c, strict=True)]
         top = jnp.where(free > 0, top + 1, top)
         return last, top, _put(at, here, new), here, c, stack
 
     def fill(at, steps, c, block):
-        """Write down what is to be read of each of these steps."""
+        """Write down the notes of each of these steps."""
 
         def one(state):
             i, c, block = state
             block = [_put(s, x, i) for s, x in zip(block, note(c), strict=True)]
             return i + 1, _where(at + i < n, step(c), c, ends[0]), block
 
-        # The last of them is not taken: where the loop has ended, it may have no end.
+        # Do not take the last of them: after the end of the loop, a loop inside may not end.
         start, last = (_zero(n), c, block), steps - 1
         _, c, block = lax.while_loop(lambda state: state[0] < last, one, start)
         return [_put(s, x, last) for s, x in zip(block, note(c), strict=True)]
@@ -156,9 +156,10 @@ def there_and_back(
 def _backwards(alive: Any, back: Callable, c: list, bars: list, first: list, ends: Flags) -> list:
     """One step back, of the examples that take it.
 
-    What belongs to one example each is selected among the results, so that nothing passes from a
-    step that is none. What is summed over examples cannot be told apart afterwards: there the bars
-    of the others are zero, and their step is that from the first carry, which they have taken.
+    We select entries that belong to one example each among the results, so that no value passes
+    from a step that an example does not take. Sums over examples cannot be taken apart afterwards.
+    For these the bars of the other examples are zero, and they repeat the step from the first
+    carry, which they did take.
     """
     if not alive.ndim or all(ends):
         return _where(alive, back(c, bars), bars, ends)
@@ -168,7 +169,7 @@ def _backwards(alive: Any, back: Callable, c: list, bars: list, first: list, end
 
 
 def _where(alive: Any, new: Sequence, old: Sequence, ends: Sequence[bool]) -> list:
-    """The new values of the examples that are alive; of what belongs to all, the new ones."""
+    """The new values of the examples that are alive, and of the entries that belong to all."""
     if not alive.ndim:
         return [*new]
 
@@ -193,7 +194,7 @@ def _zero(n: Any) -> Any:
 
 
 def _repeated(x: Any, count: int) -> Any:
-    """A stack of so many places."""
+    """A stack with this number of places."""
     aval = values.typeof(x)
     order = [None, *range(aval.ndim)]
     sharding = values.sharding_of(aval, order)
@@ -209,15 +210,15 @@ def _get(stack: Any, at: Any) -> Any:
     return lax.dynamic_index_in_dim(stack, at, 0, keepdims=False)
 
 
-# ---- where the checkpoints are -------------------------------------------------------------------
+# ---- the places of the checkpoints ---------------------------------------------------------------
 
 _END = np.iinfo(np.int32).max
 
 
 @functools.lru_cache(maxsize=64)
 def _longest_ranges(places: int, size: int) -> np.ndarray:
-    """In row s and column r: the length of the range for which r repetitions suffice, with s
-    checkpoints of which one is its beginning. In row 0 that is one block."""
+    """In row s and column r, the length of the range for which r repetitions suffice, with s
+    checkpoints, the first at its beginning. In row 0 it is one block."""
     blocks, columns = _END // size, 1
     while math.comb(places - 1 + columns, columns) < blocks and columns < 64:
         columns += 1
@@ -227,7 +228,7 @@ def _longest_ranges(places: int, size: int) -> np.ndarray:
 
 
 def _split(longest: np.ndarray, length: Any, free: Any) -> Any:
-    """How many blocks there are before the next checkpoint, in a range of at least two.
+    """The number of blocks before the next checkpoint, in a range of at least two.
 
     With r the least number of repetitions that suffices: as many as r - 1 suffice for, or all but
     those that the remaining places allow with r - 1.

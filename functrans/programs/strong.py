@@ -1,16 +1,16 @@
-"""Strong zeros: what is exactly zero contributes exactly zero.
+"""Strong zeros: an exact zero contributes exactly zero.
 
     0 * inf = 0 * nan = 0          of a tangent, or a cotangent, and a residual
 
-`where(x > 0, sqrt(x), 0)` has the derivative 0 at x = 0, and the chain rule computes 0 * inf there.
-So, if the user asks for it, each product of a linear value and a residual in a linear program
-becomes one that a zero absorbs.  Along a path from an input to the result, then, the derivatives of
-all steps are multiplied, and one that is 0 makes the whole 0.  The products are symmetric: forward
-mode, which meets the infinite factor first, and reverse mode, which meets the zero first, agree.
-Where all factors are finite a product is the one that it was.
+At x = 0 one expects the derivative 0 of `where(x > 0, sqrt(x), 0)`, but the chain rule computes
+0 * inf.  So, if the user asks for it, each product of a linear value and a residual in a linear
+program becomes one in which a zero absorbs the other factor.  The derivative along a path from an
+input to the result is the product of the derivatives of its steps, and a 0 among these makes it 0.
+The products are symmetric: forward mode, which meets the infinite factor first, and reverse mode,
+which meets the zero first, agree.  If all factors are finite the product does not change.
 
-Forward mode has no linear program.  There the tangents of one equation go on a tape of their own,
-and what it has written is run at once.
+Forward mode has no linear program.  There a tape of its own records the tangents of each equation,
+and we run its program at once.
 
 Enzyme calls this strong zero (Moses and Churavy, 2020, its option `strong-zero`).
 
@@ -84,24 +84,24 @@ class Strong(NamedTuple):
 
     primitive: Primitive
     factors: Sequence[int]
-    """In which of its inputs the operation is linear."""
+    """The inputs in which the operation is linear."""
     one_sided: bool
-    """Whether only the zeros of some factors absorb; the param `zeros` says of which."""
+    """Whether only the zeros of some factors absorb, those that the param `zeros` names."""
 
 
 PRODUCTS: dict[Primitive, Strong] = {}
-"""From a product to the one that takes its place."""
+"""From a product to the strong one."""
 
 INSIDE: dict[type[Rule], Callable[[Any, dict, Flags], dict]] = {}
-"""For a kind of call: `(rule, params, which inputs are linear) -> params`, with programs in which
-the products are strong."""
+"""For a kind of call: `(rule, params, which inputs are linear) -> params`, with programs whose
+products are strong."""
 
 
 # ---- linear programs -----------------------------------------------------------------------------
 
 
 def strengthened(jaxpr: Jaxpr, residuals: Sequence) -> Jaxpr:
-    """A linear program, whose first inputs are the residuals; if asked for, with strong zeros."""
+    """A linear program, whose first inputs are the residuals; under `strong_zeros`, made strong."""
     if not caches.STRONG_ZEROS.value:
         return jaxpr
     return strong_program(jx.with_constants(jaxpr, []), _after(residuals, jaxpr)).jaxpr
@@ -114,7 +114,7 @@ def _after(residuals: Sequence, jaxpr: Jaxpr) -> Flags:
 
 @caches.by_program
 def strong_program(program: ClosedJaxpr, linear: Flags) -> ClosedJaxpr:
-    """The program, which is linear in some of its inputs, with strong zeros."""
+    """A program that is linear in some of its inputs, with strong zeros."""
     jaxpr, equations = program.jaxpr, []
     found = {*values.pick(jaxpr.invars, linear)}
     for equation in jaxpr.eqns:
@@ -152,7 +152,7 @@ def _is_finite(atom: jx.Atom) -> bool:
 
 
 def pushing(rule: Rule) -> Callable:
-    """`rule.forward`; if asked for, with strong zeros. A call derives its programs itself."""
+    """`rule.forward`, under `strong_zeros` made strong. A call derives its own programs."""
     if caches.STRONG_ZEROS.value and rule.depends_on_types_only:
         return functools.partial(_push, rule.forward)
     return rule.forward
@@ -163,7 +163,7 @@ def _push(forward: Callable, primitive: Primitive, primals: list, tangents: list
 
 
 def pushed_apart(function: Callable, tangents: Sequence) -> Any:
-    """`function(tangents)`; if asked for, with strong zeros."""
+    """`function(tangents)`, under `strong_zeros` made strong."""
     if not caches.STRONG_ZEROS.value:
         return function(tangents)
     flags, avals = values.moving(tangents), [values.aval_of(t) for t in tangents]
@@ -172,9 +172,9 @@ def pushed_apart(function: Callable, tangents: Sequence) -> Any:
 
 
 def apart(function: Callable, *linear: Any) -> Any:
-    """`function(*linear)`, with strong zeros: it is run on a tape, and then what that has written.
+    """`function(*linear)`, with strong zeros: run it on a tape, and then run the tape's program.
 
-    It may return other things besides what is linear: those, too, are handed back.
+    It may return other things besides linear values; `apart` returns those too.
     """
     tape = RecordingTrace(jx.current_trace())
     try:

@@ -1,8 +1,8 @@
-"""Sums over the steps of a loop that are made after it, as one large product.
+"""Sums over the steps of a loop, computed after it as one large product.
 
     sum_t x_t^T y_t  =  [x_1; x_2; ...]^T [y_1; y_2; ...]
 
-Such is the gradient of a weight that every step multiplies by.
+The gradient of a weight by which every step multiplies is such a sum.
 
 Read next: `places.py`, sums in a few places.
 """
@@ -28,25 +28,25 @@ from functrans.rules import RULES
 
 
 class Sums(NamedTuple):
-    """The body of a loop without some of the sums over its steps, and how these are made later."""
+    """The body of a loop without some of the sums over its steps, which come after the loop."""
 
     body: ClosedJaxpr
-    """Its results are the sums that stay in it, its other results, and factors to be stacked."""
+    """Its results are the sums that stay in it, its other results, and factors to stack."""
     stay: list[bool]
     """For each of the sums."""
     products: list[tuple[JaxprEqn, int, int]]
-    """Each with the positions of its factors among what is stacked."""
+    """Each with the positions of its factors among the stacked arrays."""
     after: ClosedJaxpr
     """From the sums of the products to the sums that do not stay."""
     block: int
-    """How many steps there are between two of such sums."""
+    """How many steps lie between two such sums."""
 
     def pick_stay(self, xs: Iterable) -> list:
-        """Those, of something for each sum, of the sums that stay."""
+        """Of a list with an entry for each sum, the entries of the sums that stay."""
         return values.pick(xs, self.stay)
 
     def later(self, stacked: Sequence) -> list:
-        """The sums that do not stay, over the steps of a block, from what was stacked in it."""
+        """The sums that do not stay, over the steps of a block, from its stacked factors."""
         products = [sum_of_products(e, stacked[i], stacked[j]) for e, i, j in self.products]
         return jx.evaluate(self.after, *products)
 
@@ -81,9 +81,9 @@ class Sums(NamedTuple):
 
 
 def sums_after(program: ClosedJaxpr, kinds: Sequence[str], sums: int, length: int) -> Sums:
-    """Take those of the sums over a loop's steps that are sums of products out of the loop.
+    """Move sums of products over the steps of a loop behind the loop.
 
-    One large product is faster than many small ones, but its factors have to be stacked. Those that
+    One large product is faster than many small ones, but its factors must be stacked. Factors that
     are not yet stacked must be smaller than the product, which the loop would read and write in
     each step. If they are larger than half of what the steps read, of which a loop would stack all
     that it does not make again, the loop runs in blocks, each of so many steps that its factors are
@@ -91,8 +91,8 @@ def sums_after(program: ClosedJaxpr, kinds: Sequence[str], sums: int, length: in
 
     Args:
       program: the body; its first results, `sums` of them, are to be summed.
-      kinds: for each input of the body `"const"`; `"step"` for a value that is stacked, `"bar"` for
-        a cotangent that is; or `"carry"`, which is a cotangent too.
+      kinds: for each input of the body `"const"`; `"step"` for a stacked value, `"bar"` for
+        a stacked cotangent; or `"carry"`, a cotangent too.
       length: the number of steps.
     """
     if sums:
@@ -129,12 +129,12 @@ def sums_after(program: ClosedJaxpr, kinds: Sequence[str], sums: int, length: in
     return Sums(body, stay, products, after, block)
 
 
-SHORT = 8  # so few steps are not worth a block
+SHORT = 8  # fewer steps are not worth a block
 
 
 def _taken(totals: Sequence[tuple], stacked: Sequence, free: float) -> tuple[dict, list, list]:
-    """The products that are made later, the factors that are to be stacked for them, in `free`
-    bytes; and for each sum whether it stays."""
+    """The products to compute later, the factors to stack for them, in `free`
+    bytes; and for each sum, whether it stays."""
     taken, new, stay = {}, [], []
     for total, terms in totals:
         factors = dict.fromkeys(a for e in terms.values() for a in e.invars if a not in stacked)
@@ -148,15 +148,15 @@ def _taken(totals: Sequence[tuple], stacked: Sequence, free: float) -> tuple[dic
 
 
 def _divisor(number: int, limit: float) -> int:
-    """The largest divisor that is at most `limit`."""
+    """The largest divisor up to `limit`."""
     return max(d for d in range(1, 1 + max(1, int(min(number, limit)))) if number % d == 0)
 
 
 def exposed(program: ClosedJaxpr, changing: Sequence[bool]) -> ClosedJaxpr:
-    """The program in which a checkpoint gives the factors, where it gave a sum of products.
+    """The program, in which a checkpoint gives factors instead of sums of their products.
 
     Args:
-      changing: which inputs are not the same in each step.
+      changing: the inputs that differ between steps.
     """
     jaxpr = program.jaxpr
     if not any(e.primitive is remat_p for e in jaxpr.eqns):
@@ -168,7 +168,7 @@ def exposed(program: ClosedJaxpr, changing: Sequence[bool]) -> ClosedJaxpr:
 
 
 def _exposed(equation: JaxprEqn, changing: Container) -> list[JaxprEqn]:
-    """A checkpoint, and after it what makes the sums of products."""
+    """A checkpoint, followed by the equations of the sums of products."""
     if equation.primitive is not remat_p:
         return [equation]
     flags = [isinstance(a, Var) and a in changing for a in equation.invars]
@@ -201,7 +201,7 @@ def _exposed(equation: JaxprEqn, changing: Container) -> list[JaxprEqn]:
 
 
 def _sums_of_products(equations: Sequence[JaxprEqn], changing: set[Var]) -> dict[Any, dict]:
-    """For each variable that is a sum of products, or linear in one, the products by their outputs.
+    """For each variable that is a sum of products, or linear in one, its products by their outputs.
 
     A product counts if both factors are in `changing`.
     """
@@ -220,12 +220,12 @@ def _sums_of_products(equations: Sequence[JaxprEqn], changing: set[Var]) -> dict
 
 
 def sum_of_products(equation: JaxprEqn, left: Any, right: Any) -> Any:
-    """The sum over the first axis, that of the steps, of the product of `equation`."""
+    """The sum over the first axis, the steps, of the product of `equation`."""
     contracted, batch = equation.params["dimension_numbers"]
     rank = len(contracted[0])
     is_sharded = not jax.typeof(left).sharding.mesh.empty
     if rank and contracted == (tuple(range(rank)),) * 2 and not is_sharded:
-        # The axis of the steps and the contracted axes are one: XLA need not bring them together.
+        # Make one axis of the steps and the contracted axes; then XLA need not move them together.
         left, right = (
             lax.reshape(x, (math.prod(x.shape[: rank + 1]), *x.shape[rank + 1 :]))
             for x in (left, right)
