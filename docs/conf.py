@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +46,39 @@ html_theme_options = {
     "show_toc_level": 2,
     "use_download_button": False,
     "navbar_persistent": [],
+    # The wide table of primitives takes the place of that page's own contents.
+    "secondary_sidebar_items": {"**": ["page-toc.html"], "primitives": []},
 }
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 
 HERE = Path(__file__).parent
 
+# The one place for the address of the repository is `[project.urls]` in `pyproject.toml`. Without
+# one, the tutorials have no link to Colab. To try: make docs ARGS="-D repository=https://github.com/..."
+URLS = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"].get("urls", {})
 
-def take_tutorials(*_: Any) -> None:
-    """Put the notebooks where Sphinx looks for pages."""
+
+def take_tutorials(_: Any, config: Any) -> None:
+    """Put the notebooks where Sphinx looks for pages, each with links to itself below its title."""
     shutil.copytree(HERE.parent / "colab", HERE / "tutorials", dirs_exist_ok=True)
+    for path in (HERE / "tutorials").glob("*.ipynb"):
+        notebook = json.loads(path.read_text())
+        links = [f"{{download}}`Download this notebook <../../colab/{path.name}>`"]
+        if config.repository:
+            place = config.repository.removeprefix("https://github.com/")
+            colab = f"https://colab.research.google.com/github/{place}/blob/main/colab/{path.name}"
+            links.append(f"[Open it in Colab]({colab})")
+        notebook["cells"][0]["source"].insert(1, f"\n{' · '.join(links)}\n")
+        path.write_text(json.dumps(notebook))
+
+
+def link_tutorials(_: Any, __: str, source: list[str]) -> None:
+    """A link to a notebook in `colab/`, as GitHub follows it, leads to the page made of it here."""
+    source[0] = source[0].replace("](../colab/", "](tutorials/")
 
 
 def setup(app: Any) -> None:
+    app.add_config_value("repository", URLS.get("Repository", ""), "env", str)
     app.connect("config-inited", take_tutorials)
+    app.connect("source-read", link_tutorials)

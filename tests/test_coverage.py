@@ -210,6 +210,22 @@ def test_the_formula_is_the_derivative(name: str) -> None:
         np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("text", "mathematics"),
+    [
+        ("`y_dot = x_dot / sqrt(1 - x^2)`", r"$\dot y = \dot x / \sqrt{1 - x^{2}}$"),
+        ("`c_i_dot x^(i-1)`, `y_(k-1)_dot`", r"$\dot c_{i} x^{i -1}$, $\dot y_{k -1}$"),
+        ("`sum_(k >= i) y_k_bar`", r"$\sum_{k \ge i} \bar y_{k}$"),
+        ("`S_dot^T = L Phi(C) L^-T`", r"$\dot S^{\mathsf T} = L \Phi (C) L^{-\mathsf T}$"),
+        ("`Re<y_bar, x>`, `x > y`", r"$\operatorname{Re} \langle \bar y, x \rangle$, $x \gt y$"),
+        ("`low_dot`, by `reduce_scatter`", r"$\dot{\mathit{low}}$, by `reduce_scatter`"),
+        ("`abs(f(x))`, `tau_k`, `n`", r"$\lvert f (x)\rvert$, $\tau_{k}$, $n$"),
+    ],
+)
+def test_a_formula_is_set_as_mathematics(text: str, mathematics: str) -> None:
+    assert tool.tex(text) == mathematics
+
+
 # ---- what has no derivative ----------------------------------------------------------------------
 
 SCALAR = jax.ShapeDtypeStruct((), "float32")

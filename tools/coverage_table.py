@@ -21,6 +21,7 @@ import jax
 import jax.experimental
 from formulas import ROOMS, SINCE_11, UNTIL_10
 from jax.interpreters import ad
+from tex import tex
 
 import functrans as ft
 from functrans.explain import exclusions
@@ -29,36 +30,40 @@ from functrans.rules import RULES
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = REPOSITORY / "docs" / "primitives.md"
 IS_OLD = jax.__version_info__ < (0, 11)
-HEAD = ("primitive", "rule", "derivative", "modes", "order", "Taylor", "complex", "vmap", "JAX")
+HEAD = ("primitive", "rule", "derivative", "checked")
 
 INTRO = """\
 # Every primitive and its derivative
 
 JAX runs a function as a sequence of primitive operations, and the derivative of the function
 follows from their derivatives.  This page lists all of them.
+"""
 
-`x_dot` is the tangent of `x`, and `x_bar` its cotangent:
+MEANING = """\
+`x_dot` is the tangent of `x`, and `x_bar` its cotangent.  For `y = f(x)`, forward mode is
+`y_dot = J_f(x) x_dot`, and reverse mode is `x_bar = J_f(x)^T y_bar`.
 
-    y = f(x)        forward:    y_dot = J_f(x) x_dot        reverse:    x_bar = J_f(x)^T y_bar
+Each primitive has one formula.  If it is one of `y_dot`, the transpose follows, since the formula
+is linear in `x_dot`.  If it is one of `x_bar`, the operation is itself linear in `x`, so that
+`y_dot = f(x_dot)`.  The inputs are `x`, or `x, y` with the answer `z`, unless the formula gives
+them names.  A transpose conjugates nothing, also where the numbers are complex:
+`Re<y_bar, J x_dot> = Re<J^T y_bar, x_dot>` with `<a, b> = sum a b`.  `A^H` is the conjugate of
+the matrix `A^T`.
+"""
 
-Each primitive has one formula.  If it gives `y_dot`, the transpose follows, since the formula is
-linear in `x_dot`.  If it gives `x_bar`, the operation itself is linear in `x`, so that
-`y_dot = f(x_dot)`.  The inputs are called `x`, or `x, y` with the result `z`, unless the formula
-names them.  A transpose conjugates nothing, even for complex numbers:
-`Re<y_bar, J x_dot> = Re<J^T y_bar, x_dot>` with `<a, b> = sum a b`.  `A^H` is the conjugate of the
-matrix `A^T`.
+COLUMNS = """\
+The column **rule** has the kind of declaration, of those in `functrans/rules.py`.  *Linear in
+part* is a pushforward with a transpose in the inputs in which it is linear.  A *call*, for all that
+carries jaxprs, is written out.  The column **checked** has the marks of what the tests check, and
+none for a primitive without a row in `tests/rule_cases/`:
 
-The columns:
-
-- **rule**: the kind of declaration (`functrans/rules.py`).  *Linear in part* is a pushforward with
-  a transpose in the inputs in which it is linear.  A *call* has a class of its own, as every
-  primitive that carries jaxprs;
-- **modes**, **order**: the modes and the highest order that the table in `tests/rule_cases/`
-  checks, against finite differences, and against JAX where JAX is right; blank for a primitive
-  without a row;
-- **Taylor**: the highest order of the Taylor coefficients that the tests check;
-- **complex**, **vmap**: whether the tests use complex numbers too, and `jax.vmap`;
-- **JAX**: whether JAX has an entry for the primitive in `jax.interpreters.ad`.
+| mark | what it says |
+| --- | --- |
+| `F2` `R2` | forward and reverse mode to second order, against differences and JAX |
+| `T8` | Taylor mode to eighth order |
+| `ℂ` | complex numbers |
+| `V` | `jax.vmap` |
+| `JAX` | JAX has an entry for it in `jax.interpreters.ad` |
 """
 
 EXCLUDED = """\
@@ -135,8 +140,8 @@ def kind_of(rule: Any) -> str:
     return next((kind for cls, kind in kinds if isinstance(rule, cls)), "call")
 
 
-def checked(name: str) -> list[str]:
-    """The checks of a primitive by the rows of `tests/rule_cases/`."""
+def checked(name: str) -> str:
+    """A mark for each thing that the rows of `tests/rule_cases/` put a primitive through."""
     sys.path.append(str(REPOSITORY / "tests"))
     table = importlib.import_module("rule_cases")
 
@@ -145,18 +150,12 @@ def checked(name: str) -> list[str]:
         return [case for case, known in zip(cases, names, strict=True) if name in known]
 
     cases, series = of_this(table.CASES), of_this(table.cases_of_series())
-    modes = {mode for case in cases for mode in case.modes}
-    return [
-        " ".join(sorted(modes)),
-        str(max((case.order for case in cases), default="")),
-        str(max((case.taylor for case in series), default="")),
-        mark(any(case.complex for case in cases)),
-        mark(any(case.vmap for case in cases)),
-    ]
-
-
-def mark(is_so: bool) -> str:
-    return "✓" if is_so else ""
+    modes = sorted({mode for case in cases for mode in case.modes})
+    marks = [f"{mode[0].upper()}{max(case.order for case in cases)}" for mode in modes]
+    marks += [f"T{max(case.taylor for case in series)}"] if series else []
+    marks += ["ℂ"] if any(case.complex for case in cases) else []
+    marks += ["V"] if any(case.vmap for case in cases) else []
+    return " ".join(f"`{mark}`" for mark in marks)
 
 
 def table(head: Sequence[str], cells: Mapping[str, Sequence[str]]) -> str:
@@ -171,7 +170,7 @@ def sections() -> Iterator[str]:
     """The page, piece by piece."""
     known = primitives_of_jax()
     rules = {name_of(primitive): rule for primitive, rule in RULES.items()}
-    yield INTRO
+    yield from (INTRO, tex(MEANING), COLUMNS)
     yield (
         f"There are {len(rules)} rules.  `make coverage-table` wrote this page with JAX "
         f"{jax.__version__}, from\nthe rules, their tests, and `tools/formulas.py`.\n"
@@ -180,9 +179,13 @@ def sections() -> Iterator[str]:
         title, sentence, _ = ROOMS[room]
         path = f"functrans/{room.replace('.', '/')}"
         place = f"`{path}/`" if (REPOSITORY / path).is_dir() else f"`{path}.py`"
-        yield f"## {title}\n\n{sentence}  ({place})\n"
+        yield f"## {title}\n\n{tex(sentence)} ({place})\n"
         cells = {
-            name: (kind_of(rules[name]), formula, *checked(name), mark(name in known))
+            name: (
+                kind_of(rules[name]),
+                tex(formula),
+                f"{checked(name)} {'`JAX`' if name in known else ''}".strip(),
+            )
             for name, formula in written.items()
         }
         yield table(HEAD, cells)

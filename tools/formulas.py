@@ -69,7 +69,9 @@ ELEMENTWISE = {
     "imag": "`y = Im x`: `x_bar = -i y_bar`",
     "conj": "`x_bar = conj(y_bar)`",
     "complex": "`z = x + i y`: `x_bar = Re z_bar`, `y_bar = -Im z_bar`",
-    "abs": "`y_dot = Re(conj(s) x_dot)` with `s = x / abs(x)`",
+    "abs": (
+        "`y_dot = Re(conj(s) x_dot)` with `s = x / abs(x)`; at 0 `s = 1` for real `x`, else `s = 0`"
+    ),
     "sign": "`y_dot = i s Im(conj(s) x_dot) / abs(x)` with `s = x / abs(x)`; 0 for real `x`",
     "convert_element_type": f"{COPIED}, in the type of `x`",
     "reduce_precision": f"{COPIED}, rounded as `y` is",
@@ -226,7 +228,7 @@ LINALG = {
     "tridiagonal_solve": SOLVED,
     "cholesky": "`A = L L^H`: `L_dot = L Phi(L^-1 A_dot L^-H)`",
     "cholesky_update": (
-        "`S^T S = R^T R + w w^T`: `S_dot^T = L Phi(L^-1 (R^T R + w w^T)_dot L^-T)`, with `L = S^T`"
+        "`S^T S = C`, `C = R^T R + w w^T`: `S_dot^T = L Phi(L^-1 C_dot L^-T)`, with `L = S^T`"
     ),
     "symmetric_product": (
         "`y = alpha a a^T + beta c`: `y_dot = alpha (a_dot a^T + a a_dot^T) + beta c_dot`"
@@ -283,7 +285,7 @@ COLLECTIVES = {
     "all_gather": "`x_e_bar = sum_d y_d_bar[e]`: a `reduce_scatter`",
     "reduce_scatter": "`x_e_bar = (y_0_bar, y_1_bar, ...)`: an `all_gather`",
     "all_to_all": "`x_e_bar = (y_0_bar[e], y_1_bar[e], ...)`: an `all_to_all`",
-    "ppermute": "`y_p(e) = x_e`: `x_e_bar = y_p(e)_bar`",
+    "ppermute": "`y_(p(e)) = x_e`: `x_e_bar = y_(p(e))_bar`",
     "pbroadcast": "`y_d = x_s`: `x_s_bar = sum_d y_d_bar`",
     "pbroadcast_dynamic": "`y_d = x_s`: `x_s_bar = sum_d y_d_bar`",
     "ragged_all_to_all": "the rows of `x_bar` are those of `y_bar`, sent back",
@@ -379,7 +381,7 @@ WRITTEN = "`y = E d`: `d_bar = E^T y_bar`"
 READ = "`d = E^T a`: `a_bar = E d_bar`"
 FOUND = "`d = E^T a`: `d_dot = E^T a_dot`, where the places are constant nearby"
 PRODUCT = "`y = (E d) x`: `d_bar = E^T (y_bar x^T)`, `x_bar = (E d)^T y_bar`"
-REARRANGED = "`d' = A d`: `d'_dot = A d_dot`, where A depends on the places alone"
+REARRANGED = "`d' = A d`: `d_dot' = A d_dot`, where A depends on the places alone"
 
 SPARSE = {
     **dict.fromkeys(
@@ -396,7 +398,7 @@ SPARSE = {
     ),
     "bcoo_dot_general_sampled": "`d = E^T (a b)`: `a_bar = (E d_bar) b^T`, `b_bar = a^T (E d_bar)`",
     **dict.fromkeys(("bcoo_transpose", "bcoo_sort_indices", "bcoo_sum_duplicates"), REARRANGED),
-    "bcoo_spdot_general": "`d' = A(d, e)`: `d'_dot = A(d_dot, e) + A(d, e_dot)`",
+    "bcoo_spdot_general": "`d' = A(d, e)`: `d_dot' = A(d_dot, e) + A(d, e_dot)`",
     "spsolve": SOLVED,
 }
 
