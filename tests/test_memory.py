@@ -228,6 +228,26 @@ def test_the_policies_differ():
     assert dots(policies.dots_saveable) < dots(policies.nothing_saveable)
 
 
+def test_a_policy_is_asked_once_about_each_equation():
+    """One that answers by turns would else save one thing and compute again without another."""
+    asked: list[str] = []
+
+    def every_other(primitive, *_, **__):
+        asked.append(primitive.name)
+        return len(asked) % 2 == 1
+
+    def body(x, _):
+        return jnp.exp(jnp.sinh(x)) * x, jnp.exp(x)
+
+    def fun(x):
+        return jnp.sum(jax.lax.scan(body, jnp.cbrt(x), None, length=3)[0])
+
+    x = np.linspace(0.1, 1.0, 3, dtype=np.float32)
+    got = ft.grad(jax.checkpoint(fun, policy=every_other))(x)
+    np.testing.assert_allclose(got, jax.grad(fun)(x), rtol=1e-5)
+    assert [asked.count(name) for name in ("cbrt", "sinh", "exp")] == [1, 1, 2]
+
+
 @pytest.mark.parametrize("policy", ["none", "dots", "these names"])
 def test_second_derivatives_through_a_checkpoint(policy):
     checkpointed = jax.checkpoint(block, policy=POLICIES[policy])

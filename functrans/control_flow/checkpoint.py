@@ -54,10 +54,25 @@ def bind(
 # ---- the values to save --------------------------------------------------------------------------
 
 
-def saves(policy: Callable | None, equation: Any) -> bool:
-    """Whether to keep the results of an equation; the policy answers, by a bool or a symbol."""
-    if policy is None:
-        return False
+class Policy:
+    """Says whether to keep the results of an equation.
+
+    It asks the user's policy once, and saves and recomputes by the same answer.
+    """
+
+    def __init__(self, of_user: Callable | None):
+        self.of_user, self.answers = of_user, {}
+
+    def saves(self, equation: Any) -> bool:
+        if self.of_user is None:
+            return False
+        if id(equation) not in self.answers:
+            self.answers[id(equation)] = _is_saved(self.of_user, equation)
+        return self.answers[id(equation)]
+
+
+def _is_saved(policy: Callable, equation: Any) -> bool:
+    """The policy answers by a bool or a symbol."""
     avals = [atom.aval for atom in equation.invars]
     answer = policy(equation.primitive, *avals, **equation.params)
     kind = type(answer).__name__
@@ -114,7 +129,7 @@ def choose_again(equation: Any, inputs: Sequence, kept: list | None, run: Callab
         return lax.switch(index, [branch(i) for i in range(len(branches))], *operands)
 
 
-def saving(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence) -> tuple[list, list]:
+def saving(policy: Policy, program: ClosedJaxpr, inputs: Sequence) -> tuple[list, list]:
     """Evaluate a program; return its results, and the values that the policy keeps."""
     saved: list = []
 
@@ -143,14 +158,14 @@ def saving(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence) -> t
             saved.append(kept)
             return outs
         outs = jx.bind(equation, given)
-        if saves(policy, equation):
+        if policy.saves(equation):
             saved.append(outs)
         return outs
 
     return walk(program, inputs, meet), saved
 
 
-def using(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence, saved: Iterator) -> list:
+def using(policy: Policy, program: ClosedJaxpr, inputs: Sequence, saved: Iterator) -> list:
     """Evaluate a program, except for the values that `saving` kept."""
 
     def meet(equation, given):
@@ -166,7 +181,7 @@ def using(policy: Callable | None, program: ClosedJaxpr, inputs: Sequence, saved
                 return using(policy, branch, given, iter(kept))
 
             return choose_again(equation, given, next(saved), chosen)
-        return next(saved) if saves(policy, equation) else jx.bind(equation, given)
+        return next(saved) if policy.saves(equation) else jx.bind(equation, given)
 
     return walk(program, inputs, meet)
 
@@ -204,14 +219,14 @@ def _saved_between(
     second: ClosedJaxpr,
     count: int,
     dot_avals: Sequence,
-    policy: Callable | None,
+    of_user: Callable | None,
 ) -> tuple[ClosedJaxpr, ClosedJaxpr]:
     """Let the second half compute the residuals again, except for those that the policy keeps.
 
     `first` gives `count` results, and then the residuals. The equations of the second program are
     linear in `x_dot` or do not read it, so that they can be transposed.
     """
-    info, inputs = first.jaxpr.debug_info, len(first.in_avals)
+    info, inputs, policy = first.jaxpr.debug_info, len(first.in_avals), Policy(of_user)
 
     def primal(*xs):
         outs, saved = saving(policy, first, xs)

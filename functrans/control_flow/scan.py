@@ -41,7 +41,7 @@ from functrans.programs.halves import (
 )
 from functrans.programs.live import settle, trimmed_step
 from functrans.programs.loops import evaluate, scan
-from functrans.programs.sums import sums_after
+from functrans.programs.sums import Sums, sums_after
 from functrans.reverse import transpose_jaxpr
 from functrans.rules import NotLinear, Rule, Trimmed, call
 from functrans.values import Flags
@@ -142,6 +142,50 @@ def two_loops(half: Halves, known: Any, linear: Any, finish: Callable, options: 
     return new_carry, ys, c_linear, y_linear
 
 
+class StepBack(NamedTuple):
+    """The transpose of a step: `(k, x, c_bar', y_bar) -> (k_bar, c_bar, x_bar)`."""
+
+    sums: Sums
+    moved: tuple[Flags, Flags]
+    """Which of the `k_bar`, and which of the `c_bar` and `x_bar`, are not known to be zero."""
+    avals: tuple[list, list]
+    """Their types."""
+
+    @classmethod
+    def of(cls, loop: Loop, linear: Sequence, moving: Flags) -> StepBack:
+        """`linear` says which of consts, carry and xs are linear, `moving` which ys have a
+        cotangent.
+
+        A carry that starts from a constant, usually zero, is linear in each step all the same.
+        """
+        in_body = (*linear[0], *[True] * loop.carry, *linear[2])
+        all_moving = (*[True] * loop.carry, *moving)
+        program, moved = transpose_jaxpr(loop.program, in_body, all_moving)
+        avals, count = values.pick(loop.program.in_avals, in_body), sum(linear[0])
+        kinds = ["const"] * (loop.consts - count) + ["step"] * (len(linear[2]) - sum(linear[2]))
+        kinds += ["carry"] * loop.carry + ["bar"] * sum(moving)
+        sums = sums_after(program, kinds, sum(moved[:count]), loop.options["length"])
+        return cls(sums, (moved[:count], moved[count:]), (avals[:count], avals[count:]))
+
+    def scan(self, loop: Loop, fixed: list, xs: list, c_bars: list, y_bars: list) -> tuple:
+        """Loop from the last step to the first; return `k_bar`, `c_bar` and `x_bar`."""
+        (k_moved, rest_moved), (k_avals, rest_avals), sums = self.moved, self.avals, self.sums
+
+        def body(state, step):
+            (c_bar, k_bars), (x, y_bar) = state, step
+            outs = iter(evaluate(sums.body, *fixed, *x, *c_bar, *y_bar))
+            k_bars = [values.add(k_bar, next(outs)) for k_bar in k_bars]
+            bars = [*map(values.instantiate, values.with_zeros(outs, rest_moved, rest_avals))]
+            return (bars[: loop.carry], k_bars), (bars[loop.carry :], list(outs))
+
+        summed = map(values.tangent_aval, values.pick(k_avals, k_moved))
+        starts = c_bars, [*map(values.zeros, sums.pick_stay([*summed]))]
+        options = loop.options | {"reverse": not loop.options["reverse"]}
+        (c_bars, k_bars), x_bars, later = sums.scan(body, starts, (xs, y_bars), options)
+        k_bars = values.merge(later, k_bars, sums.stay)
+        return values.with_zeros(k_bars, k_moved, k_avals), c_bars, x_bars
+
+
 class ScanRule(Rule):
     """Derives the body, and scans again."""
 
@@ -200,40 +244,14 @@ class ScanRule(Rule):
         (consts, carry, xs), flags = loop.parts(inputs), loop.parts(linear)
         if not all(values.is_differentiable(values.aval_of(c)) for c in carry):
             raise NotLinear.at(primitive, inputs)
-        # First derive the body. A carry that starts from a constant, usually zero, is linear in
-        # each step all the same.
-        in_body = (*flags[0], *[True] * loop.carry, *flags[2])
         c_bars, y_bars = cotangents[: loop.carry], cotangents[loop.carry :]
-        moving = (*[True] * loop.carry, *values.moving(y_bars))
-        program, moved = transpose_jaxpr(loop.program, in_body, moving)
-        in_consts = sum(flags[0])
-        k_moved, rest_moved = moved[:in_consts], moved[in_consts:]
-        fixed, k_symbols = values.part(consts, flags[0])
-        known_xs, _ = values.part(xs, flags[2])
-        y_bars = present(y_bars)
-        kinds = ["const"] * len(fixed) + ["step"] * len(known_xs)
-        kinds += ["carry"] * loop.carry + ["bar"] * len(y_bars)
-        sums = sums_after(program, kinds, sum(k_moved), loop.options["length"])
-        rest_avals = values.pick(loop.program.in_avals, in_body)[in_consts:]
-
-        def body(state, step):
-            (c_bar, k_bars), (x, y_bar) = state, step
-            outs = iter(evaluate(sums.body, *fixed, *x, *c_bar, *y_bar))
-            k_bars = [values.add(k_bar, next(outs)) for k_bar in k_bars]
-            x_bars = [*map(values.instantiate, values.with_zeros(outs, rest_moved, rest_avals))]
-            return (x_bars[: loop.carry], k_bars), (x_bars[loop.carry :], list(outs))
-
-        # Then loop backwards, and put the cotangents in the order of the inputs.
-        summed = [values.tangent_aval(k.aval) for k in values.pick(k_symbols, k_moved)]
-        starts = [*map(values.instantiate, c_bars)], [*map(values.zeros, sums.pick_stay(summed))]
-        options = loop.options | {"reverse": not loop.options["reverse"]}
-        (c_bar, k_bars), x_bars, later = sums.scan(body, starts, (known_xs, y_bars), options)
-        k_bars = values.merge(later, k_bars, sums.stay)
-        k_bars = values.with_zeros(k_bars, k_moved, [k.aval for k in k_symbols])
-        c_bars = [bar if flag else None for bar, flag in zip(c_bar, flags[1], strict=True)]
+        back = StepBack.of(loop, flags, values.moving(y_bars))
+        fixed, known_xs = values.part(consts, flags[0])[0], values.part(xs, flags[2])[0]
+        bars = [*map(values.instantiate, c_bars)], present(y_bars)
+        k_bars, c_bars, x_bars = back.scan(loop, fixed, known_xs, *bars)
         return [
             *values.merge([None] * len(fixed), k_bars, flags[0]),
-            *c_bars,
+            *[bar if flag else None for bar, flag in zip(c_bars, flags[1], strict=True)],
             *values.merge([None] * len(known_xs), x_bars, flags[2]),
         ]
 
