@@ -5,9 +5,9 @@
 1. **Train** a small convolutional classifier of handwritten digits (scikit-learn's 1,797 images)
    with Optax. The update step is compiled from `value_and_grad(jit(loss))`.
 2. **Cross-check** derivatives of the trained model against JAX's: their values and the call times.
-3. **Look inside**: what happens to one small function on the way to its gradient.
+3. **Look inside**: one small function on the way to its gradient.
 
-Here the reading ends; what part 3 shows begins in `tracer.py`.
+Here the reading ends; part 3 shows what begins in `tracer.py`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DEMO_PACKAGES = ("optax", "sklearn", "tqdm")
 Params = dict[str, dict[str, jax.Array]]
 
 
-# The model: ordinary JAX code, in which nothing knows of functrans.
+# The model: ordinary JAX code, which does not know functrans.
 
 
 def initial_params(key: jax.Array) -> Params:
@@ -110,7 +110,7 @@ def train(options: argparse.Namespace, digits: list[Any]) -> tuple[Params, float
     shuffle = np.random.default_rng(options.seed)
     epochs = tqdm(range(options.epochs), unit="epoch", disable=options.no_progress)
     for _ in epochs:
-        # The last, incomplete batch is left out: all batches have one shape, compiled once.
+        # Leave out the last, incomplete batch: all batches have one shape, compiled once.
         order = shuffle.permutation(len(images))
         for start in range(0, len(images) - options.batch_size + 1, options.batch_size):
             batch = order[start : start + options.batch_size]
@@ -123,7 +123,7 @@ def train(options: argparse.Namespace, digits: list[Any]) -> tuple[Params, float
 
 
 def jax_hvp(fun: Callable, x: Any, v: Any) -> Any:
-    """Return the Hessian-vector product that JAX has no function for."""
+    """Return JAX's Hessian-vector product, for which it has no function."""
     return jax.jvp(jax.grad(fun), (x,), (v,))[1]
 
 
@@ -192,7 +192,7 @@ def cross_check(params: Params, images: Any, labels: Any) -> bool:
 
 
 def show_programs() -> None:
-    """Print what `grad` makes of a small function: four programs, one after the other."""
+    """Print the four programs through which a small function becomes its gradient."""
 
     def g(x):
         return jnp.sum(x * jnp.sin(x))

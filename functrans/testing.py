@@ -1,15 +1,15 @@
 """Cross-checks: `(fun, inputs) -> report`, functrans against JAX and against finite differences.
 
-Forward mode is compared with a central difference along a direction `u`, and reverse mode with
+We compare forward mode with a central difference along a direction `u`, and reverse mode with
 forward mode by the equation that defines the transpose:
 
     J u ~ (f(x + h u) - f(x - h u)) / 2h            Re<w, J u> = Re<J^T w, u>
 
-with random `u` and `w`, in float64, where both sides agree to about nine digits.  A derivative of
-order `k` is compared with the difference of the one of order `k - 1`, which was itself compared
-before.  As in JAX, `<w, y>` is the sum of `w * y` without a conjugate, also for complex numbers.
+with random `u` and `w`, in float64, where both sides agree to about nine digits.  We compare a
+derivative of order `k` with the difference of the one of order `k - 1`, which passed the same test
+before.  As in JAX, `<w, y>` is the sum of `w * y` without a conjugate, even for complex numbers.
 
-JAX's own transforms are called here, and only here: to be compared with.
+Only this file and the demo call JAX's own transforms, and only to compare with them.
 
 Read next: `__main__.py`, all of it at work; or `tests/test_rules.py`, which sends every rule
 through this file.
@@ -38,7 +38,7 @@ Tree = Any
 
 
 class Row(NamedTuple):
-    """One comparison; the relative difference is to the largest entry of the same array."""
+    """One comparison; the relative difference refers to the largest entry of the same array."""
 
     transform: str
     against: str
@@ -143,7 +143,7 @@ def cross_check(
         with jax.enable_x64(True):
             wide = _widen(args)
             if references and jitted and types == _types(wide):
-                # It is compiled already, and what JAX's part of it costs is less than compiling.
+                # It is compiled already, and JAX's part of it costs less than compiling again.
                 evaluate = lambda *xs: both(*xs)[0]  # noqa: E731
             rows += _rows_against_differences(ours, evaluate, wide, seed, rtol, atol, eps)
     name = getattr(fun, "__name__", type(fun).__name__)
@@ -202,7 +202,7 @@ def _check_options(order: int, modes: Sequence[str], against: Sequence[str]) -> 
             )
 
 
-# The derivatives. `ad` is functrans or JAX: the two have the same signatures, which is the point.
+# The derivatives. `ad` is functrans or JAX: the two have the same signatures.
 
 
 def _jvp(ad: ModuleType, fun: Callable, key: tuple) -> Callable:
@@ -231,7 +231,7 @@ MODES = {"fwd": {"jvp": _jvp, "linearize": _linearize}, "rev": {"vjp": _vjp}}
 
 
 class _Derivative(NamedTuple):
-    """The transform `outer` of the derivative named `inner`, which is one level lower."""
+    """The transform `outer` of the derivative named `inner`, one level lower."""
 
     name: str
     level: int
@@ -258,7 +258,7 @@ def _tower(
             )
             for outer, transform in transforms.items()
             for inner in lower
-            if level == 1 or outer != "linearize"  # at order 1 it is like jvp, which goes on
+            if level == 1 or outer != "linearize"  # like jvp, which goes on to higher orders
         ]
         tower += here
         lower = [d for d in here if d.outer != "linearize"]
@@ -288,7 +288,7 @@ def _evaluator(ad: ModuleType, tower: list[_Derivative], jitted: bool) -> Callab
 
 
 def _both(ours: Callable, theirs: dict[str, Callable], jitted: bool) -> Callable:
-    """All results; in one program if `jitted`: XLA compiles once what several of them write."""
+    """All results; in one program if `jitted`, where XLA compiles common parts once."""
 
     def evaluate(*args):
         return ours(*args), {name: reference(*args) for name, reference in theirs.items()}
@@ -308,7 +308,7 @@ def _rows_against_differences(
     here = evaluate(*args)
     outputs = jax.tree.leaves(_inexact(here["value"]))
     precision = max((float(jnp.finfo(_dtype(y)).eps) for y in outputs), default=1e-16)
-    # A quotient is wrong by about h^2, and by (rounding error) / h: least in all for this step.
+    # A quotient is wrong by about h^2 + (rounding error) / h, which is least for this step.
     step = precision ** (1 / 3) if eps is None else eps
     rtol = 2 * precision**0.4 if rtol is None else rtol
     rows = []
@@ -335,7 +335,7 @@ def _dtype(x: Any) -> Any:
 
 
 def _types(tree: Tree) -> tuple:
-    """What a compiled program depends on."""
+    """The types and options on which a compiled program depends."""
     config: Any = jax.config
     leaves, structure = jax.tree.flatten(tree)
     return config.jax_enable_x64, structure, *map(jax.typeof, leaves)
@@ -365,7 +365,7 @@ def _widen(tree: Tree) -> Tree:
     return jax.tree.map(widen, tree)
 
 
-# By NumPy, since each operation of JAX is a program to compile, for each shape.
+# With NumPy, since JAX would compile a program for each operation and shape.
 
 
 def _move(tree: Tree, step: float, direction: Tree) -> Tree:
@@ -417,7 +417,7 @@ def _largest(x: np.ndarray) -> float:
     return float(np.max(np.abs(x), initial=0.0, where=np.isfinite(x)))
 
 
-# What two programs for the same number may differ by, as a multiple of the number.
+# The largest allowed difference of two programs for one number, as a multiple of the number.
 _RTOL = {"float64": 1e-9, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
@@ -448,7 +448,7 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _mismatch(got: Tree, want: Tree) -> str:
-    """How the two differ in structure, shape or dtype; empty if not at all."""
+    """How the two differ in structure, shape or dtype; empty if they do not."""
     if jax.tree.structure(got) != jax.tree.structure(want):
         return f"structure {jax.tree.structure(got)}, not {jax.tree.structure(want)}"
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):

@@ -1,9 +1,10 @@
-"""What the rules share: arithmetic with numbers, and how to find a primitive.
+"""Shared by the rules: arithmetic with numbers, and the search for primitives without a name.
 
     mul : (number or array, number or array) -> array
 
 where a Python number takes the type of the array beside it, so that `mul(2, x)` has the type of
-`x`, be it bfloat16 or complex.  (`2 * x` would do as well, and costs three times as much to trace.)
+`x`, such as bfloat16 or complex.  (`2 * x` has the same value, and costs three times as much to
+trace.)
 
 Read next: `elementwise.py`, the table of the textbooks.
 """
@@ -63,7 +64,7 @@ div = _with_numbers(lax.div)
 
 
 def along(tangents: Sequence, *slopes: Callable[[], Any]) -> Any:
-    """`sum_i slope_i x_i_dot`, in a custom_jvp rule; a slope is asked for if its input moves."""
+    """`sum_i slope_i x_i_dot`, in a custom_jvp rule; only the slopes of moving inputs run."""
     pairs = zip(slopes, tangents, strict=True)
     terms = [mul(slope(), dot) for slope, dot in pairs if type(dot) is not SymbolicZero]
     return functools.reduce(add, terms)
@@ -74,7 +75,7 @@ gt = _with_numbers(lax.gt)
 
 
 def aval_of(x: Any) -> Any:
-    """The type of a value, or of what a `Linear` stands for."""
+    """The type of a value or of a `Linear`."""
     return x.aval if type(x) is Linear else jax.typeof(x)
 
 
@@ -105,7 +106,7 @@ def where(mask: Any, value: float, x: Any) -> Any:
 
 
 def with_full_operands(partial: Callable) -> Callable:
-    """A partial derivative whose arguments all have the shape of the answer."""
+    """A partial derivative whose arguments all have the shape of the result."""
     return lambda y, *xs: partial(y, *(broadcast_to(x, jax.typeof(y)) for x in xs))
 
 

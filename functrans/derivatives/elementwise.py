@@ -2,10 +2,11 @@
 
     z = f(x_1, ..., x_n),        z_dot = sum_i x_i_dot * dz/dx_i
 
-A line declares `dz/dx_i` for each argument: a function of the answer and the arguments; or `1`,
-`-1`, or `LINEAR` (the operation itself, as for each factor of a product); or `None`, where there is
-none.  For a holomorphic function the complex derivative is the same formula; the few functions that
-are not holomorphic (abs, sign, conj, real, imag) are linear or have a jvp over the real numbers.
+A line declares `dz/dx_i` for each argument: a function of the result and the arguments; or `1`,
+`-1`, or `LINEAR` (the operation itself, as for each factor of a product); or `None`, for an
+argument without one.  For a holomorphic function the complex derivative has the same formula; the
+few that are not holomorphic (abs, sign, conj, real, imag) are linear or have a jvp over the real
+numbers.
 
 Read next: `shape.py`, operations that move elements; or, in a first reading, `../linearize.py`.
 """
@@ -52,14 +53,14 @@ from functrans.rules import (
 
 # ---- how a derivative stays exact ----------------------------------------------------------------
 #
-# A formula may have the right value and cancel where it is differentiated: of (1 - x)(1 + x), which
-# is exact next to 1, the derivative (1 - x) - (1 + x) is lost near 0.  Then one formula gives the
-# value, as a constant, and another one, that is zero but for its derivative, is added.  And where a
-# square would leave the range of numbers, a constant scale takes everything near 1.
+# A formula may have the right value and a derivative that cancels: (1 - x)(1 + x) is exact next to
+# 1, but its derivative (1 - x) - (1 + x) is lost near 0.  Then one formula gives the value, as a
+# constant, and we add another one, which is zero except for its derivative.  And where a square
+# would leave the range of numbers, a constant scale brings everything near 1.
 
 
 def rise_of_square(x):
-    """`x^2 - c^2` at `c = x`: zero, whatever is rounded, with the derivatives of the square."""
+    """`x^2 - c^2` at `c = x`: zero, in spite of rounding, with the derivatives of the square."""
     c = lax.stop_gradient(x)
     return mul(sub(x, c), add(x, c))
 
@@ -79,7 +80,7 @@ def times_i(x):
 elementwise(lax.neg_p, -1)
 elementwise(lax.add_p, 1, 1)
 elementwise(lax.sub_p, 1, -1)
-# x = n y + z with n a whole number that does not change nearby, so dz = dx - n dy.
+# x = n y + z with a whole number n that is constant nearby, so dz = dx - n dy.
 elementwise(lax.rem_p, 1, lambda z, x, y: neg(lax.round(div(sub(x, z), y))))
 elementwise(lax.square_p, lambda y, x: mul(2, x))
 elementwise(lax.sqrt_p, lambda y, x: div(0.5, y))
@@ -91,9 +92,9 @@ elementwise(
 )
 
 
-# z y = x  =>  z_dot = x_dot / y - z (y_dot / y), which keeps the quotient and the divisor alone.
+# z y = x  =>  z_dot = x_dot / y - z (y_dot / y), which keeps only the quotient and the divisor.
 # (x_dot - z y_dot) / y looks simpler, but its transpose divides once for both cotangents, and XLA
-# then writes out y where it is broadcast, as the sum in a softmax is. A transformer's gradient
+# then writes out y if it is a broadcast, such as the sum in a softmax. A transformer's gradient
 # takes 8% less memory and time this way.
 def quotient_jvp(primals, tangents):
     (x, y), (x_dot, y_dot) = primals, tangents
@@ -113,7 +114,7 @@ elementwise(one_minus_square_p, lambda y, x: mul(-2, x))
 
 
 class Product(Elementwise):
-    """A product may be asked for in another type, `out_dtype`, than that of its factors."""
+    """A product may have another type, `out_dtype`, than its factors."""
 
     def transpose(self, primitive, cotangents, inputs, params):
         factor = next(x for x in inputs if type(x) is Linear)
@@ -130,14 +131,14 @@ call(lax.mul_p, Product([LINEAR, LINEAR]))
 #
 #     d^n/dx^n d^k/dy^k x^y  =  x^(y-n) sum_j  binomial(k, j) log(x)^(k-j) d^j/dy^j (y)_n
 #
-# At x = 0 each is its limit from the right. A guard against 0 * inf in each by itself would have a
-# wrong derivative, and so the family says what its derivatives are.
+# At x = 0 each is its limit from the right. A guard against 0 * inf in each of them would have a
+# wrong derivative, so the family declares its own derivatives.
 @partial(custom_jvp, nondiff_argnums=(0, 1))
 def power_derivative(n, k, x, y):
     power, log_x, zeros = lax.pow(x, sub(y, n)), log(x), zeros_like(x)
     terms = [mul(comb(k, j), falling_factorial(y, n, j)) for j in range(min(n, k) + 1)]
     factor = reduce(add, [times_power(t, log_x, k - j) for j, t in enumerate(terms)])
-    # For x -> 0 the highest power of the logarithm prevails, of those whose factor is not 0.
+    # For x -> 0 the highest power of the logarithm with a nonzero factor prevails.
     limit, log_0 = zeros, lax.full_like(x, -inf)
     for j, term in reversed(list(enumerate(terms))):
         limit = select_n(eq(term, 0), times_power(term, log_0, k - j), limit)
@@ -168,7 +169,7 @@ def times_power(x, y, n):
     return mul(x, lax.integer_pow(y, n)) if n else x
 
 
-# An exponent that is a whole number has no derivative, and the guard none that could be wrong.
+# An integer exponent has no derivative, and so the guard has no wrong one.
 def pow_by_base(z, x, y):
     if aval_of(y).dtype.kind in "iu":
         lowered = select_n(eq(y, 0), sub(y, 1), lax.full_like(y, 1))
@@ -205,7 +206,7 @@ general(polynomial_p, polynomial_jvp)
 
 elementwise(lax.exp_p, lambda y, x: y)
 elementwise(lax.exp2_p, lambda y, x: mul(log_of(2), y))
-# Not y + 1, which for x << 0 is lost in y = -1.
+# Not y + 1, which is lost for x << 0, where y = -1.
 elementwise(lax.expm1_p, lambda y, x: lax.exp(x))
 elementwise(lax.log_p, lambda y, x: div(1, x))
 elementwise(lax.log1p_p, lambda y, x: div(1, add(x, 1)))
@@ -218,7 +219,7 @@ elementwise(log2_p, lambda y, x: div(1 / log_of(2), x))
 elementwise(lax.sin_p, lambda y, x: cos(x))
 elementwise(lax.cos_p, lambda y, x: neg(sin(x)))
 elementwise(lax.sinh_p, lambda y, x: cosh(x))
-# i sinh(x) = sin(i x), which for complex numbers is the more exact of the two.
+# i sinh(x) = sin(i x), the more exact of the two for complex numbers.
 elementwise(lax.cosh_p, lambda y, x: neg(times_i(sin(times_i(x)))) if is_complex(x) else sinh(x))
 
 
@@ -275,7 +276,7 @@ elementwise(lax.logistic_p, logistic_slope)
 
 
 # 1 - x^2 = s^2 (r^2 - (x/s)^2) with r = 1/s, without the cancellation near 1, and with a derivative
-# that has none near 0. The scale s is 1, or the size of a complex number far out.
+# without one near 0. The scale s is 1, or the size of a complex number far out.
 def one_minus_square(x):
     """`r, r^2 - (x/s)^2`"""
     r: Any = 1
@@ -342,8 +343,8 @@ elementwise(lax.acosh_p, acosh_slope)
 elementwise(lax.atanh_p, atanh_slope)
 
 
-# The scale is the larger argument, or near it, so that its inverse is a normal number as well. (To
-# divide by the scale would not do: of a quotient of quotients XLA makes one, by the product of the
+# The scale is the larger argument, or near it, so that its inverse is a normal number too. (We
+# cannot divide by the scale: XLA turns a quotient of quotients into one, by the product of the
 # divisors, which is as large as a square.)
 def angle_slope(x, y):
     """`y / (x^2 + y^2)`"""
@@ -358,7 +359,7 @@ elementwise(lax.atan2_p, lambda z, x, y: angle_slope(x, y), lambda z, x, y: neg(
 # ---- extrema and selection -----------------------------------------------------------------------
 
 
-# 1 where x is the answer, 0 where the other argument is, and 1/2 where both are.
+# 1 where x is the result, 0 where the other argument is, and 1/2 where both are.
 def is_the_answer(z, x, other):
     return select_n(eq(x, other), indicator(eq(x, z), z), lax.full_like(z, 0.5))
 
@@ -432,7 +433,7 @@ def nonzero(size):
     return select_n(eq(size, 0), size, lax.full_like(size, 1))
 
 
-# The sign of z, but for JAX 0.10, which takes the derivative of a sign for zero.
+# The sign of z, written out, since JAX 0.10 takes the derivative of a sign for zero.
 def unit(z, size):
     return lax.complex(div(lax.real(z), size), div(lax.imag(z), size))
 

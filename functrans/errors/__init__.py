@@ -1,4 +1,4 @@
-"""What functrans says to people: what was wrong with an argument, and what to do about it.
+"""The messages of functrans: what was wrong with an argument, and what to do about it.
 
-Read next: `checks.py`, what a user may pass.
+Read next: `checks.py`, the checks of a user's arguments.
 """

@@ -1,9 +1,9 @@
-"""What a user may pass, and what to say when it was something else.
+"""The checks of a user's arguments, and the messages for those that fail.
 
 Each check returns the value in the form that the transforms use, or raises the type of exception
 that JAX raises for the same mistake.
 
-Read next: `wording.py`, what is said of an argument that cannot be differentiated.
+Read next: `wording.py`, the message about an argument that has no derivative.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from functrans.errors.structures import compared, described
 from functrans.values import Zero
 
 Named = Callable[[], Iterator[tuple[str, Any]]]
-"""Lists leaves with the names by which a user knows them; a message asks for it."""
+"""Lists leaves with the names by which a user knows them, if a message needs it."""
 
 
 def is_function(name: str, fun: Any) -> None:
@@ -39,7 +39,7 @@ def is_function(name: str, fun: Any) -> None:
 
 
 def type_of(name: str, x: Any) -> Any:
-    """The abstract value of an argument, which may also have a `shape` and a `dtype` alone."""
+    """The abstract value of an argument, which may have just a `shape` and a `dtype`."""
     if not values.is_value(x) and hasattr(x, "shape") and hasattr(x, "dtype"):
         return jax.make_jaxpr(lambda y: y)(x).in_avals[0]
     if not values.is_value(x):
@@ -152,7 +152,7 @@ def tangents(
 
 
 class LinearCall(NamedTuple):
-    """What is said, and raised, when a linear function is called with a wrong argument."""
+    """The error for a call of a linear function with a wrong argument."""
 
     name: str
     argument: str
@@ -166,7 +166,7 @@ TRANSPOSE = LinearCall("the transpose", "cotangent", TypeError, TypeError)
 
 
 def linear_input(call: LinearCall, in_tree: Any, avals: Sequence, given: Any) -> list:
-    """The leaves of what a linear function is called with; a `Zero` where it is a `float0`."""
+    """The leaves of the arguments of a linear function, with a `Zero` for a `float0`."""
     leaves, given_tree = tree.flatten(given)
     if given_tree != in_tree:
         is_nothing = call is not PUSHFORWARD and in_tree == tree.structure(None)
@@ -175,7 +175,7 @@ def linear_input(call: LinearCall, in_tree: Any, avals: Sequence, given: Any) ->
             f"{call.name} expects an argument of the structure "
             f"{compared(in_tree, given_tree)}{hint}"
         )
-    # As in JAX, a pullback does not look at what is given for an integer output.
+    # As in JAX, a pullback does not look at the cotangent of an integer output.
     pairs = zip(avals, leaves, strict=True)
     leaves = [Zero(a) if call is PULLBACK and a.dtype == float0 else x for a, x in pairs]
     error = call.type_error
@@ -185,7 +185,7 @@ def linear_input(call: LinearCall, in_tree: Any, avals: Sequence, given: Any) ->
 def _typed(
     what: str, avals: Sequence, leaves: Sequence, given: Any, dtype_error: type, shape_error: type
 ) -> list:
-    """The leaves, which must have these types; a `Zero` where that of an integer's tangent is."""
+    """The leaves, which must have these types, with a `Zero` for an integer's tangent."""
     for i, (aval, x) in enumerate(zip(avals, leaves, strict=True)):
         if type(x) is Zero:
             continue
@@ -209,7 +209,7 @@ def linear_types(avals: Sequence) -> None:
 
 
 def rule_result(primitive: Any, returned: Any) -> tuple[list, list]:
-    """What a rule that is a jvp returns: results and tangents of their types."""
+    """The results of a jvp rule, and tangents of their types."""
     name = f"the rule of '{primitive}'"
     if not isinstance(returned, (tuple, list)) or len(returned) != 2:
         raise TypeError(f"{name} must return a pair (results, tangents), but got {returned!r}")
@@ -225,7 +225,7 @@ def rule_result(primitive: Any, returned: Any) -> tuple[list, list]:
     return outs, tangents_out
 
 
-# ---- what is differentiated ----------------------------------------------------------------------
+# ---- differentiable arguments --------------------------------------------------------------------
 
 
 def numbers(
@@ -237,7 +237,7 @@ def numbers(
     complex_too: bool = False,
     allow_int: bool = False,
 ) -> None:
-    """Check that inputs or outputs have a dtype for which the derivative is defined."""
+    """Check that inputs or outputs have a dtype with a derivative."""
 
     def wrong(x: Any) -> bool:
         aval = jax.typeof(x) if values.is_value(x) else None
@@ -259,7 +259,7 @@ def _fits(aval: Any, holomorphic: bool, complex_too: bool, allow_int: bool) -> b
 
 
 def inputs(name: str, fun: Callable, argnums: Any, args: tuple, given: tuple, *allowed: bool):
-    """Check the arguments that are differentiated; `allowed` goes to `numbers`."""
+    """Check the arguments with respect to which to differentiate; `allowed` goes to `numbers`."""
 
     def named() -> Iterator[tuple[str, Any]]:
         chosen = positions(name, argnums, len(args))
@@ -269,7 +269,7 @@ def inputs(name: str, fun: Callable, argnums: Any, args: tuple, given: tuple, *a
 
 
 def outputs(name: str, out: Any, holomorphic: bool) -> None:
-    """Check what is differentiated in reverse mode."""
+    """Check the outputs that reverse mode differentiates."""
     if not tree.leaves(out):
         raise ValueError(
             f"{name} needs a function that returns arrays, but it returned {wording.returned(out)}"

@@ -1,4 +1,4 @@
-"""Where in the user's code: the line that a message names, and the function that this line calls.
+"""The line of the user's code that a message names, and the function that this line calls.
 
     user_line : () -> "file:line (function)"
 
@@ -53,7 +53,7 @@ def _is_users(file: str) -> bool:
 
 
 def in_place_of_numpy() -> str:
-    """What to write for the function of NumPy or of `math` that the user's line calls, if any."""
+    """The replacement for a function of NumPy or of `math` that the user's line calls, if any."""
     frame = _user_frame()
     name = _called(frame) if frame else ""
     if not frame or not name:

@@ -1,6 +1,6 @@
-"""What is said of names of values that are not there, or that no derivative reaches.
+"""The messages about names of values that do not exist, or that no derivative reaches.
 
-Read next: `lines.py`, how a user's line is found.
+Read next: `lines.py`, the user's line.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def have_tangents(name: str, labels: Sequence[str], avals: Sequence) -> None:
 
 
 def hidden(labels: Sequence[str], primitive: Primitive) -> ValueError:
-    """For a name inside of an equation that is not bound again with other programs."""
+    """The error for a name inside an equation that does not take other programs."""
     where, why = f"'{primitive}'", "whose derivative is not that of the program inside"
     if str(primitive) == "while":
         where, why = "a while_loop", "which has no number of steps to stack them by. Use a scan"

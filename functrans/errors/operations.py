@@ -1,8 +1,8 @@
-"""What is said of an operation that has no derivative, or not this one, and of a traced value.
+"""The messages about an operation without the derivative that was asked for, and a traced value.
 
 Each message names the user's line.
 
-Read next: `names.py`, what is said of names.
+Read next: `names.py`, the messages about names.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from functrans.errors.tracebacks import ENDED
 
 
 class NotLinear(TypeError, NotImplementedError):  # JAX raises the latter
-    """An equation is not linear in an input with respect to which it was to be transposed."""
+    """An equation is not linear in an input with respect to which to transpose it."""
 
     @classmethod
     def at(cls, primitive: Primitive, operands: Sequence = ()) -> NotLinear:
-        """`operands` are `Linear` where the equation is not linear in them."""
+        """`operands` are `Linear` if the equation is not linear in them."""
         which = [i for i, flag in enumerate(values.linear(operands)) if flag]
         said = [f"operand {i} ({operands[i].aval.str_short()})" for i in which]
         whole = f"it is not linear in {' and '.join(said) or 'its input'}"
@@ -114,7 +114,7 @@ def no_transpose_solve() -> TypeError:
 
 
 def staged_value(source: Any) -> str:
-    """What JAX's errors say besides, where Python needs the value of a tracer of a jaxpr."""
+    """The addition to JAX's error, if Python needs the value of a tracer of a jaxpr."""
     line = source_info_util.summarize(source or source_info_util.current())
     origin = f"was traced, not computed, at {line}" if line else "is traced, and not computed"
     return dual_value() or (
@@ -125,6 +125,6 @@ def staged_value(source: Any) -> str:
 
 
 def dual_value() -> str:
-    """The same of a tracer that carries a primal and a tangent, whose value Python can see."""
+    """The same for a tracer with a primal and a tangent, whose value Python can see."""
     better = in_place_of_numpy()
     return f"\n{better}" if better else ""

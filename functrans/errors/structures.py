@@ -1,8 +1,8 @@
-"""How a message shows a pytree and names its leaves, as a user writes them.
+"""Pytrees in messages, shown as a user writes them, and the names of their leaves.
 
     shown :  structure -> "{'w': *, 'b': (*, *)}"           named : argument, leaf -> "p['w']"
 
-Read next: `tracebacks.py`, which frames of an error are shown.
+Read next: `tracebacks.py`, the frames that an error shows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax import tree
 from jax.tree_util import keystr, tree_flatten_with_path
 
 LONGEST = 160
-"""The most characters that a structure is shown in; of a longer one, what is different."""
+"""A message shows a structure up to this many characters; of a longer one, the difference."""
 
 
 class _Leaf:
@@ -29,14 +29,14 @@ def shown(structure: Any) -> str:
     """A structure, with a star for each leaf."""
     try:
         text = repr(tree.unflatten(structure, [_Leaf()] * structure.num_leaves))
-    except Exception:  # of a node that takes nothing but arrays
+    except Exception:  # from a node that takes only arrays
         text = str(structure).removeprefix("PyTreeDef(").removesuffix(")")
     text = " ".join(text.split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def described(x: Any) -> str:
-    """A value that was passed or returned, by its type or, if it is short, as it is."""
+    """A value that was passed or returned: its text if that is short, else its type."""
     if isinstance(x, jax.Array) or getattr(x, "ndim", 0):
         return f"an array, {jax.typeof(x).str_short()}"
     return "None" if x is None else f"{reprlib.repr(x)} of type {type(x).__name__}"
@@ -78,7 +78,7 @@ def parameter(fun: Callable, position: int) -> str:
     """The name that a function gives to the argument at a position."""
     try:
         parameters = inspect.signature(fun).parameters.values()
-    except (TypeError, ValueError):  # of a function that is not written in Python
+    except (TypeError, ValueError):  # from a function that is not written in Python
         parameters = ()
     for i, parameter in enumerate(parameters):
         if parameter.kind is parameter.VAR_POSITIONAL:

@@ -1,11 +1,11 @@
-"""Tracebacks that show the user's frames: those of functrans and of JAX are left out.
+"""Tracebacks with the user's frames, without those of functrans and of JAX.
 
-    shorten : error -> error, in which the path from the mistake to the call is the user's own code
+    shorten : error -> error, whose path from the mistake to the call is the user's own code
 
 JAX does so for its own frames. As there, `JAX_TRACEBACK_FILTERING=off` in the environment (or
 `jax.config.update("jax_traceback_filtering", "off")`) shows all of them.
 
-Read next: `../explain/__init__.py`, what one may want to see.
+Read next: `../explain/__init__.py`, tables and pictures of derivatives.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ENDED = (
 
 
 def shorten(error: BaseException) -> None:
-    """Leave our frames out of the traceback of an exception, and of what caused it."""
+    """Leave our frames out of the traceback of an exception, and of its causes."""
     if isinstance(error, jax.errors.UnexpectedTracerError) and "nondiff_argnums" not in str(error):
         noted = getattr(error, "__notes__", [])
         if ENDED not in noted:
@@ -65,6 +65,6 @@ def with_short_traceback(fun: Callable[P, R]) -> Callable[P, R]:
             shorten(error)
             raise
 
-    # What the function says that it wraps, the wrapper says too.
+    # If the function says that it wraps another one, so does the wrapper.
     wrapper.__wrapped__ = getattr(fun, "__wrapped__", fun)
     return wrapper

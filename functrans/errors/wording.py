@@ -1,6 +1,6 @@
-"""What is said of an argument, or a result, that cannot be differentiated: what it is, what to do.
+"""The message about an argument or a result without a derivative: what it is, and what to do.
 
-Read next: `operations.py`, what is said of an operation that has no derivative.
+Read next: `operations.py`, the messages about an operation without a derivative.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def wrong_type(label: str, aval: Any, got: Any) -> str:
 
 
 def wrong_number(name: str, what: str, label: str, x: Any, holomorphic: bool) -> TypeError:
-    """`what` is "inputs" or "outputs", and `label` is the name of the one that is `x`."""
+    """`what` is "inputs" or "outputs", and `label` the name of `x`."""
     if not values.is_value(x):
         return not_a_value(name, x, label)
     aval = jax.typeof(x)
