@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pygraphviz
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 import functrans as ft
-from functrans.explain import EvaluationTable, evaluation_table, graph
+from functrans.explain import EvaluationTable, blame, evaluation_table, graph, play
 from functrans.explain.export import latex, plain_latex
 from functrans.explain.notation import marked, value
 
@@ -431,6 +432,19 @@ MISTAKES: dict[str, tuple[Callable, type, str]] = {
         ValueError,
         "adjoints=True",
     ),
+    "unfold": (
+        lambda: play(loss, 2.0, 5.0, unfold=["scan"]),
+        ValueError,
+        r"play: unfold must be .*'indices'\), but it has 'scan'",
+    ),
+    **{
+        f"no return, {show.__name__}": (
+            lambda show=show: show(lambda x: None, 2.0),
+            ValueError,
+            rf"{show.__name__} needs .* returned None: is a `return` missing\?",
+        )
+        for show in (evaluation_table, graph, play, blame, ft.saved_residuals)
+    },
     "ending": (lambda: graph(loss, 2.0, 5.0).save("x.gif"), ValueError, r"\.svg, \.png"),
 }
 
@@ -482,6 +496,31 @@ def test_a_table_in_a_narrow_terminal(width: int) -> None:
     for row in table.rows:
         assert row.value is None or value(row.value) in text
         assert row.derivative is None or value(row.derivative, is_brief=True) in text
+
+
+def perceptron(weights, biases, x, target):
+    for w, b in zip(weights, biases, strict=True):
+        x = jnp.tanh(x @ w + b)
+    return jnp.mean((x - target) ** 2)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("mode", ["fwd", "rev"])
+def test_a_row_of_a_perceptron_is_one_line(width: int, mode: str, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    weights = [jnp.full((3, 5), 0.3), jnp.full((5, 2), 0.3)]
+    args = (weights, [jnp.ones(5), jnp.ones(2)], jnp.ones((4, 3)), jnp.zeros((4, 2)))
+    table = evaluation_table(perceptron, *args, mode=mode)
+    text, grids = str(table), table.grids()
+    rules = sum(3 + len(set(grid.parts)) - 1 for grid in grids)
+    captions = sum(1 + bool(grid.caption) for grid in grids)
+    assert len(text.splitlines()) == 1 + len(table.rows) + rules + captions + len(table.notes)
+    assert max(map(cell_len, text.splitlines())) <= width
+    assert ("return jnp.m" in text) == (width == 120 or mode == "rev")
+    beside = str(evaluation_table(perceptron, *args, mode="rev", layout="side by side"))
+    assert max(map(cell_len, beside.splitlines())) <= width
+    for row in table.rows:  # no number is cut
+        assert mode == "fwd" or value(row.derivative, is_brief=True) in beside
 
 
 def test_a_table_in_a_notebook() -> None:

@@ -271,9 +271,7 @@ def inputs(name: str, fun: Callable, argnums: Any, args: tuple, given: tuple, *a
 def outputs(name: str, out: Any, holomorphic: bool) -> None:
     """Check the outputs that reverse mode differentiates."""
     if not tree.leaves(out):
-        raise ValueError(
-            f"{name} needs a function that returns arrays, but it returned {wording.returned(out)}"
-        )
+        raise wording.no_array(name, out)
     numbers(name, "outputs", out, lambda: structures.leaves("the output", out), holomorphic)
 
 

@@ -31,6 +31,12 @@ def returned(out: Any) -> str:
     return f"None{NO_RETURN}" if out is None else shown(tree.structure(out))
 
 
+def no_array(name: str, out: Any) -> ValueError:
+    return ValueError(
+        f"{name} needs a function that returns arrays, but it returned {returned(out)}"
+    )
+
+
 def not_a_scalar(name: str, out: Any) -> TypeError:
     is_array = values.is_value(out)
     got = f"the shape {jax.typeof(out).shape}" if is_array else returned(out)

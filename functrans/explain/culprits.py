@@ -18,29 +18,22 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax import lax, tree
-from jax.extend import source_info_util
+from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
-from jax.extend.core.primitives import cond_p, remat_p, scan_p
 from jax.tree_util import keystr
 
 from functrans import jaxpr as jx
 from functrans import values
 from functrans.control_flow.base import CallRule
-from functrans.control_flow.calls import InlinedRule
-from functrans.control_flow.scan import Loop as Scan
-from functrans.control_flow.while_loop import Loop as While
-from functrans.errors import checks
 from functrans.errors.lines import user_line
 from functrans.explain import notation, steps
 from functrans.explain.notation import Text
-from functrans.explain.planning import known
-from functrans.explain.records import Number, Step, Variable
-from functrans.flat import Flat
+from functrans.explain.planning import staged
+from functrans.explain.records import Number, Places, Step, Variable
+from functrans.explain.unfolding import Unfolded, every_round, unfold
 from functrans.linearize import LinearProgram
 from functrans.reverse import transpose_jaxpr
 from functrans.rules import RULES
-from functrans.tracer import stage
 from functrans.values import Flags
 
 
@@ -122,171 +115,90 @@ def blame(fun: Callable, *args: Any, mode: str = "rev") -> Blame:
     >>> blame(f, 1.0)
     no nan and no infinity in the values and adjoints
     """
-    checks.is_function("blame", fun)
     if mode not in ("rev", "fwd"):
         raise ValueError(f'blame: mode must be "rev" or "fwd", but it is {mode!r}')
-    paths, in_tree = tree.flatten_with_path(args)
-    leaves = [known(x) for _, x in paths]
-    flat, avals = Flat(fun, in_tree), [checks.type_of("blame", x) for x in leaves]
+    function, paths, leaves, program = staged("blame", fun, args)
     if any(isinstance(x, jax.core.Tracer) for x in leaves):
         raise TypeError("blame: an argument has no value, as inside jit: call it outside")
-    program, _ = stage(flat, avals, jx.debug_info("blame", fun))
     with jax.core.eval_context():
-        run = _Run(mode)
-        inputs = [run.input(*pair) for pair in zip(avals, leaves, strict=True)]
-        for (path, _), variable in zip(paths, inputs, strict=True):
-            if run.culprit is None and not _finite(variable.value):
-                i = _first(variable.value)
-                made = _at(variable.value, i)
-                name = f"the argument {keystr(path)} of {jx.name_of(fun)}"
-                run.culprit = Culprit("value", name, "the call", "", made, "it was passed", "")
-        results = run.program(program, inputs, (), None)
-        derivative = run.pushed() if mode == "fwd" else run.pulled(results)
+        run = _Run(unfold(program, leaves, lambda *_: True, every_round), leaves, mode)
+        value = next(_passed(function.fun, paths, leaves), None) or run.evaluated()
+        derivative = run.pushed() if mode == "fwd" else run.pulled()
     searched = "values and tangents" if mode == "fwd" else "values and adjoints"
-    return Blame(run.culprit, derivative, searched)
+    return Blame(value, derivative, searched)
+
+
+def _passed(fun: Callable, paths: Sequence, leaves: Sequence) -> Iterator[Culprit]:
+    """The arguments that are not finite themselves."""
+    for path, x in zip(paths, leaves, strict=True):
+        if not _finite(x):
+            name = f"the argument {keystr(path)} of {jx.name_of(fun)}"
+            yield Culprit("value", name, "the call", "", _at(x, _first(x)), "it was passed", "")
 
 
 # ---- the run -------------------------------------------------------------------------------------
 
 
 class Done(NamedTuple):
-    """A step that has been evaluated, and where."""
+    """A step that has been evaluated, and its linear part."""
 
     step: Step
     linear: LinearProgram | None
-    inside: tuple
-    source: Any
 
 
 class _Run:
-    """A program, evaluated equation by equation; calls are opened."""
+    """A program that has been opened, evaluated equation by equation."""
 
-    def __init__(self, mode: str):
-        self.mode = mode
-        self.done: list[Done] = []
-        self.culprit: Culprit | None = None
+    def __init__(self, unfolded: Unfolded, leaves: Sequence, mode: str):
+        jaxpr, self.mode = unfolded.program.jaxpr, mode
+        given = [*jaxpr.invars, *jaxpr.constvars], [*leaves, *unfolded.program.consts]
+        pairs = zip(*given, strict=True)
+        self.variables: dict = {var: Variable("", var.aval, value=x) for var, x in pairs}
+        for variable in map(self.variables.__getitem__, jaxpr.invars):
+            variable.moves = values.is_differentiable(variable.aval)
+            if mode == "fwd" and variable.moves:
+                variable.tangent = lax.full(variable.aval.shape, 1, variable.aval.dtype)
+        pairs = zip(jaxpr.eqns, unfolded.places, strict=True)
+        self.done = [self.evaluate(equation, places) for equation, places in pairs]
+        self.results = [*map(self.read, jaxpr.outvars)]
 
-    def input(self, aval: Any, value: Any) -> Variable:
-        variable = self.constant(value, aval)
-        variable.moves = values.is_differentiable(aval)
-        if self.mode == "fwd" and variable.moves:
-            variable.tangent = lax.full(aval.shape, 1, aval.dtype)
-        return variable
+    def read(self, atom: jx.Atom) -> Variable | Number:
+        return Number(atom.val, atom.aval) if isinstance(atom, Literal) else self.variables[atom]
 
-    def constant(self, value: Any, aval: Any = None) -> Variable:
-        return Variable("", aval or jax.typeof(value), value=value)
+    def evaluate(self, equation: JaxprEqn, places: Places) -> Done:
+        outputs = [Variable("", var.aval) for var in equation.outvars]
+        step = Step(equation, [*map(self.read, equation.invars)], outputs, "", places)
+        self.variables.update(zip(equation.outvars, outputs, strict=True))
+        return Done(step, steps.evaluate_step(step, self.mode))
 
-    def program(self, program: ClosedJaxpr, inputs: Sequence, inside: tuple, source: Any) -> list:
-        """The results of a program, as variables."""
-        jaxpr = program.jaxpr
-        found: dict = dict(zip(jaxpr.constvars, map(self.constant, program.consts), strict=True))
-        found |= zip(jaxpr.invars, inputs, strict=True)
-
-        def read(atom: jx.Atom) -> Variable | Number:
-            return Number(atom.val, atom.aval) if type(atom) is Literal else found[atom]
-
-        for equation in jaxpr.eqns:
-            xs = [*map(read, equation.invars)]
-            has_line = source_info_util.summarize(equation.source_info)
-            here = equation.source_info if has_line or source is None else source
-            outs = self.opened(equation, xs, inside, here)
-            if outs is None:
-                outs = self.leaf(equation, xs, inside, here)
-            found.update(zip(equation.outvars, outs, strict=True))
-        return [*map(read, jaxpr.outvars)]
-
-    def leaf(self, equation: JaxprEqn, xs: list, inside: tuple, source: Any) -> list:
-        step = Step(equation, xs, [Variable("", v.aval) for v in equation.outvars], "")
-        linear = steps.evaluate_step(step, self.mode)
-        done = Done(step, linear, inside, source)
-        self.done.append(done)
-        if self.culprit is None:
-            given = [x.value for x in xs]
-            made = (_value(done, y) for y in step.outputs if _is_new(y.value, given))
-            self.culprit = next(made, None)
-        return step.outputs
-
-    # Calls: a program runs inside of another, and what it is given and gives are its variables.
-
-    def opened(self, equation: JaxprEqn, xs: list, inside: tuple, source: Any) -> list | None:
-        primitive, params, rule = equation.primitive, equation.params, RULES.get(equation.primitive)
-        if primitive is scan_p:
-            return self.scan(Scan.of(params), xs, inside, source)
-        if primitive in While.primitives:
-            return self.loop(While.of(params), xs, inside, source)
-        if primitive is cond_p:
-            i = int(np.clip(xs[0].value, 0, len(params["branches"]) - 1))
-            within = (*inside, f"branch {i} of cond")
-            return self.program(params["branches"][i], xs[1:], within, source)
-        if isinstance(rule, InlinedRule) and type(rule) is InlinedRule:
-            return self.program(rule.program(params), xs, inside, source)
-        if isinstance(rule, CallRule) and (primitive is remat_p or "jaxpr" in params):
-            bodies = rule.bodies(params)
-            if len(bodies) == 1 and len(bodies[0].in_avals) == len(xs) and "mesh" not in params:
-                called = f"{primitive.name} of {notation.called(equation)}"
-                within = (*inside, "checkpoint" if primitive is remat_p else called)
-                return self.program(bodies[0], xs, within, source)
+    def evaluated(self) -> Culprit | None:
+        """The first culprit in the values."""
+        for step, _ in self.done:
+            given = [x.value for x in step.inputs]
+            for y in step.outputs:
+                if _is_new(y.value, given):
+                    return _value(step, y)
         return None
-
-    def scan(self, loop: Scan, xs: list, inside: tuple, source: Any) -> list:
-        consts, carry, columns = loop.parts(xs)
-        order = range(loop.options["length"])
-        rows = []
-        for i in reversed(order) if loop.options["reverse"] else order:
-            step = [self.written(_row, [x, self.constant(np.int32(i))], source)[0] for x in columns]
-            given, within = [*consts, *carry, *step], (*inside, f"step {i} of scan")
-            outs = self.program(loop.program, given, within, source)
-            carry = outs[: loop.carry]
-            rows.append(outs[loop.carry :])
-        if loop.options["reverse"]:
-            rows.reverse()
-        if not rows:
-            rows_of: list[Any] = loop.program.out_avals[loop.carry :]
-            empty = [jnp.zeros((0, *aval.shape), aval.dtype) for aval in rows_of]
-            return [*carry, *map(self.constant, empty)]
-        return [
-            *carry,
-            *(self.written(_stacked, [*ys], source)[0] for ys in zip(*rows, strict=True)),
-        ]
-
-    def loop(self, loop: While, xs: list, inside: tuple, source: Any) -> list:
-        asked, consts, carry = loop.parts(xs)
-        i = 0
-        while np.any(self.program(loop.condition, [*asked, *carry], inside, source)[0].value):
-            within = (*inside, f"step {i} of while")
-            carry = self.program(loop.body, [*consts, *carry], within, source)
-            i += 1
-        return carry
-
-    def written(self, function: Callable, xs: list, source: Any) -> list:
-        """A function of ours, as steps."""
-        avals, info = [x.aval for x in xs], jx.debug_info("blame", function)
-        program, _ = stage(lambda *xs: ([function(*xs)], None), avals, info)
-        return self.program(program, xs, (), source)
-
-    # Derivatives.
 
     def pushed(self) -> Culprit | None:
         """The first culprit in the tangents."""
-        for done in self.done:
-            step = done.step
+        for step, _ in self.done:
             dots = [x.tangent for x in step.inputs]
             if all(map(_finite, dots)) and not all(_finite(y.tangent) for y in step.outputs):
                 moving = values.moving(dots)
                 xs, given = [x.value for x in step.inputs], values.pick(dots, moving)
                 _, linear = steps.linearized(step.equation, xs, moving)
                 program = jx.with_constants(linear.jaxpr, linear.residuals)
-                return _derivative(done, "tangent", program, given)
+                return _derivative(step, "tangent", program, given)
         return None
 
-    def pulled(self, results: Sequence) -> Culprit | None:
+    def pulled(self) -> Culprit | None:
         """The first culprit in the adjoints, from the results backwards."""
-        for y in results:
+        for y in self.results:
             if isinstance(y, Variable) and y.moves:
                 aval = values.tangent_aval(y.aval)
                 steps.contribute(y, lax.full(aval.shape, 1, aval.dtype))
-        for done in reversed(self.done):
-            step, linear = done.step, done.linear
+        for step, linear in reversed(self.done):
             y_bars = [y.adjoint for y in step.outputs]
             if linear is None or not any(values.moving(y_bars)):
                 continue
@@ -299,44 +211,36 @@ class _Run:
                 pulled, _ = transpose_jaxpr(jaxpr, tuple(is_linear), moving)
                 jaxpr, known = jx.constants_first(pulled, linear.residuals)
                 program = jx.with_constants(jaxpr, known)
-                return _derivative(done, "cotangent", program, values.pick(given, moving))
+                return _derivative(step, "cotangent", program, values.pick(given, moving))
             for x, x_bar in zip(values.pick(step.inputs, step.moving), x_bars, strict=True):
                 if type(x_bar) is not values.Zero:
                     steps.contribute(x, x_bar)
         return None
 
 
-def _row(x: Any, i: Any) -> Any:
-    return lax.dynamic_index_in_dim(x, i, keepdims=False)
-
-
-def _stacked(*ys: Any) -> Any:
-    return jnp.stack(ys)
-
-
 # ---- what is said of a culprit -------------------------------------------------------------------
 
 
-def _value(done: Done, y: Variable) -> Culprit:
-    equation, i = done.step.equation, _first(y.value)
-    texts = [Text(_number_at(x.value, y.aval.shape, i) or "…") for x in done.step.inputs]
+def _value(step: Step, y: Variable) -> Culprit:
+    equation, i = step.equation, _first(y.value)
+    texts = [Text(_number_at(x.value, y.aval.shape, i) or "…") for x in step.inputs]
     numbers = f"it is {notation.expression(equation, texts).text}"
     name = notation.called(equation)
     remedy = f"remedy: if it is masked later, mask the argument of {name} instead"
-    return _culprit(done, "value", _at(y.value, i), numbers, remedy)
+    return _culprit(step, "value", _at(y.value, i), numbers, remedy)
 
 
-def _derivative(done: Done, word: str, program: ClosedJaxpr, given: list) -> Culprit:
+def _derivative(step: Step, word: str, program: ClosedJaxpr, given: list) -> Culprit:
     """Look for the equation of the linear program in which the numbers meet."""
-    equation, kind = done.step.equation, "adjoint" if word == "cotangent" else word
+    equation, kind = step.equation, "adjoint" if word == "cotangent" else word
     name = notation.called(equation)
     linear = (True,) * len(given)
     met = next(_meeting(program, given, linear), None)
     if met is None:
-        return _culprit(done, kind, "what is not finite", "a sum of what is finite", "")
+        return _culprit(step, kind, "what is not finite", "a sum of what is finite", "")
     inner, xs, flags, y = met
     (known, linear), i, shape = values.part(xs, flags), _first(y), np.shape(y)
-    texts = [Text(_number_at(x.value, shape, i) or "…") for x in done.step.inputs]
+    texts = [Text(_number_at(x.value, shape, i) or "…") for x in step.inputs]
     expression, cure = notation.expression(equation, texts).text, ""
     if len(known) == len(linear) == 1 and RULES[inner.primitive].is_diagonal:
         factor, vector = (_number_at(x, shape, i) for x in (known[0], linear[0]))
@@ -359,12 +263,13 @@ def _derivative(done: Done, word: str, program: ClosedJaxpr, given: list) -> Cul
     if is_zero:
         cure = "functrans.strong_zeros(), or "
     remedy = f"remedy: {cure}a mask of the argument of {name}, not of its result alone"
-    return _culprit(done, kind, _at(y, i), numbers, remedy)
+    return _culprit(step, kind, _at(y, i), numbers, remedy)
 
 
-def _culprit(done: Done, kind: str, made: str, numbers: str, remedy: str) -> Culprit:
-    line, inside = user_line(done.source), ", ".join(reversed(done.inside))
-    return Culprit(kind, notation.called(done.step.equation), line, inside, made, numbers, remedy)
+def _culprit(step: Step, kind: str, made: str, numbers: str, remedy: str) -> Culprit:
+    line, name = user_line(step.equation.source_info), notation.called(step.equation)
+    inside = ", ".join(place.text for place in reversed(step.places))
+    return Culprit(kind, name, line, inside, made, numbers, remedy)
 
 
 def _meeting(program: ClosedJaxpr, inputs: Sequence, linear: Flags) -> Iterator[tuple]:

@@ -23,6 +23,8 @@ class Grid(NamedTuple):
     caption: str
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
+    parts: Sequence[str]
+    """Of each row the part of the table to which it belongs."""
 
 
 def save(table: Any, path: str | os.PathLike) -> None:
@@ -36,9 +38,59 @@ def save(table: Any, path: str | os.PathLike) -> None:
     Path(path).write_text(WRITERS[ending](table), encoding="utf-8")
 
 
+STYLE = """<style>
+.functrans-table { overflow-x: auto; }
+.functrans-table table { border-collapse: collapse; margin: 0.5em 0 1em; border: 0;
+  border-top: 2px solid; border-bottom: 2px solid; font-variant-numeric: tabular-nums; }
+.functrans-table caption { text-align: left; font-style: italic; caption-side: top; }
+.functrans-table td, .functrans-table th { padding: 0.15em 0.8em; white-space: nowrap;
+  background: none; border: 0; text-align: left; }
+.functrans-table th { border-bottom: 1px solid #888; font-weight: 600; }
+.functrans-table tr.part td { border-top: 1px solid #888; }
+.functrans-table .value, .functrans-table .derivative { text-align: right; }
+.functrans-table td.value { color: #1a7f37; }
+.functrans-table td.derivative { color: #c0392b; }
+.functrans-table td.line, .functrans-table td.in { white-space: pre; opacity: 0.65; }
+.functrans-table td.line { font: 90% monospace; }
+.functrans-table .side-by-side { display: flex; flex-wrap: wrap; gap: 2em; }
+.functrans-table p { margin: 0.3em 0; }
+</style>"""
+"""Rules as in a book's tables: none between columns."""
+
+
+def html(table: Any) -> str:
+    """The table for a page that has others on it."""
+    tables = []
+    for grid in table.grids():
+        caption = f"<caption>{escape(grid.caption)}</caption>" if grid.caption else ""
+        head = "".join(f'<th class="{_css(h)}">{escape(h)}</th>' for h in grid.headers)
+        before = ["", *grid.parts]
+        body = "".join(
+            _html_row(row, grid.headers, part != then)
+            for row, part, then in zip(grid.rows, grid.parts, before, strict=False)
+        )
+        tables.append(f"<table>{caption}<thead><tr>{head}</tr></thead>{body}</table>")
+    notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in table.notes)
+    title = f"<p><b>{escape(table.title)}</b></p>"
+    both = f'<div class="{table.layout.replace(" ", "-")}">{"".join(tables)}</div>'
+    return f'<div class="functrans-table">{STYLE}{title}{both}{notes}</div>'
+
+
+def _html_row(cells: Sequence[str], headers: Sequence[str], is_new_part: bool) -> str:
+    row = "".join(
+        f'<td class="{_css(header)}">{escape(cell)}</td>'
+        for cell, header in zip(cells, headers, strict=True)
+    )
+    return f'<tr class="part">{row}</tr>' if is_new_part else f"<tr>{row}</tr>"
+
+
+def _css(header: str) -> str:
+    return header if header in ("value", "line", "in") else "formula" if header else "derivative"
+
+
 def _html(table: Any) -> str:
     head = f'<meta charset="utf-8"><title>{escape(table.title)}</title>'
-    return f"<!DOCTYPE html>\n<html><head>{head}</head><body>{table._repr_html_()}</body></html>\n"
+    return f"<!DOCTYPE html>\n<html><head>{head}</head><body>{html(table)}</body></html>\n"
 
 
 def _markdown(table: Any) -> str:
@@ -61,7 +113,8 @@ def _latex(table: Any) -> str:
         lines.append(" & ".join(map(plain_latex, grid.headers)) + r" \\ \hline")
         for row in grid.rows:
             pairs = zip(grid.headers, row, strict=True)
-            cells = [plain_latex(x) if title == "line" else f"${latex(x)}$" for title, x in pairs]
+            texts = ("line", "in")
+            cells = [plain_latex(x) if title in texts else f"${latex(x)}$" for title, x in pairs]
             lines.append(" & ".join(cell if cell != "$$" else "" for cell in cells) + r" \\")
         lines += [r"\hline", r"\end{tabular}"]
         parts += [rf"\textit{{{plain_latex(grid.caption)}}}"] if grid.caption else []

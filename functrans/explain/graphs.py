@@ -25,7 +25,7 @@ import numpy as np
 
 from functrans.explain import notation, starts
 from functrans.explain.notation import BAR, DOT, marked
-from functrans.explain.planning import planned
+from functrans.explain.planning import Unfold, planned
 from functrans.explain.records import Contribution, Result, Run, Step, Variable
 from functrans.explain.steps import evaluate
 from functrans.sparse import Pattern, jacobian_pattern
@@ -99,7 +99,7 @@ def graph(
     adjoints: bool = False,
     wrt: int | Sequence[int] | None = None,
     cotangent: Any = None,
-    unfold: bool = False,
+    unfold: Unfold = False,
     pattern: bool = False,
 ) -> Graph:
     """Draw the computation of `fun(*args)`: its steps, and which values each of them reads.
@@ -210,7 +210,8 @@ class Picture:
 
     def _step(self, steps: Sequence[Step], _: int) -> None:
         (step,) = steps
-        count, line = notation.inside(step.equation), notation.line_of(step.equation)
+        is_folded, line = notation.is_folded(step.equation), notation.line_of(step.equation)
+        count = notation.inside(step.equation) if is_folded else 0
         lines = [f"{step.name} = {step.expression}" if step.shown else step.expression]
         lines += [f"({count} equation{'s' * (count > 1)} inside)"] if count else []
         tip = f"{line}  {line.code}"

@@ -89,6 +89,8 @@ def expression(equation: JaxprEqn, inputs: Sequence[Text]) -> Text:
         return Text(inputs[0].inside(rank) + sign + inputs[1].inside(right), rank)
     if name in WRITERS and (written := WRITERS[name](equation, *inputs)):
         return written
+    if called(equation).startswith("["):  # a row
+        return Text(inputs[0].inside(ATOM) + called(equation))
     return function(called(equation), [x.text for x in inputs])
 
 
@@ -114,6 +116,16 @@ def called(equation: JaxprEqn) -> str:
 def is_call(equation: JaxprEqn) -> bool:
     """Whether the equation has equations of its own inside."""
     return any(True for _ in jaxprs_in_params(equation.params))
+
+
+UNFOLDED = "unfolded"
+"""For what a call has been staged that reads or joins the rows of an opened loop."""
+
+
+def is_folded(equation: JaxprEqn) -> bool:
+    """Whether the equation hides equations that the user, or a library, has written."""
+    jaxprs = [*jaxprs_in_params(equation.params)]
+    return bool(jaxprs) and jaxprs[0].debug_info.traced_for != UNFOLDED
 
 
 def inside(equation: JaxprEqn) -> int:

@@ -25,7 +25,7 @@ from typing import Any
 from functrans.explain import graphs, notation, starts
 from functrans.explain.graphs import DERIVATIVE, VALUE, Graph, Picture
 from functrans.explain.notation import BAR, Line, marked
-from functrans.explain.planning import planned
+from functrans.explain.planning import Unfold, planned
 from functrans.explain.records import Run, Step, Variable, moving_variables
 from functrans.explain.steps import evaluate
 from functrans.explain.table import Row, forward_rows, reverse_rows
@@ -78,7 +78,7 @@ def play(
     *args: Any,
     wrt: int | Sequence[int] | None = None,
     cotangent: Any = None,
-    unfold: bool = False,
+    unfold: Unfold = False,
 ) -> Player:
     """Play the forward pass of `fun(*args)`, and then the reverse pass, over one graph.
 

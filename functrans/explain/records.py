@@ -6,7 +6,7 @@
 
 Later files fill it: first the names, then the numbers.
 
-Read next: `planning.py`, which names the variables.
+Read next: `unfolding.py`, where calls, loops and branches are opened.
 """
 
 from __future__ import annotations
@@ -78,6 +78,18 @@ class Contribution(NamedTuple):
     """The adjoint after this."""
 
 
+@dataclass(eq=False, frozen=True)
+class Place:
+    """The round of a loop, the branch, or the call from which an equation comes."""
+
+    text: str
+    is_call: bool = False
+
+
+Places = tuple[Place, ...]
+"""Places one in another, the outermost first."""
+
+
 @dataclass(eq=False)
 class Step:
     """One equation."""
@@ -86,8 +98,14 @@ class Step:
     inputs: list[Variable | Number]
     outputs: list[Variable]
     expression: str
+    places: Places = ()
+    """The rounds and branches that have been opened, and in which the step is."""
     contributions: dict[int, Contribution] = field(default_factory=dict)
     """In reverse mode: by the position of an input, what this use of it contributes."""
+
+    @property
+    def place(self) -> str:
+        return ", ".join(place.text for place in self.places)
 
     @property
     def moving(self) -> Flags:
@@ -145,7 +163,7 @@ class Run:
     def notes(self) -> list[str]:
         """What a picture of this leaves out."""
         notes = []
-        calls = [step.equation for step in self.steps if notation.is_call(step.equation)]
+        calls = [step.equation for step in self.steps if notation.is_folded(step.equation)]
         if folded := sum(map(notation.inside, calls)):
             names = ", ".join(dict.fromkeys(map(notation.called, calls)))
             what = (

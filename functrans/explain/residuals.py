@@ -21,8 +21,8 @@ from functrans.control_flow.checkpoint import inlined
 from functrans.errors import checks
 from functrans.errors.lines import user_line
 from functrans.explain import notation
+from functrans.explain.planning import staged
 from functrans.linearize import linearize_jaxpr
-from functrans.tracer import stage
 
 
 class Residual(NamedTuple):
@@ -79,22 +79,14 @@ def saved_residuals(fun: Callable, *args: Any, **kwargs: Any) -> Residuals:
     24 bytes in 2 arrays
     """
     checks.is_function("saved_residuals", fun)
-    paths, tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
-    avals = [checks.type_of("saved_residuals", x) for _, x in paths]
-
-    def flat(*xs):
-        inner_args, inner_kwargs = jax.tree.unflatten(tree, xs)
-        outs = jax.tree.leaves(fun(*inner_args, **inner_kwargs))
-        checks.are_values(fun, outs)
-        return outs, None
-
-    program, _ = stage(flat, avals, jx.debug_info("saved_residuals", fun))
-    moving = tuple(map(values.is_differentiable, avals))
+    whole = jx.named_like(fun, lambda args, kwargs: fun(*args, **kwargs))
+    _, paths, _, program = staged("saved_residuals", whole, (args, kwargs))
+    moving = tuple(map(values.is_differentiable, program.in_avals))
     first, _, moved = linearize_jaxpr(program, moving, True)
     jaxpr = inlined(first).jaxpr
     origins = {
         var: f"the argument {jax.tree_util.keystr(path[1:])} of {jx.name_of(fun)}"
-        for var, (path, _) in zip(jaxpr.invars, paths, strict=True)
+        for var, path in zip(jaxpr.invars, paths, strict=True)
     }
     origins.update((var, "a constant") for var in jaxpr.constvars)
     for equation in jaxpr.eqns:

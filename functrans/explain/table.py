@@ -5,43 +5,33 @@
 as in tables 2 and 3 of Baydin, Pearlmutter, Radul and Siskind, "Automatic differentiation in
 machine learning: a survey", 2018.
 
-Read next: `export.py`, the table as a file.
+Read next: `terminal.py`, the table in a terminal.
 """
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any, NamedTuple
 
 import jax.core
 from jax import lax
 
-from functrans.explain import export, notation, starts
+from functrans.explain import export, notation, starts, terminal
 from functrans.explain.formulas import adjoint_formulas, tangent_formulas
 from functrans.explain.notation import BAR, DOT, Line, marked
-from functrans.explain.planning import planned
+from functrans.explain.planning import Unfold, planned
 from functrans.explain.records import Number, Run, Variable, moving_variables
 from functrans.explain.steps import evaluate
 from functrans.values import Zero, is_differentiable
 
 HEADERS = {
-    "fwd": [["step", "expression", "value", "tangent", "", "line"]],
-    "rev": [["step", "expression", "value", "line"], ["of", "adjoint", "", "line"]],
+    "fwd": [["in", "step", "expression", "value", "tangent", "", "line"]],
+    "rev": [["in", "step", "expression", "value", "line"], ["in", "of", "adjoint", "", "line"]],
 }
-NUMBER: dict[str, Any] = {"justify": "right", "no_wrap": True}
-COLUMNS: dict[str, dict[str, Any]] = {
-    "step": {"no_wrap": True},
-    "value": {**NUMBER, "style": "green"},
-    "": {**NUMBER, "style": "red"},
-    "line": {"style": "dim", "no_wrap": True, "overflow": "ellipsis"},
-}
-"""How rich sets the columns."""
 
 
 class Row(NamedTuple):
@@ -61,6 +51,8 @@ class Row(NamedTuple):
     derivative: Any
     line: Line
     """The user's `file`, the `number` of the line in it, and its `code`."""
+    place: str = ""
+    """The round of an opened loop, or the branch, in which the step is."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,43 +73,27 @@ class EvaluationTable:
 
     def grids(self) -> list[export.Grid]:
         """The texts of all cells: one table in forward mode, two in reverse mode."""
-        return [
-            export.Grid(
-                title * (self.mode == "rev"), headers, [self._cells(r, headers) for r in rows]
-            )
-            for title, headers, rows in self._tables()
-        ]
+        reverse = [row for row in self.rows if row.part in ("seed", "reverse", "gradient")]
+        forward = self.rows[: len(self.rows) - len(reverse)]
+        titles = ["forward pass", "reverse pass, the last equation first"]
+        grids = []
+        for title, headers, rows in zip(
+            titles, HEADERS[self.mode], (forward, reverse), strict=False
+        ):
+            has_places = any(row.place for row in rows)
+            headers = [header for header in headers if header != "in" or has_places]
+            cells = [self._cells(row, headers) for row in rows]
+            caption = title if self.mode == "rev" else ""
+            grids.append(export.Grid(caption, headers, cells, [row.part for row in rows]))
+        return grids
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         """The table for `rich.print`."""
-        table, text = map(_rich, ("table", "text"))
-        yield text.Text(self.title, style="bold")
-        tables = [*self._rich_tables(options)]
-        if self.layout == "side by side":
-            both = table.Table.grid(padding=(0, 4))
-            both.add_row(*tables)
-            tables = [both]
-        yield from tables
-        for note in self.notes:
-            yield text.Text(note, style="italic")
-
-    def _rich_tables(self, options: Any) -> Iterator[Any]:
-        box, table, text = map(_rich, ("box", "table", "text"))
-        for title, headers, rows in self._tables():
-            caption = text.Text(title, style="italic") if self.mode == "rev" else None
-            grid = table.Table(box=box.HORIZONTALS, title=caption, title_justify="left")
-            for header in headers:
-                grid.add_column(text.Text(header), **COLUMNS.get(header, {"overflow": "fold"}))
-                if header == "line":  # the formulas come first
-                    grid.columns[-1].max_width = 3 * options.max_width // 10
-            for row, following in zip(rows, [*rows[1:], rows[-1]], strict=True):
-                cells = map(text.Text, self._cells(row, headers))
-                grid.add_row(*cells, end_section=row.part != following.part)
-            yield grid
+        return terminal.written(self, console, options)
 
     def __str__(self) -> str:
         width = shutil.get_terminal_size((120, 40)).columns
-        console = _rich("console").Console(
+        console = terminal.rich("console").Console(
             file=io.StringIO(), width=width, color_system=None, force_jupyter=False
         )
         console.print(self)
@@ -126,26 +102,7 @@ class EvaluationTable:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        tables = []
-        for title, headers, rows in self._tables():
-            caption = f"<caption>{escape(title)}</caption>" if self.mode == "rev" else ""
-            head = "".join(f'<th class="{_css(h)}">{escape(h)}</th>' for h in headers)
-            parts = ["", *(row.part for row in rows)]
-            body = "".join(
-                _html_row(self._cells(row, headers), headers, row.part != before)
-                for row, before in zip(rows, parts, strict=False)
-            )
-            tables.append(f"<table>{caption}<thead><tr>{head}</tr></thead>{body}</table>")
-        notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in self.notes)
-        title = f"<p><b>{escape(self.title)}</b></p>"
-        both = f'<div class="{self.layout.replace(" ", "-")}">{"".join(tables)}</div>'
-        return f'<div class="functrans-table">{STYLE}{title}{both}{notes}</div>'
-
-    def _tables(self) -> Iterator[tuple[str, list[str], list[Row]]]:
-        reverse = [row for row in self.rows if row.part in ("seed", "reverse", "gradient")]
-        forward = self.rows[: len(self.rows) - len(reverse)]
-        titles = ["forward pass", "reverse pass, the last equation first"]
-        yield from zip(titles, HEADERS[self.mode], (forward, reverse), strict=False)
+        return export.html(self)
 
     def _cells(self, row: Row, headers: Sequence[str]) -> list[str]:
         derivative = row.derivative_step
@@ -155,6 +112,7 @@ class EvaluationTable:
         line = f"{row.line.file}:" if len(files) > 1 and row.line.file else ""
         line += f"{row.line.number}  {row.line.code}" if row.line.number else ""
         cells = {
+            "in": row.place,
             "step": row.step,
             "expression": row.expression,
             "value": notation.value(row.value),
@@ -167,46 +125,6 @@ class EvaluationTable:
         return [cells[header] for header in headers]
 
 
-STYLE = """<style>
-.functrans-table { overflow-x: auto; }
-.functrans-table table { border-collapse: collapse; margin: 0.5em 0 1em; border: 0;
-  border-top: 2px solid; border-bottom: 2px solid; font-variant-numeric: tabular-nums; }
-.functrans-table caption { text-align: left; font-style: italic; caption-side: top; }
-.functrans-table td, .functrans-table th { padding: 0.15em 0.8em; white-space: nowrap;
-  background: none; border: 0; text-align: left; }
-.functrans-table th { border-bottom: 1px solid #888; font-weight: 600; }
-.functrans-table tr.part td { border-top: 1px solid #888; }
-.functrans-table .value, .functrans-table .derivative { text-align: right; }
-.functrans-table td.value { color: #1a7f37; }
-.functrans-table td.derivative { color: #c0392b; }
-.functrans-table td.line { white-space: pre; opacity: 0.65; font: 90% monospace; }
-.functrans-table .side-by-side { display: flex; flex-wrap: wrap; gap: 2em; }
-.functrans-table p { margin: 0.3em 0; }
-</style>"""
-"""Rules as in a book's tables: none between columns."""
-
-
-def _html_row(cells: Sequence[str], headers: Sequence[str], is_new_part: bool) -> str:
-    row = "".join(
-        f'<td class="{_css(header)}">{escape(cell)}</td>'
-        for cell, header in zip(cells, headers, strict=True)
-    )
-    return f'<tr class="part">{row}</tr>' if is_new_part else f"<tr>{row}</tr>"
-
-
-def _css(header: str) -> str:
-    return header if header in ("value", "line") else "formula" if header else "derivative"
-
-
-def _rich(module: str) -> Any:
-    try:
-        return importlib.import_module(f"rich.{module}")
-    except ImportError as error:
-        raise ImportError(
-            "functrans.explain.evaluation_table needs rich: pip install 'functrans[explain]'"
-        ) from error
-
-
 def evaluation_table(
     fun: Callable,
     *args: Any,
@@ -214,7 +132,7 @@ def evaluation_table(
     wrt: int | Sequence[int] | None = None,
     tangents: Sequence | None = None,
     cotangent: Any = None,
-    unfold: bool = False,
+    unfold: Unfold = False,
     layout: str = "stacked",
 ) -> EvaluationTable:
     """Evaluate a function and its derivative step by step, and show them as a textbook does.
@@ -233,9 +151,11 @@ def evaluation_table(
       tangents: in forward mode, instead of `wrt`, a tuple with a tangent for each argument.
       cotangent: in reverse mode, the cotangent of the result, of its structure, shapes and dtypes;
         by default 1, if the result is one real number.
-      unfold: whether to show the equations of a jitted function in the place of a call of it. A
-        `fun` that is itself jitted is always opened. Other calls, loops and branches always have
-        one row.
+      unfold: what is opened: `True` for calls, loops and branches, or some of `"calls"`,
+        `"loops"`, `"branches"` and `"indices"`. Then a jitted function shows its equations in the
+        place of a call of it, a loop those of its first, a middle and its last round, and a `cond`
+        those of the branch that it takes. `"indices"` is the arithmetic that JAX writes for
+        `x[i, j]`. A `fun` that is itself jitted is always opened, a `checkpoint` never.
       layout: of reverse mode: `"stacked"`, the pass back below the pass forward, or `"side by
         side"`.
 
@@ -246,7 +166,8 @@ def evaluation_table(
     Raises:
       TypeError: if an argument is not an array, if none has a derivative, or if in reverse mode
         the result is not one real number and there is no `cotangent`.
-      ValueError: if `mode`, `wrt` or `layout` has no such value.
+      ValueError: if `mode`, `wrt`, `unfold` or `layout` has no such value, or if the function
+        returns nothing.
 
     See also:
       `graph`, a drawing of the same steps; `play`, both together, step by step.
@@ -269,7 +190,7 @@ def evaluation_table(
     reverse v₁ log(v₀) v̄₀ 1.693147...
     gradient w  ∂y/∂w 1.693147...
     """
-    _rich("table")
+    terminal.rich("table")
     if mode not in HEADERS:
         raise ValueError(f"evaluation_table: mode must be 'fwd' or 'rev', but it is {mode!r}")
     if layout not in ("stacked", "side by side"):
@@ -297,32 +218,32 @@ NOWHERE = Line("", 0, "")
 
 
 def forward_rows(run: Run, mode: str) -> Iterator[Row]:
-    def row(part: str, name: str, text: str, x: Variable | Number, dot: str, line: Line) -> Row:
+    def row(part: str, name: str, text: str, x: Variable | Number, dot: str, *at: Any) -> Row:
         if mode == "rev" or part == "constant" or not is_differentiable(x.aval):
-            return Row(part, name, text, x.value, "", "", None, line)
+            return Row(part, name, text, x.value, "", "", None, *at)
         formula = dot if x.moves else ""
-        return Row(part, name, text, x.value, marked(name, DOT), formula, _array(x.tangent), line)
+        return Row(part, name, text, x.value, marked(name, DOT), formula, _array(x.tangent), *at)
 
     for x in run.inputs:
         yield row("input", x.name, x.label, x, "", NOWHERE)
     for x in run.constants:
         yield row("constant", x.name, "a constant", x, "", NOWHERE)
     for step in run.steps:
-        line = notation.line_of(step.equation)
+        at = notation.line_of(step.equation), step.place
         formulas = tangent_formulas(step) if mode == "fwd" else {}
         for y in step.shown:
             place = f"[{step.outputs.index(y)}]" if len(step.outputs) > 1 else ""
-            yield row("step", y.name, step.expression + place, y, formulas.get(y, ""), line)
+            yield row("step", y.name, step.expression + place, y, formulas.get(y, ""), *at)
         if not step.shown:
-            yield Row("step", "", step.expression, None, "", "", None, line)
+            yield Row("step", "", step.expression, None, "", "", None, *at)
     for result in run.results:
         y = result.source
         yield row("output", result.label, y.text.text, y, marked(y.text.text, DOT), NOWHERE)
 
 
 def reverse_rows(run: Run, is_gradient: bool) -> Iterator[Row]:
-    def row(part: str, name: str, text: str, bar: str, formula: str, total: Any, line: Line) -> Row:
-        return Row(part, name, text, None, bar, formula, _array(total), line)
+    def row(part: str, name: str, text: str, bar: str, formula: str, total: Any, *at: Any) -> Row:
+        return Row(part, name, text, None, bar, formula, _array(total), *at)
 
     for result in run.results:
         if use := result.seed:
@@ -330,12 +251,12 @@ def reverse_rows(run: Run, is_gradient: bool) -> Iterator[Row]:
             formula = seed if use.is_first else f"{bar} + {seed}"
             yield row("seed", result.label, "", bar, formula, use.total, NOWHERE)
     for step in reversed(run.steps):
-        line = notation.line_of(step.equation)
+        at = notation.line_of(step.equation), step.place
         formulas = adjoint_formulas(step) if step.contributions else {}
         for position, use in step.contributions.items():
             bar = marked(step.inputs[position].text.text, BAR)
             formula = formulas[position] if use.is_first else f"{bar} + {formulas[position]}"
-            yield row("reverse", step.name, step.expression, bar, formula, use.total, line)
+            yield row("reverse", step.name, step.expression, bar, formula, use.total, *at)
     for x in moving_variables(run.inputs):
         name = f"∂{run.results[0].label}/∂{x.label}" if is_gradient else f"adjoint of {x.label}"
         yield row("gradient", x.label, "", name, marked(x.name, BAR), x.adjoint, NOWHERE)

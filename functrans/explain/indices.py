@@ -1,0 +1,92 @@
+"""The arithmetic of indices, folded: `program -> program`, in which it is one call.
+
+    x[arange(n), i]      iota, lt, add, select_n, broadcast, concatenate     become     indices(i)
+
+JAX counts an index that is negative from the other end, and brings several indices together, before
+it reads or writes by them.  None of these equations has a derivative.
+
+Read next: `planning.py`, which names the variables.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from jax.extend.core import DebugInfo, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core.primitives import closed_call_p
+
+from functrans import jaxpr as jx
+from functrans.explain.records import Places
+from functrans.explain.unfolding import Unfolded
+from functrans.values import is_differentiable
+
+INDICES = {"gather": slice(1, 2), "dynamic_slice": slice(1, None)}
+INDICES |= {"dynamic_update_slice": slice(2, None), "scatter": slice(1, 2)}
+"""Which of its inputs a primitive reads as indices."""
+
+
+def folded(unfolded: Unfolded) -> Unfolded:
+    """Put the equations that only make indices for another one into a call before that."""
+    program, places = unfolded
+    jaxpr = program.jaxpr
+    groups: dict[int, list[JaxprEqn]] = defaultdict(list)
+    for i, owner in sorted(_owners(jaxpr).items()):
+        groups[owner].append(jaxpr.eqns[i])
+    groups = {owner: made for owner, made in groups.items() if len(made) > 1}
+    gone = {id(equation) for made in groups.values() for equation in made}
+    kept: list[tuple[JaxprEqn, Places]] = []
+    for i, (equation, place) in enumerate(zip(jaxpr.eqns, places, strict=True)):
+        kept += [(_call(groups[i], jaxpr), place)] if i in groups else []
+        kept += [] if id(equation) in gone else [(equation, place)]
+    equations, info = [equation for equation, _ in kept], jaxpr.debug_info
+    shorter = jx.closed(
+        jaxpr.invars, jaxpr.outvars, equations, info, jaxpr.constvars, program.consts
+    )
+    return Unfolded(shorter, [place for _, place in kept])
+
+
+def _owners(jaxpr: Jaxpr) -> dict[int, int]:
+    """For an equation that only makes indices, the equation that they are for."""
+    readers: dict[Any, set[int]] = defaultdict(set)
+    others: dict[Any, set[int]] = defaultdict(set)  # that read it, and not as an index
+    for i, equation in enumerate(jaxpr.eqns):
+        indices = equation.invars[_indices(equation)]
+        for atom in _variables(equation):
+            readers[atom].add(i)
+            others[atom] |= set() if atom in indices else {i}
+    results = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
+    owners: dict[int, int] = {}
+    for i, equation in reversed([*enumerate(jaxpr.eqns)]):
+        made = equation.outvars
+        if equation.effects or any(is_differentiable(v.aval) or v in results for v in made):
+            continue
+        read = set().union(*(readers[var] for var in made))
+        if read and not any(others[var] for var in made):
+            owners[i] = min(read)
+        elif read <= owners.keys() and len(found := {owners[reader] for reader in read}) == 1:
+            owners[i] = found.pop()
+    return owners
+
+
+def _indices(equation: JaxprEqn) -> slice:
+    name = str(equation.primitive)
+    return INDICES.get("scatter" if name.startswith("scatter") else name, slice(0, 0))
+
+
+def _call(equations: list[JaxprEqn], jaxpr: Jaxpr) -> JaxprEqn:
+    """A call of the function `indices`, which these equations are."""
+    own = {var: None for equation in equations for var in equation.outvars}
+    inner = {id(equation) for equation in equations}
+    outer = {atom for e in jaxpr.eqns if id(e) not in inner for atom in _variables(e)}
+    given = [*dict.fromkeys(v for e in equations for v in _variables(e) if v not in own)]
+    outputs = [var for var in own if var in outer]
+    info = DebugInfo("explain", "indices", None, None)
+    program = jx.closed(given, outputs, equations, info)
+    place, params = equations[-1], {"call_jaxpr": program}
+    effects, source = program.jaxpr.effects, place.source_info
+    return JaxprEqn(given, outputs, closed_call_p, params, effects, source, place.ctx)
+
+
+def _variables(equation: JaxprEqn) -> list[Var]:
+    return [atom for atom in equation.invars if not isinstance(atom, Literal)]
