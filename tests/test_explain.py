@@ -422,11 +422,6 @@ MISTAKES: dict[str, tuple[Callable, type, str]] = {
         ValueError,
         r"at .*test_explain.py.* whose derivative is not known",
     ),
-    "both": (
-        lambda: graph(loss, 2.0, 5.0, tangents=True, adjoints=True),
-        ValueError,
-        "not for both",
-    ),
     "cotangent of a graph": (
         lambda: graph(loss, 2.0, 5.0, cotangent=1.0),
         ValueError,
@@ -592,16 +587,80 @@ def test_a_graph_without_numbers() -> None:
     assert [plain(lines[-1]) for lines in tangents][1:3] == ["v0' = 2", "v1' = 0"]
 
 
+def test_a_graph_shows_types() -> None:
+    x = jnp.ones((2, 3))
+    plainly = [*nodes(graph(lambda x, s: (jnp.sin(x) @ x.T, s), x, 2.0).dot).values()]
+    assert plainly[:3] == [["v₋₁ = x", "f32[2,3]"], ["v₀ = s"], ["v₁ = sin(v₋₁)", "f32[2,3]"]]
+    valued = [*nodes(graph(lambda x: (x, x > 0, x[0, 0]), x, values=True).dot).values()]
+    assert valued[:2] == [
+        ["v₀ = x", "f32[2,3]", "‖2.449‖"],
+        ["v₁ = v₀ &gt; 0", "bool[2,3]", "6\u00a0true"],
+    ]
+    several = [*nodes(graph(lambda x: jax.lax.top_k(x, 1), x, values=True).dot).values()]
+    assert several[1][1:] == ["v₁: f32[2,1]", "v₁ = [[1], [1]]", "v₂: i32[2,1]", "v₂ = [[0], [0]]"]
+    abstract = nodes(graph(loss, jax.ShapeDtypeStruct((), jnp.float32), W2, values=True).dot)
+    assert abstract["n0"] == ["v₋₁ = w1", "f32[]"]
+
+
+def test_tangents_and_adjoints_in_one_graph() -> None:
+    picture = graph(loss, W1, W2, tangents=(1.0, 3.0), adjoints=True)
+    texts = {lines[0].split(" ")[0]: lines[1:] for lines in nodes(picture.dot).values()}
+    assert [plain(line) for line in texts["v₂"]] == ["v2' = 4.5794", "v2~ = 1.2686"]
+    assert picture.title == "loss: 4 steps, the tangents given, cotangent 1 of y"
+    # Across each cut of the graph, tangents times adjoints have the same sum.
+    inner = {name: [float(line.split(" = ")[1]) for line in lines] for name, lines in texts.items()}
+    products = {name: math.prod(pair) for name, pair in inner.items() if pair}
+    for cut in (("v₋₁", "v₀"), ("v₁", "v₀"), ("v₂",), ("v₄",)):
+        assert math.isclose(sum(products[name] for name in cut), products["v₄"], rel_tol=1e-4)
+    everything = graph(ft.jit(network), PARAMS, X[None], values=True, tangents=True, adjoints=True)
+    assert "tangent ones in" in everything.title and "cotangent 1 of y" in everything.title
+    only = graph(loss, W1, W2, tangents=True, adjoints=True, wrt=1)
+    assert "tangent 1 in w2" in only.title and "v₁~" not in plain(only.dot)
+
+
+KEPT_OF = REAL_FUNCTIONS | {"jitted by JAX": (jax.jit(library), (X,))}
+
+
+@pytest.mark.parametrize("name", KEPT_OF)
+def test_a_graph_marks_what_is_kept(name: str) -> None:
+    fun, args = KEPT_OF[name]
+    args = jax.tree.map(jnp.asarray, args)
+    kept = ft.saved_residuals(fun, *args)
+    picture = graph(fun, *args, residuals=True)
+    assert f"Kept for the reverse pass: {kept.total:,} B in {len(kept)} arrays." in picture.notes
+    lines = [line for lines in nodes(picture.dot).values() for line in lines if "keeps " in line]
+    sizes = [int(line.rpartition(": ")[2].removesuffix(" B").replace(",", "")) for line in lines]
+    assert sum(sizes) == kept.total
+
+
+def test_what_is_kept_has_a_name() -> None:
+    def fun(w, x):
+        return jnp.sum(jnp.sin(jnp.tanh(w @ x)) * jnp.exp(x))
+
+    picture = graph(fun, jnp.ones((3, 3)), jnp.ones(3), residuals=True)
+    lines = [*nodes(picture.dot).values()]
+    kept = {text[0].split(" ")[0]: text[-1] for text in lines if "keeps " in text[-1]}
+    assert kept == {
+        "v₋₁": "keeps v₋₁: 36 B",
+        "v₀": "keeps v₀: 12 B",
+        "v₂": "keeps 1 − v₂²: 12 B",
+        "v₃": "keeps cos(v₂), v₃: 24 B",
+        "v₄": "keeps v₄: 12 B",
+    }
+    only = graph(fun, jnp.ones((3, 3)), jnp.ones(3), residuals=True, wrt=1)
+    assert "keeps v₀" not in only.dot and "keeps v₋₁" in only.dot
+
+
 def test_a_graph_folds_calls() -> None:
     picture = graph(lambda x: jnp.sum(jax.nn.silu(x)), jnp.ones(3))
-    assert ["v₁ = silu(v₀)", "(2 equations inside)"] in nodes(picture.dot).values()
+    assert ["v₁ = silu(v₀)", "(2 equations inside)", "f32[3]"] in nodes(picture.dot).values()
     assert picture.notes[0] == "Not shown: 2 equations inside folded calls (silu)."
 
 
 def test_a_graph_of_constants() -> None:
     c = jnp.ones(3)
     texts = list(nodes(graph(lambda x: (c, x, 7.0), 2.0).dot).values())
-    assert texts == [["v₀ = x"], ["c₁ = float32[3]"], ["y[2] = 7"], ["y[0]"], ["y[1]"]]
+    assert texts == [["v₀ = x"], ["c₁, a constant", "f32[3]"], ["y[2] = 7"], ["y[0]"], ["y[1]"]]
 
 
 def deep(depth: int) -> tuple[Callable, list, jax.Array]:

@@ -46,11 +46,18 @@ def several(x):
     return values[0] + 2.0
 
 
+def loop(x):
+    total, sums = lax.scan(lambda c, v: (c * v, c + v), 1.0, x)
+    return lax.cond(total > 1, jnp.sin, jnp.cos, total) + jnp.sum(sums)
+
+
 W = [np.full((3, 3), 0.2, np.float32)] * 2
 PROGRAMS = {
     "scalars": (loss, (2.0, 5.0)),
     "a network": (network, (W, np.ones(3, np.float32))),
     "repeated steps": (deep, (0.5,)),
+    "a loop": (loop, (np.linspace(0.5, 1.5, 7),)),
+    "a loop, opened": (loop, (np.linspace(0.5, 1.5, 7),)),
     "steps with several results": (several, (np.arange(4.0, dtype=np.float32),)),
 }
 pages = pytest.mark.parametrize("name", PROGRAMS)
@@ -58,7 +65,7 @@ pages = pytest.mark.parametrize("name", PROGRAMS)
 
 def page(name: str) -> Player:
     fun, args = PROGRAMS[name]
-    return play(fun, *args)
+    return play(fun, *args, unfold="opened" in name)
 
 
 def data(player: Player) -> dict:
@@ -110,6 +117,14 @@ def test_a_page_needs_no_network(name: str, tmp_path: Path) -> None:
     player.save(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == player.html
     assert "srcdoc=" in player._repr_html_()
+
+
+def test_a_round_is_said() -> None:
+    said = [
+        re.sub("<[^>]*>", "", frame["said"]) for frame in data(page("a loop, opened"))["frames"]
+    ]
+    assert "forward step 3 of scan v₇ = v₄ × v₆ = 0.27778" in said
+    assert any(text.startswith("reverse branch 0 of cond ") for text in said)
 
 
 def test_a_vector_is_no_start() -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pygraphviz
 import pytest
 from jax import lax
 
 import functrans as ft
-from functrans.explain import blame, evaluation_table
+from functrans.explain import blame, evaluation_table, graph
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 X = np.linspace(0.5, 1.5, 7)
@@ -161,6 +162,17 @@ def test_inside_jit() -> None:
     assert "while(" in texts[0] and "cond[2 branches](" in texts[1]
     table = evaluation_table(scanned, jax.ShapeDtypeStruct((7,), np.float32), unfold=True)
     assert "step 6 of scan" in {row.place for row in table.rows}
+
+
+def test_rounds_are_boxes_of_a_graph() -> None:
+    drawn = pygraphviz.AGraph(string=graph(nested, X, values=True, unfold=True).dot)
+    boxes = {box.graph_attr["label"]: box for box in drawn.subgraphs()}
+    assert {"step 0 of scan", "step 3 of scan", "step 6 of scan"} <= boxes.keys()
+    inner = {box.graph_attr["label"] for box in boxes["step 6 of scan"].subgraphs()}
+    assert {"step 0 of scan", "step 2 of scan", "step 4 of scan"} <= inner
+    rows = steps(nested, X, unfold=True)
+    assert len(boxes["step 3 of scan"].nodes()) >= 3
+    assert len(drawn.nodes()) == len(rows) - sum("[1]" in row.expression for row in rows) + 2
 
 
 # ---- the arithmetic of indices -------------------------------------------------------------------

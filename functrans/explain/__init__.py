@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from functrans.explain.culprits import Blame, Culprit, blame
     from functrans.explain.graphs import Graph, graph
     from functrans.explain.player import Player, play
-    from functrans.explain.residuals import Residual, Residuals, saved_residuals
+    from functrans.explain.records import Residual, Residuals
+    from functrans.explain.residuals import saved_residuals
     from functrans.explain.table import EvaluationTable, Row, evaluation_table
 
 __all__ = [
@@ -44,7 +45,8 @@ _FILES = {
     "culprits": ("Blame", "Culprit", "blame"),
     "graphs": ("Graph", "graph"),
     "player": ("Player", "play"),
-    "residuals": ("Residual", "Residuals", "saved_residuals"),
+    "records": ("Residual", "Residuals"),
+    "residuals": ("saved_residuals",),
     "table": ("EvaluationTable", "Row", "evaluation_table"),
 }
 

@@ -28,7 +28,7 @@ class Grid(NamedTuple):
 
 
 def save(table: Any, path: str | os.PathLike) -> None:
-    """Write a table (with `title`, `notes`, `grids()` and `_repr_html_`) to a file."""
+    """Write a table (with `title`, `mode`, `layout`, `notes` and `grids()`) to a file."""
     ending = os.path.splitext(os.fspath(path))[1].lower()
     if ending not in WRITERS:
         raise ValueError(
@@ -50,6 +50,7 @@ STYLE = """<style>
 .functrans-table .value, .functrans-table .derivative { text-align: right; }
 .functrans-table td.value { color: #1a7f37; }
 .functrans-table td.derivative { color: #c0392b; }
+.functrans-table.fwd td.derivative { color: #0550ae; }
 .functrans-table td.line, .functrans-table td.in { white-space: pre; opacity: 0.65; }
 .functrans-table td.line { font: 90% monospace; }
 .functrans-table .side-by-side { display: flex; flex-wrap: wrap; gap: 2em; }
@@ -73,7 +74,7 @@ def html(table: Any) -> str:
     notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in table.notes)
     title = f"<p><b>{escape(table.title)}</b></p>"
     both = f'<div class="{table.layout.replace(" ", "-")}">{"".join(tables)}</div>'
-    return f'<div class="functrans-table">{STYLE}{title}{both}{notes}</div>'
+    return f'<div class="functrans-table {table.mode}">{STYLE}{title}{both}{notes}</div>'
 
 
 def _html_row(cells: Sequence[str], headers: Sequence[str], is_new_part: bool) -> str:

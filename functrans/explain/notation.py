@@ -235,17 +235,17 @@ def value(x: Any, is_brief: bool = False) -> str:
     aval: Any = x if isinstance(x, AbstractValue) else jax.typeof(x)
     is_numeric = issubdtype(aval.dtype, np.number) or aval.dtype == bool
     if isinstance(x, Tracer | AbstractValue) or not is_numeric:
-        return _type(aval)
+        return type_of(aval)
     array = np.asarray(x)
     if array.dtype != bool:  # what NumPy's own types can hold, in which bfloat16 can be printed
         kinds = {np.complexfloating: complex, np.floating: float, np.integer: int}
         array = array.astype(next(t for kind, t in kinds.items() if issubdtype(aval.dtype, kind)))
     if not is_summarised(aval):
         return _listed(array.tolist())
-    return _summary(array) if is_brief else f"{_type(aval)} {_summary(array)}"
+    return _summary(array) if is_brief else f"{type_of(aval)} {_summary(array)}"
 
 
-def _type(aval: Any) -> str:
+def type_of(aval: Any) -> str:
     return aval.str_short(short_dtypes=True)
 
 

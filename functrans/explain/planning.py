@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from jax import tree
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
-from jax.extend.core.primitives import jit_p
+from jax.extend.core.primitives import jit_p, remat_p
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from functrans import jaxpr as jx
@@ -66,14 +66,24 @@ def planned(name: str, fun: Callable, args: tuple, unfold: Unfold) -> Run:
     """
     opens = _opened(name, unfold)
     function, paths, leaves, program = staged(name, fun, args)
+    jits = 0
     while (equations := program.jaxpr.eqns) and all(e.primitive is jit_p for e in equations):
+        jits += 1
         program, _ = unfolding.unfold(program, leaves, _is_outermost, some_rounds)
     unfolded = Unfolded(program, [()] * len(program.jaxpr.eqns))
     if opens:
-        unfolded = unfolding.unfold(program, leaves, lambda e, _: kind_of(e) in opens, some_rounds)
+        # What a checkpoint keeps is its own.
+        unfolded = unfolding.unfold(
+            program,
+            leaves,
+            lambda e, _: kind_of(e) in opens and e.primitive is not remat_p,
+            some_rounds,
+        )
     if "indices" not in opens:
         unfolded = indices.folded(unfolded)
-    return _named(unfolded, function, _labels(fun, args, paths), leaves)
+    run = _named(unfolded, function, _labels(fun, args, paths), leaves)
+    run.jits = jits
+    return run
 
 
 def _opened(name: str, unfold: Unfold) -> Collection[str]:
@@ -136,7 +146,7 @@ def _named(unfolded: Unfolded, flat: Flat, labels: Sequence[str], leaves: Sequen
     steps = _steps(unfolded, _read(jaxpr), registry)
     paths, _ = tree_flatten_with_path(tree.unflatten(flat.out_tree, jaxpr.outvars))
     results = [Result("y" + keystr(path), registry.read(atom)) for path, atom in paths]
-    return Run(flat, inputs, constants, steps, results)
+    return Run(flat, inputs, constants, steps, results, program)
 
 
 def _read(jaxpr: Any) -> set[Var]:

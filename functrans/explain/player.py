@@ -22,9 +22,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from functrans.explain import graphs, notation, starts
-from functrans.explain.graphs import DERIVATIVE, VALUE, Graph, Picture
+from functrans.explain import notation, starts
+from functrans.explain.graphs import Graph
 from functrans.explain.notation import BAR, Line, marked
+from functrans.explain.pictures import DERIVATIVE, VALUE, Picture, Shown, equated
 from functrans.explain.planning import Unfold, planned
 from functrans.explain.records import Run, Step, Variable, moving_variables
 from functrans.explain.steps import evaluate
@@ -113,7 +114,7 @@ def play(
     start = starts.reverse("play", run, wrt, cotangent)
     evaluate(run, start)
     title = f"{run.name}: reverse mode, {start.words}"
-    picture = Picture(run, values=True, mode="rev")
+    picture = Picture(run, Shown(values=True, adjoints=True))
     graph = Graph(title, picture.draw(""), picture.notes)
     rows = [*forward_rows(run, "rev"), *reverse_rows(run, cotangent is None)]
     source = _source(fun, run)
@@ -181,6 +182,8 @@ def _cells(row: Row, is_reverse: bool) -> str:
     else:
         texts = (row.step, row.expression)
         number, kind = notation.value(row.value), "value"
+    if row.place:
+        texts = (*texts[:1], f"{texts[1]}  ({row.place})")
     cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
     return f'{cells}<td class="{kind}">{escape(number)}</td>'
 
@@ -198,7 +201,8 @@ def _frames(run: Run, picture: Picture, rows: Sequence[Row], source: dict) -> It
     def of_step(step: Step, word: str, part: str, count: int, edges: list[str]) -> Frame:
         line = str(notation.line_of(step.equation))
         lit = take(part, count)
-        said = f"<b>{word}</b> " + "; ".join(_said(rows[i]) for i in lit)
+        place = f"<i>{escape(step.place)}</i> " if step.place else ""
+        said = f"<b>{word}</b> {place}" + "; ".join(_said(rows[i]) for i in lit)
         return Frame(said, [picture.node_of(step)], edges, lit, line if line in source else "")
 
     given = take("input", len(run.inputs)) + take("constant", len(run.constants))
@@ -260,5 +264,5 @@ def _adjoints(run: Run, picture: Picture) -> Iterator[dict]:
 
 
 def _adjoint(v: Variable, node: str, at: int, totals: Sequence) -> dict:
-    known = [(frame, graphs.equated(marked(v.name, BAR), total)) for frame, total in totals]
+    known = [(frame, equated(marked(v.name, BAR), total)) for frame, total in totals]
     return {"node": node, "at": at, "totals": known}

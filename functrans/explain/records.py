@@ -17,13 +17,43 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.core import AbstractValue, Tracer
-from jax.extend.core import JaxprEqn
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from functrans import values
 from functrans.explain import notation
 from functrans.explain.notation import Text
 from functrans.flat import Flat
 from functrans.values import Flags, Zero
+
+
+class Residual(NamedTuple):
+    """One array that the reverse pass keeps."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    size: int
+    """In bytes."""
+    origin: str
+    """The argument that it is, or the operation that made it and the line of the user's code."""
+    what: str = ""
+    """In a graph: the variable that it is, or the operation that made it."""
+
+    def __str__(self) -> str:
+        dimensions = ",".join(map(str, self.shape))
+        return f"{self.dtype.name}[{dimensions}] ({self.size:,} bytes): {self.origin}"
+
+
+class Residuals(list[Residual]):
+    """A list of `Residual` that prints with each array's share of the total."""
+
+    @property
+    def total(self) -> int:
+        """The size of all arrays together, in bytes."""
+        return sum(residual.size for residual in self)
+
+    def __repr__(self) -> str:
+        lines = [f"{residual.size / (self.total or 1):4.0%}  {residual}" for residual in self]
+        return "\n".join([*lines, f"{self.total:,} bytes in {len(self)} arrays"])
 
 
 @dataclass(eq=False)
@@ -45,6 +75,8 @@ class Variable:
         """In forward mode; a `Zero` unless the variable moves."""
         self.adjoint: Any = zero
         """In reverse mode; a `Zero` until a use contributes to it."""
+        self.residuals: list[Residual] = []
+        """Of an input or a constant: itself, if the reverse pass keeps it."""
 
     @property
     def text(self) -> Text:
@@ -100,6 +132,8 @@ class Step:
     expression: str
     places: Places = ()
     """The rounds and branches that have been opened, and in which the step is."""
+    residuals: list[Residual] = field(default_factory=list)
+    """What the reverse pass keeps of it."""
     contributions: dict[int, Contribution] = field(default_factory=dict)
     """In reverse mode: by the position of an input, what this use of it contributes."""
 
@@ -141,6 +175,11 @@ class Run:
     constants: list[Variable]
     steps: list[Step]
     results: list[Result]
+    program: ClosedJaxpr
+    jits: int = 0
+    """How many times the function is jitted as a whole."""
+    residuals: Residuals = field(default_factory=Residuals)
+    """What the reverse pass keeps, if that has been asked for."""
 
     @property
     def name(self) -> str:
@@ -160,8 +199,8 @@ class Run:
         """Whether values are not known, as inside `jit`."""
         return any(is_abstract(v.value) for v in self.variables)
 
-    def notes(self) -> list[str]:
-        """What a picture of this leaves out."""
+    def notes(self, summary: str = "type, ‖norm‖") -> list[str]:
+        """What a picture of this leaves out; `summary` is what it shows of a large array."""
         notes = []
         calls = [step.equation for step in self.steps if notation.is_folded(step.equation)]
         if folded := sum(map(notation.inside, calls)):
@@ -176,8 +215,8 @@ class Run:
             notes.append(f"Not shown: {unread} result{'s' * (unread > 1)} that nothing reads.")
         if self.is_abstract:
             notes.append("Types stand for values that are not known here, as inside jit and vmap.")
-        elif any(notation.is_summarised(v.aval) for v in self.variables if v.name):
-            notes.append(f"Arrays of more than {notation.SMALL} elements: type, ‖norm‖.")
+        elif summary and any(notation.is_summarised(v.aval) for v in self.variables if v.name):
+            notes.append(f"Arrays of more than {notation.SMALL} elements: {summary}.")
         return notes
 
 

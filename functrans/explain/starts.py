@@ -44,11 +44,11 @@ def nowhere(run: Run) -> Start:
 def forward(name: str, run: Run, wrt: int | Sequence[int] | None, tangents: Any) -> Start:
     """Forward mode, with the tangents given, or ones in the arguments `wrt`."""
     if tangents is None:
-        moving = _with_respect_to(name, run.inputs, _argument_numbers(run), wrt, default=1)
-        inputs = values.pick(run.inputs, moving)
+        moves = _with_respect_to(name, run.inputs, _argument_numbers(run), wrt, default=1)
+        inputs = values.pick(run.inputs, moves)
         word = "1" if all(v.aval.shape == () for v in inputs) else "ones"
         words = f"tangent {word} in {_listed([v.label for v in inputs])}"
-        return Start("fwd", words, moving, [_ones(v.aval) for v in inputs])
+        return Start("fwd", words, moves, [_ones(v.aval) for v in inputs])
     if wrt is not None:
         raise TypeError(f"{name}: pass wrt or tangents, not both: the tangents say it all")
     in_tree = run.function.in_tree
@@ -58,19 +58,18 @@ def forward(name: str, run: Run, wrt: int | Sequence[int] | None, tangents: Any)
             f"{len(in_tree.children())} arguments, of the same structure, but it is {tangents!r}"
         )
     given = checks.tangents([v.value for v in run.inputs], in_tree, tree.map(known, tangents))
-    moving = values.moving(given)
-    return Start("fwd", "the tangents given", moving, values.pick(given, moving))
+    moves = values.moving(given)
+    return Start("fwd", "the tangents given", moves, values.pick(given, moves))
 
 
 def reverse(name: str, run: Run, wrt: int | Sequence[int] | None, cotangent: Any) -> Start:
     """Reverse mode, with the cotangent given, or 1, to the arguments `wrt`, or to all."""
-    numbers = _argument_numbers(run)
-    moving = _with_respect_to(name, run.inputs, numbers, wrt, default=len(numbers))
+    moves = moving(name, run, wrt)
     avals = [values.tangent_aval(y.source.aval) for y in run.results]
     if cotangent is not None:
         given, out_tree = tree.map(known, cotangent), run.function.out_tree
         cotangents = checks.linear_input(checks.PULLBACK, out_tree, avals, given)
-        return Start("rev", "the cotangent given", moving, cotangents=cotangents)
+        return Start("rev", "the cotangent given", moves, cotangents=cotangents)
     if not _is_one_real_number(avals):
         got = ", ".join(y.source.aval.str_short() for y in run.results) or "nothing"
         raise TypeError(
@@ -80,7 +79,13 @@ def reverse(name: str, run: Run, wrt: int | Sequence[int] | None, cotangent: Any
             "product with the result."
         )
     words = f"cotangent 1 of {run.results[0].label}"
-    return Start("rev", words, moving, cotangents=[_ones(avals[0])])
+    return Start("rev", words, moves, cotangents=[_ones(avals[0])])
+
+
+def moving(name: str, run: Run, wrt: int | Sequence[int] | None) -> Flags:
+    """The inputs that move in reverse mode, whatever the function returns."""
+    numbers = _argument_numbers(run)
+    return _with_respect_to(name, run.inputs, numbers, wrt, default=len(numbers))
 
 
 def _argument_numbers(run: Run) -> list[int]:

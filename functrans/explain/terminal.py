@@ -23,10 +23,12 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "step": {"no_wrap": True},
     "in": {"style": "dim", "no_wrap": True},
     "value": {**NUMBER, "style": "green"},
-    "": {**NUMBER, "style": "red"},
+    "": NUMBER,
     "line": {"style": "dim", "no_wrap": True},
 }
 """How rich sets the columns; a formula may be broken."""
+COLORS = {"tangent": "blue", "adjoint": "red"}
+"""Of the numbers that follow."""
 BETWEEN = 4
 """Columns between two tables side by side."""
 SHORTEST = 12
@@ -117,8 +119,10 @@ def _set(grid: Grid, padding: int = 1) -> Any:
     caption = text.Text(grid.caption, style="italic") if grid.caption else None
     whole = table.Table(box=box.HORIZONTALS, title=caption, title_justify="left")
     whole.padding = (0, padding)
-    for header in grid.headers:
-        whole.add_column(text.Text(header), **COLUMNS.get(header, {"overflow": "fold"}))
+    for before, header in zip(("", *grid.headers), grid.headers, strict=False):
+        style = COLUMNS.get(header, {"overflow": "fold"})
+        style = style if header else {**style, "style": COLORS[before]}
+        whole.add_column(text.Text(header), **style)
     following: Sequence[str] = [*grid.parts[1:], *grid.parts[-1:]]
     for row, part, then in zip(grid.rows, grid.parts, following, strict=True):
         whole.add_row(*map(text.Text, row), end_section=part != then)

@@ -1,0 +1,70 @@
+"""Steps that are done several times over, found: `[step] -> [block of steps]`.
+
+    tanh, matmul, add, tanh, matmul, add, ...      one block of three, and the others of its kind
+
+Two steps are alike if they do the same to values of the same types.
+
+Read next: `player.py`, which plays the passes over the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from functrans.explain import notation
+from functrans.explain.records import Run, Step
+
+
+class Block(NamedTuple):
+    """Steps that one node stands for: a single one, or some that are done several times."""
+
+    steps: Sequence[Step]
+    times: int
+
+
+def blocks(steps: Sequence[Step]) -> list[Block]:
+    """Find the longest repetition; leave its first round as it is, and put the others together."""
+    kinds: dict = {}
+    signatures = np.array([kinds.setdefault(_signature(step), len(kinds)) for step in steps])
+    start, period, times = max(
+        _repetitions(signatures), key=lambda found: (found[2] - 1) * found[1], default=(0, 0, 0)
+    )
+    if times < 3:
+        return [Block([step], 1) for step in steps]
+    first, last = start + period, start + times * period
+    opened = [Block([step], 1) for step in steps[start:first]]
+    repeated = Block(steps[first:last], times - 1)
+    return [*blocks(steps[:start]), *opened, repeated, *blocks(steps[last:])]
+
+
+def _repetitions(signatures: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """For each period the start and the number of rounds of the longest repetition."""
+    for period in range(1, len(signatures) // 3 + 1):
+        same = signatures[:-period] == signatures[period:]
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], same, [0]])))
+        starts, ends = edges[::2], edges[1::2]
+        if len(starts):
+            i = int(np.argmax(ends - starts))
+            yield int(starts[i]), period, int(ends[i] - starts[i]) // period + 1
+
+
+def _signature(step: Step) -> tuple:
+    """What two steps have in common that do the same to values of the same types."""
+    types = tuple(x.aval.str_short() for x in [*step.inputs, *step.outputs])
+    names = [notation.Text("·")] * len(step.inputs)
+    return str(step.equation.primitive), notation.expression(step.equation, names).text, types
+
+
+def read_only_in(blocks: Sequence[Block], run: Run) -> set[int]:
+    """The ids of the inputs and constants that nothing but these blocks reads."""
+    inside = {id(step) for block in blocks for step in block.steps}
+    readers = {id(v): set() for v in run.given}
+    for step in run.steps:
+        for x in step.inputs:
+            readers.get(id(x), set()).add(id(step) in inside)
+    for result in run.results:
+        readers.get(id(result.source), set()).add(False)
+    return {variable for variable, where in readers.items() if where == {True}}
