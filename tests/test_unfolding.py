@@ -103,10 +103,10 @@ def test_the_first_a_middle_and_the_last_round() -> None:
     assert [(row.place, row.expression) for row in rows] == [
         ("step 0 of scan", "v₀[0]"),
         ("step 0 of scan", "1 × v₁"),
-        ("", "steps\u00a01…2\u00a0of\u00a0scan(v₂, v₀)"),
+        ("", "steps 1…2 of scan(v₂, v₀)"),
         ("step 3 of scan", "v₀[3]"),
         ("step 3 of scan", "v₃ × v₄"),
-        ("", "steps\u00a04…5\u00a0of\u00a0scan(v₅, v₀)"),
+        ("", "steps 4…5 of scan(v₅, v₀)"),
         ("step 6 of scan", "v₀[6]"),
         ("step 6 of scan", "v₆ × v₇"),
     ]

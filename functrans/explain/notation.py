@@ -110,7 +110,8 @@ def called(equation: JaxprEqn) -> str:
     if name == "while" or not is_call(equation):
         return name
     inner = next(iter(jaxprs_in_params(params))).debug_info.func_name
-    return str(params.get("name") or (name if inner.startswith("<") else inner)).lstrip("_")
+    inner = name if inner.startswith("<") else inner.replace("\u00a0", " ")
+    return str(params.get("name") or inner).lstrip("_")
 
 
 def is_call(equation: JaxprEqn) -> bool:

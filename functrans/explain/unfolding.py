@@ -86,7 +86,8 @@ def called(
     name: str, function: Callable, inputs: Sequence, purpose: str, origin: JaxprEqn, source: Any
 ) -> JaxprEqn:
     """A function of flat lists as one equation, a call of this name in the place of another."""
-    info = DebugInfo(purpose, name, None, None)
+    # JAX takes the name of a function to end at a space.
+    info = DebugInfo(purpose, name.replace(" ", "\u00a0"), None, None)
     program, _ = stage(lambda *xs: (function(*xs), None), [x.aval for x in inputs], info)
     outputs, params = [Var(aval) for aval in program.out_avals], {"call_jaxpr": program}
     effects = program.jaxpr.effects
@@ -198,7 +199,7 @@ class _Writer:
                 row = [write(f"[{part}]", _row(part), [x], within)[0] for x in columns]
                 outs = self.program(loop.program, [*consts, *carry, *row], within, source)
             else:
-                name, run = f"{_steps(part)}\u00a0of\u00a0scan", _some_of(loop, part)
+                name, run = f"{_steps(part)} of scan", _some_of(loop, part)
                 call = called(name, run, [*consts, *carry, *columns], "", equation, source)
                 outs = self.write(call, places)
             carry = outs[: loop.carry]
@@ -230,7 +231,7 @@ class _Writer:
                     new = self.write(call, within)
                 carry = new
             else:
-                name, run = f"{_steps(part)}\u00a0of\u00a0while", _rounds_of(loop, len(part))
+                name, run = f"{_steps(part)} of while", _rounds_of(loop, len(part))
                 call = called(name, run, [*asked, *consts, *carry], "", equation, source)
                 carry = self.write(call, places)
         self.program(loop.condition, [*asked, *carry], places, source)
@@ -258,8 +259,7 @@ def _retyped(equation: JaxprEqn, xs: list) -> list | None:
 
 
 def _steps(part: range) -> str:
-    """The name of a call; JAX's names of functions end where there is a space."""
-    return f"steps\u00a0{part[0]}…{part[-1]}" if len(part) > 1 else f"step\u00a0{part[0]}"
+    return f"steps {part[0]}…{part[-1]}" if len(part) > 1 else f"step {part[0]}"
 
 
 # ---- the functions that are written as calls -----------------------------------------------------
