@@ -28,7 +28,6 @@ from jax.extend.core.primitives import (
     convert_element_type_p,
     remat_p,
     scan_p,
-    while_p,
 )
 
 from functrans import jaxpr as jx
@@ -68,7 +67,7 @@ def unfold(
 
 def kind_of(equation: JaxprEqn) -> str:
     """What an equation is that stands for several."""
-    if equation.primitive in (scan_p, while_p):
+    if equation.primitive in (scan_p, *While.primitives):
         return "loops"
     return "branches" if equation.primitive is cond_p else "calls"
 
@@ -162,7 +161,7 @@ class _Writer:
         primitive, params, rule = equation.primitive, equation.params, RULES.get(equation.primitive)
         if primitive is scan_p:
             return self.scan(equation, Scan.of(params), xs, places, source)
-        if primitive is while_p:
+        if primitive in While.primitives:
             return self.loop(equation, While.of(params), xs, places, source)
         if primitive is cond_p:
             if (index := self.values(xs[:1])) is None:
