@@ -5,7 +5,8 @@
 The steps back need the carries c_t, the last one first.  A stack keeps some of them,
 *checkpoints*, and we compute the others again from the checkpoint before them.  We go back block
 by block: from the topmost checkpoint forward to the last remaining block, with new checkpoints on
-the way; then write down all carries of this block, and take its steps back.
+the way; then write down all carries of this block, and take its steps back.  With few
+carries a block is one step, and no schedule computes fewer steps again.
 
 Between a checkpoint and the end of a range of l blocks, with s - 1 free places on the stack, the
 next checkpoint divides the range so that we compute no block more than r times, for the least r
@@ -36,8 +37,8 @@ from functrans.values import Flags
 KEPT = 64
 """How many carries a loop keeps by default."""
 
-LEAST = 4
-"""A stack of one checkpoint and one spare place, and two carries of a block."""
+LEAST = 2
+"""The first carry; and that of the step that is taken back."""
 
 
 def advance(n: Any, step: Callable, carry: Sequence, ends: Flags) -> list:
@@ -82,7 +83,7 @@ def there_and_back(
     Returns:
       The first bars.
     """
-    size = max(kept // 2, 2)
+    size = _block(kept)
     places, total = kept - size, _most(n)
     longest = _longest_ranges(places, size)
     stack = [_repeated(c, places) for c in carry]
@@ -99,16 +100,11 @@ def there_and_back(
         return lax.while_loop(lambda state: state[0] < at + steps, one, (at, c))[1]
 
     def descend(state):
-        """From a checkpoint to the next, that is, from `at[top]`."""
+        """Write down a checkpoint, and go to where the next one will be."""
         last, top, at, here, c, stack = state
-        free = places - 2 - top
-        ahead = _split(longest, last - here + 1, free)
-        here, c = here + ahead, move(ahead * size, here * size, c)
-        # If no place is free, this writes to the spare one.
-        new = jnp.where(free > 0, top + 1, places - 1)
-        stack = [_put(s, x, new) for s, x in zip(stack, c, strict=True)]
-        top = jnp.where(free > 0, top + 1, top)
-        return last, top, _put(at, here, new), here, c, stack
+        stack, at = [_put(s, x, top) for s, x in zip(stack, c, strict=True)], _put(at, here, top)
+        ahead = _split(longest, last - here + 1, places - 1 - top)
+        return last, top + 1, at, here + ahead, move(ahead * size, here * size, c), stack
 
     def fill(at, steps, c, block):
         """Write down the notes of each of these steps."""
@@ -139,13 +135,12 @@ def there_and_back(
         c = [_get(s, top) for s in stack]
         down = last, top, at, here, c, stack
         down = lax.while_loop(lambda state: state[3] < state[0], descend, down)
-        _, top, at, _, c, stack = down
+        _, top, at, _, c, stack = down  # below `top` are the checkpoints that are still needed
         begin = last * size
         steps = jnp.minimum(size, total - begin)
         block = fill(begin, steps, c, block)
         bars = reverse(begin, steps, block, bars)
-        top = jnp.maximum(jnp.where(_get(at, top) == last, top - 1, top), 0)
-        return last, top, at, stack, block, bars
+        return last, top - 1, at, stack, block, bars
 
     left = (total + (size - 1)) // size
     at = _repeated(_zero(n), places)
@@ -215,14 +210,23 @@ def _get(stack: Any, at: Any) -> Any:
 _END = np.iinfo(np.int32).max
 
 
+def _block(kept: int) -> int:
+    """How many of the carries are those of a block; the others are checkpoints.
+
+    Blocks of one step take the fewest repetitions, and the most writing of checkpoints. Of 64
+    carries half may be a block at the price of a few repetitions; of a few carries not.
+    """
+    return max(min(kept // 2, kept * kept // 128), 1)
+
+
 @functools.lru_cache(maxsize=64)
 def _longest_ranges(places: int, size: int) -> np.ndarray:
     """In row s and column r, the length of the range for which r repetitions suffice, with s
     checkpoints, the first at its beginning. In row 0 it is one block."""
     blocks, columns = _END // size, 1
-    while math.comb(places - 1 + columns, columns) < blocks and columns < 64:
+    while math.comb(places + columns, columns) < blocks and columns < 1024:
         columns += 1
-    rows = range(places)
+    rows = range(places + 1)
     table = [[min(math.comb(s + r, r), _END) for r in range(columns + 1)] for s in rows]
     return np.asarray(table, np.int32)
 
