@@ -275,8 +275,8 @@ elementwise(lax.tanh_p, sech_squared)
 elementwise(lax.logistic_p, logistic_slope)
 
 
-# 1 - x^2 = s^2 (r^2 - (x/s)^2) with r = 1/s, without the cancellation near 1, and with a derivative
-# without one near 0. The scale s is 1, or the size of a complex number far out.
+# 1 - x^2 = s^2 (r^2 - (x/s)^2) with r = 1/s, which does not cancel near 1, nor its derivative near
+# 0. The scale s is 1, or the size of a complex number far out.
 def one_minus_square(x):
     """`r, r^2 - (x/s)^2`"""
     r: Any = 1
