@@ -1,15 +1,15 @@
-"""What one may want to see of a derivative: its steps, its graph, what it keeps, and what has none.
+"""Tables and pictures of a derivative: its steps, its graph, its residuals, the source of a nan.
 
     evaluation_table : (a -> b), a -> the steps of forward or reverse mode, as a textbook's table
     graph            : (a -> b), a -> the computation, drawn, with values, tangents or adjoints
     play             : (a -> b), a -> both passes of reverse mode over that graph, step by step
-    saved_residuals  : (a -> b), a -> what reverse mode keeps
+    saved_residuals  : (a -> b), a -> the arrays that reverse mode keeps
     blame            : (a -> b), a -> the equation that first made a nan or an infinity
 
-It may import every other part of functrans, and none of them needs it: each name is imported when
-it is first used.
+It may import every other part of functrans, and none of them needs it: Python imports each name at
+its first use.
 
-Read next: `residuals.py`, what reverse mode keeps.
+Read next: `residuals.py`, the arrays that reverse mode keeps.
 """
 
 from __future__ import annotations

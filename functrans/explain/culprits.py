@@ -3,8 +3,8 @@
     v_k = f(v_i)        v_k_dot = f'(v_i) v_i_dot        v_i_bar = f'(v_i) v_k_bar
 
 The function runs equation by equation, on numbers, with all calls opened: each step of a loop, the
-branch that is taken.  The first equation that makes something that is not finite of what is finite
-is to blame; one for the values, and one for the tangents, or for the adjoints.
+chosen branch.  The first equation that makes a nan or an infinity of finite numbers is to blame:
+one for the values, and one for the tangents or the adjoints.
 
 Read next: `../testing.py`, which checks derivatives against JAX and finite differences.
 """
@@ -43,13 +43,13 @@ class Culprit(NamedTuple):
     kind: str
     """`"value"`, `"tangent"` or `"adjoint"`."""
     operation: str
-    """The primitive, or the argument if the user has passed it."""
+    """The primitive, or the argument if the user passed it."""
     line: str
-    """Of the user's code."""
+    """The line of the user's code."""
     inside: str
-    """The calls, loops and steps in which it is."""
+    """The calls, loops and steps around it."""
     result: str
-    """What it has made, and where."""
+    """The result, nan or an infinity, and its place in the array."""
     numbers: str
     """The numbers that met there."""
     remedy: str
@@ -64,11 +64,11 @@ class Blame(NamedTuple):
     """The culprits that `blame` found; false if there are none."""
 
     value: Culprit | None
-    """The first in the values."""
+    """The first culprit in the values, or `None`."""
     derivative: Culprit | None
-    """The first in the tangents, or in the adjoints."""
+    """The first culprit in the tangents, or in the adjoints, or `None`."""
     searched: str
-    """What has been looked at."""
+    """The numbers that `blame` searched."""
 
     def __bool__(self) -> bool:
         return bool(self.value or self.derivative)
@@ -218,7 +218,7 @@ class _Run:
         return None
 
 
-# ---- what is said of a culprit -------------------------------------------------------------------
+# ---- the text about a culprit --------------------------------------------------------------------
 
 
 def _value(step: Step, y: Variable) -> Culprit:

@@ -2,7 +2,7 @@
 
     w  --->  v₁ = log(v₀)  --->  y          nodes are steps, edges are the values that they read
 
-In reverse mode an edge carries what that use adds to the adjoint of the node where it begins, so
+In reverse mode an edge carries the share of its use in the adjoint of the node where it begins, so
 that the adjoint of a node is the sum over the edges that leave it:
 
     v_i_bar = sum over edges i -> k of  v_k_bar dv_k/dv_i
@@ -35,7 +35,7 @@ class Graph:
     dot: str
     """The graph in Graphviz's language."""
     notes: list[str]
-    """What the picture leaves out, and how to read it."""
+    """The omissions of the picture, and how to read it."""
 
     def save(self, path: str | os.PathLike) -> None:
         """Draw to a file; its ending (`.svg`, `.png`, `.pdf`, `.dot`) chooses the format."""
@@ -79,6 +79,9 @@ def graph(
 ) -> Graph:
     """Draw the computation of `fun(*args)`: its steps, and which values each of them reads.
 
+    Each node shows the type of an array. If `unfold` opens a loop or a branch, each round of the
+    loop and the branch have a box around them.
+
     Args:
       fun: a function of arrays, or pytrees of arrays, to the same.
       *args: its arguments. If they have no values (inside `jit`), the graph shows types.
@@ -86,23 +89,21 @@ def graph(
       tangents: whether each node shows its tangent, and along which direction: a tuple with a
         tangent for each argument, or `True` for ones in the arguments `wrt`.
       adjoints: whether each node shows its adjoint, and in a small graph each edge its share of it.
-      residuals: whether each node says what the reverse pass keeps of it, and how many bytes that
-        takes: the arrays that `saved_residuals` lists.
+      residuals: whether each node shows which of its values the reverse pass keeps, and in how many
+        bytes: the arrays that `saved_residuals` lists.
       wrt: as in `evaluation_table`.
       cotangent: as in `evaluation_table`.
       unfold: as in `evaluation_table`.
       pattern: whether to draw the pattern of the Jacobian beside the graph: which elements of the
         results depend on which elements of the arguments `wrt`, or of the first one.
 
-    Each node shows the type of an array. Of a program that `unfold` opens, each round of a loop and
-    each branch has a box around it.
-
     Returns:
       A `Graph`, which a notebook shows as SVG. `save("x.svg")` draws to a file, also `.png` and
       `.pdf`; `dot` is its source.
 
     Raises:
-      TypeError, ValueError: as for `evaluation_table`.
+      TypeError: as for `evaluation_table`.
+      ValueError: as for `evaluation_table`.
 
     See also:
       `evaluation_table`, the same steps as a table; `play`, both together, step by step.

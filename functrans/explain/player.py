@@ -3,8 +3,8 @@
     forward:   v_k = f(v_i, v_j), the first equation first
     reverse:   v_i_bar += v_k_bar df/dv_i, the last equation first
 
-A page is a list of *frames*, one for each equation of each pass.  A frame says what is lit: nodes
-and edges of the graph, rows of the table, and the user's line.  What it shows depends on its number
+A page is a list of *frames*, one for each equation of each pass.  A frame lists the lit parts:
+nodes and edges of the graph, rows of the table, and the user's line.  It depends on its number
 alone.
 
 Read next: `culprits.py`, which finds where a nan comes from.
@@ -45,7 +45,7 @@ PARTS = ("input", "constant", "step", "output", *OF_REVERSE)
 
 @dataclass
 class Frame:
-    """One moment: what is lit, and what is said of it (in HTML)."""
+    """One moment: the lit parts, and a text about them (in HTML)."""
 
     said: str
     nodes: list[str] = field(default_factory=list)

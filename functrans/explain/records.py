@@ -2,7 +2,7 @@
 
     v_k = f(v_i, v_j)        a step; with each variable its value, its tangent, and its adjoint
 
-    v_i_bar = sum over its uses of what each contributes
+    v_i_bar = the sum of the contributions of its uses
 
 Later files fill it: first the names, then the numbers.
 
@@ -32,9 +32,9 @@ class Residual(NamedTuple):
     shape: tuple[int, ...]
     dtype: Any
     size: int
-    """In bytes."""
+    """The size in bytes."""
     origin: str
-    """The argument that it is, or the operation that made it and the line of the user's code."""
+    """The argument, or the operation that made the array and the line of the user's code."""
     what: str = ""
     """In a graph: the variable that it is, or the operation that made it."""
 

@@ -1,10 +1,10 @@
-"""What reverse mode keeps: `(a -> b), a -> [residual]`.
+"""The arrays that reverse mode keeps: `(a -> b), a -> [residual]`.
 
     f(x + x_dot) = f(x) + L(c1, c2, ...) x_dot + ...        the residuals are c1, c2, ...
 
 `../linearize.py` finds them.
 
-Read next: `exclusions.py`, what has no derivative.
+Read next: `exclusions.py`, the primitives without a derivative.
 """
 
 from __future__ import annotations

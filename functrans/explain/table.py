@@ -41,12 +41,12 @@ class Row(NamedTuple):
     """`"input"`, `"constant"`, `"step"` or `"output"`; of a reverse pass `"seed"`, `"reverse"` or
     `"gradient"`."""
     step: str
-    """The variable that is computed; of a reverse step, the one that is pulled back."""
+    """The variable that the step computes; in a reverse step, the one that it pulls back."""
     expression: str
     value: Any
-    """An array; where it is not known (inside `jit`), its type."""
+    """An array; if it is not known (inside `jit`), its type."""
     derivative_step: str
-    """The tangent that is computed; in a reverse step, the adjoint that is added to."""
+    """The tangent that the step computes; in a reverse step, the adjoint to which it adds."""
     derivative_expression: str
     derivative: Any
     line: Line
@@ -63,7 +63,7 @@ class EvaluationTable:
     mode: str
     rows: list[Row]
     notes: list[str]
-    """What the table leaves out."""
+    """The omissions of the table."""
     layout: str = "stacked"
     """Of both passes of reverse mode: `"stacked"`, or `"side by side"`."""
 
@@ -151,11 +151,11 @@ def evaluation_table(
       tangents: in forward mode, instead of `wrt`, a tuple with a tangent for each argument.
       cotangent: in reverse mode, the cotangent of the result, of its structure, shapes and dtypes;
         by default 1, if the result is one real number.
-      unfold: what is opened: `True` for calls, loops and branches, or some of `"calls"`,
-        `"loops"`, `"branches"` and `"indices"`. Then a jitted function shows its equations in the
-        place of a call of it, a loop those of its first, a middle and its last round, and a `cond`
-        those of the branch that it takes. `"indices"` is the arithmetic that JAX writes for
-        `x[i, j]`. A `fun` that is itself jitted is always opened, a `checkpoint` never.
+      unfold: what to open: `True` for calls, loops and branches, or some of `"calls"`,
+        `"loops"`, `"branches"` and `"indices"`. The table then shows the equations of a jitted
+        function instead of a call, those of the first, a middle and the last round of a loop, and
+        those of the branch that a `cond` takes. `"indices"` stands for the arithmetic of
+        `x[i, j]`. A `fun` that is itself jitted is always open, and a `checkpoint` never.
       layout: of reverse mode: `"stacked"`, the pass back below the pass forward, or `"side by
         side"`.
 
