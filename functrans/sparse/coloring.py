@@ -285,8 +285,8 @@ def _orders(matrix: Any) -> Iterable[np.ndarray]:
         yield np.argsort(-lengths, kind="stable")
 
 
-# Where all rows read a grid at the same offsets, a greedy algorithm seldom finds the fewest colors. A
-# linear function of the coordinates, modulo k, does: i + 2j mod 5 for the five points of a cross.
+# Where all rows read a grid at the same offsets, a greedy algorithm seldom finds the fewest colors.
+# A linear function of the coordinates, modulo k, does: i + 2j mod 5 for the five points of a cross.
 def of_grid(rows: Any, k: int) -> np.ndarray | None:
     """Colors of a stencil, as many as its longest row has elements, or `None` (Goldfarb and Toint,
     *Optimal estimation of Jacobian and Hessian matrices that arise in finite difference

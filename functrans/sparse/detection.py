@@ -34,7 +34,8 @@ from scipy import sparse
 
 from functrans import extend
 from functrans.programs.strong import strong_zeros
-from functrans.sparse.local import Matrix, check_size, dense, local, selection, times
+from functrans.sparse.algebra import Matrix, check_size, dense, selection, times
+from functrans.sparse.local import local
 from functrans.sparse.numbers import Equation, evaluated
 from functrans.transforms import jvp
 

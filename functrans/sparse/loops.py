@@ -24,6 +24,7 @@ from jax.extend.core.primitives import cond_p, linear_solve_p, remat_p, scan_p
 from scipy import sparse
 
 from functrans import extend
+from functrans.sparse.algebra import Matrix, identity, selection, times
 from functrans.sparse.detection import (
     CALLS,
     Value,
@@ -33,7 +34,6 @@ from functrans.sparse.detection import (
     present,
     union,
 )
-from functrans.sparse.local import Matrix, identity, selection, times
 from functrans.sparse.numbers import Equation
 
 FEW = 4_000

@@ -11,7 +11,7 @@ or y and z are the same constant.  A sum fails the test, because `h(i + j) != h(
 
 XLA compiles for longer than such an operation runs, so that NumPy runs the most frequent ones.
 
-Read next: `local.py`, the pattern of an equation.
+Read next: `algebra.py`, patterns as matrices.
 """
 
 from __future__ import annotations
