@@ -20,8 +20,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -31,7 +29,7 @@ from jax.extend.core import jaxpr_as_fun
 
 import functrans as ft
 from benchmarks import fields, series
-from benchmarks.others import gradients
+from benchmarks.others import gradients, imported
 from benchmarks.problem import Problem
 from benchmarks.workloads import Workload
 
@@ -334,39 +332,44 @@ def eager(subject: Subject) -> Iterator[Row]:
 
 def sparse(subject: Subject) -> Iterator[Row]:
     """A sparse Jacobian or Hessian: to find and color its pattern, and to evaluate it, beside the
-    dense one and beside the function."""
+    dense one, beside the function, and beside what asdex makes of it."""
     workload, problem = subject.workload, subject.problem
     kind = workload.sparse
     fun, x, data = problem.fun, problem.x, problem.data
 
-    def once(find: Callable) -> tuple[float, Any]:
-        found: list = []
-        start = time.perf_counter()
-        found.append(find(fresh(lambda x: fun(x, *data)), x))
-        return time.perf_counter() - start, found[0]
+    def f(x):
+        return fun(x, *data)
 
-    finders = {"functrans": lambda f, x: getattr(ft.sparse, kind)(ft.jit(f), x)}
-    if find_spec("asdex"):
-        finders["asdex"] = getattr(import_module("asdex"), kind)
-    took = {}
-    for name, find in finders.items():
-        once(find)  # what is compiled for any function is compiled
-        took[name], evaluate = once(find)
-        finders[name] = evaluate if name == "functrans" else jax.jit(evaluate)
-    ours = took.pop("functrans")
-    yield subject.row(f"find and color {kind}", "s", Pair(0.0, ours, 0.0), **took)
-    jobs = {name: calls(evaluate, x) for name, evaluate in finders.items()}
-    mine = jobs.pop("functrans")
+    evaluate: dict[str, Any] = {}
+
+    def finding(name: str, find: Callable) -> Job:
+        def job() -> list[float]:
+            start = time.perf_counter()
+            evaluate[name] = find(fresh(f))
+            return [time.perf_counter() - start]
+
+        job()  # what is compiled for any function is compiled
+        return job
+
+    ours = finding("functrans", lambda f: getattr(ft.sparse, kind)(ft.jit(f), x))
+    times = medians([[pair(0.0, ours()[0])] for _ in range(3)])
+    yield subject.row(f"find and color {kind}", "s", times[0]._replace(ratio=0.0))
+    if asdex := imported("asdex"):
+        theirs = finding("asdex", lambda f: jax.jit(getattr(asdex, kind)(f, x)))
+        times = medians(alternate([theirs, ours], 0.0, 3))
+        yield subject.row(f"find and color {kind} vs asdex", "s", *times)
+    jobs = {name: calls(function, x) for name, function in evaluate.items()}
     if not workload.is_large:
-        dense = jax.jit(
-            (jax.jacfwd if kind == "jacobian" else jax.hessian)(lambda x: fun(x, *data))
-        )
-        yield subject.row(
-            f"sparse / dense {kind}", "s", *medians(alternate([calls(dense, x), mine]))
-        )
-    others = {name: median(job()[0] for _ in range(ROUNDS)) for name, job in jobs.items()}
-    function = calls(jax.jit(lambda x: fun(x, *data)), x)
-    yield subject.row(f"sparse {kind} / f", "s", *medians(alternate([function, mine])), **others)
+        jobs["dense"] = calls(jax.jit(getattr(jax, DENSE[kind])(f)), x)
+    jobs["f"] = calls(jax.jit(f), x)
+    mine = jobs.pop("functrans")
+    for name, job in jobs.items():
+        metric = {"dense": f"sparse / dense {kind}", "f": f"sparse {kind} / f"}
+        times = medians(alternate([job, mine]))
+        yield subject.row(metric.get(name, f"sparse {kind} vs {name}"), "s", *times)
+
+
+DENSE = {"jacobian": "jacfwd", "hessian": "hessian"}
 
 
 def strong_zeros(subject: Subject) -> Iterator[Row]:

@@ -10,13 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import jax
 import numpy as np
 
 from benchmarks.problem import Problem
+
+
+def imported(name: str) -> Any:
+    """A library, if it is installed and runs with this version of JAX; or `None`."""
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
 
 
 def gradients(problem: Problem) -> dict[str, Callable[[], Any]]:
@@ -27,11 +34,10 @@ def gradients(problem: Problem) -> dict[str, Callable[[], Any]]:
         given = problem.x, *problem.data
         return {name: partial(jax.jit(jax.grad(fun)), *given) for name, fun in rivals.items()}
     args = jax.tree.map(np.asarray, (problem.x, *problem.data))
-    if find_spec("autograd"):
+    if autograd := imported("autograd"):
         fun = partial(problem.fun, np=import_module("autograd.numpy"))
-        found["Autograd"] = partial(import_module("autograd").grad(fun), *args)
-    if find_spec("torch"):
-        torch = import_module("torch")
+        found["Autograd"] = partial(autograd.grad(fun), *args)
+    if torch := imported("torch"):
         tensors = jax.tree.map(torch.tensor, args)
         fun = partial(problem.fun, np=torch)
         found["torch"] = partial(import_module("torch.func").grad(fun), *tensors)

@@ -56,10 +56,11 @@ median over the rounds.
 | `find and color k` | finding the pattern of a sparse `k` and coloring it; JAX does neither |
 | `sparse / dense k` | `ft.sparse.k` against JAX's dense `k` |
 | `sparse k / f` | `ft.sparse.k` against the function `f` itself |
+| `... vs asdex` | the same with asdex in the place of JAX, where asdex runs |
 
 A budget limits the ratio. A budget marked *own* limits functrans's own figure, and one marked
 *Autograd* the ratio to the time of a gradient in HIPS Autograd. The column *others* shows the times
-of Autograd, `torch.func` and asdex where they are installed.
+of Autograd and `torch.func` where they are installed.
 """
 
 

@@ -37,12 +37,12 @@ _of_types = operator.attrgetter("jax_enable_x64", "jax_default_matmul_precision"
 _of_strictness = operator.attrgetter("jax_numpy_rank_promotion", "jax_numpy_dtype_promotion")
 _config: Any = jax.config
 
-STRONG_ZEROS, CARRIES_KEPT = jax.make_user_context(False), jax.make_user_context(None)
+OWN = STRONG_ZEROS, CARRIES_KEPT, DETECTING = (*map(jax.make_user_context, (False, None, False)),)
 """Our own options, which JAX's caches know too: `with STRONG_ZEROS(True): ...`."""
 
 
 def _options() -> tuple:
-    return *_of_types(_config), STRONG_ZEROS.value, CARRIES_KEPT.value
+    return *_of_types(_config), *[option.value for option in OWN]
 
 
 @contextlib.contextmanager

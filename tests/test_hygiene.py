@@ -86,7 +86,7 @@ BESIDE = {
     "adjoints": {*LAYERS, "derivatives", "control_flow"},
     "extend": {*LAYERS, "control_flow"},
     "taylor": {"extend", "rules", "errors", "flat", "signatures"},
-    "sparse": {"extend", "rules", "transforms", "programs", "errors"},
+    "sparse": {"caches", "extend", "rules", "transforms", "programs", "errors"},
     "explain": {*LAYERS, "control_flow", "sparse"},
     "": {
         *LAYERS,

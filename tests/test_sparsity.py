@@ -617,42 +617,6 @@ def test_a_pattern_that_is_given() -> None:
     assert np.isnan(jax.jit(wrong)(SIX)).all()
 
 
-def test_what_cannot_be() -> None:
-    def check(error, match, call):
-        with pytest.raises(error, match=match):
-            call()
-
-    z = SIX.astype(complex)
-    check(TypeError, "the argument must be of real numbers, and is of type complex128",
-          lambda: ft.sparse.jacobian(jnp.sin, z))  # fmt: skip
-    check(TypeError, "the argument must be of real numbers, and is of type int32",
-          lambda: ft.sparse.jacobian(jnp.sin, np.arange(3, dtype=np.int32)))  # fmt: skip
-    check(TypeError, "the result must be of real numbers, and is of type complex128",
-          lambda: ft.sparse.jacobian(lambda x: x * 1j, SIX))  # fmt: skip
-    check(ValueError, "mode must be one of", lambda: ft.sparse.color(np.eye(3), "rainbow"))
-    check(ValueError, "format must be one of",
-          lambda: ft.sparse.jacobian(jnp.sin, SIX, format="csr"))  # fmt: skip
-    check(ValueError, "must be symmetric", lambda: ft.sparse.color(np.tri(3), "symmetric"))
-    check(
-        ValueError,
-        "element (0, 0) cannot be read".replace("(", r"\(").replace(")", r"\)"),
-        lambda: ft.sparse.Coloring(ft.sparse.Pattern(np.ones((2, 2))), [0, 0], [-1, -1]),
-    )
-    check(
-        ValueError,
-        "needs 2 colors of rows and 3 of columns",
-        lambda: ft.sparse.Coloring(ft.sparse.Pattern(np.ones((2, 3))), [0, 0], [-1, -1]),
-    )
-    check(ValueError, r"the pattern is \(3, 3\), and the Jacobian \(6, 6\)",
-          lambda: ft.sparse.jacobian(jnp.sin, pattern=np.eye(3))(SIX))  # fmt: skip
-    large = jax.ShapeDtypeStruct((100_000,), float)
-    repeated = lambda x: jnp.broadcast_to(jnp.sum(x), x.shape)  # noqa: E731
-    check(ValueError, "`cumsum` at .*test_sparsity.py.* the Jacobian is not sparse there",
-          lambda: ft.sparse.jacobian_pattern(jnp.cumsum, large))  # fmt: skip
-    check(ValueError, "`broadcast_in_dim` at .* the Jacobian is not sparse there",
-          lambda: ft.sparse.jacobian_pattern(repeated, large))  # fmt: skip
-
-
 # ---- at work -------------------------------------------------------------------------------------
 
 

@@ -11,11 +11,12 @@
 ⠀⠀⠙⢦⡀
 Coloring(8 x 9: 2 forward passes instead of 8)
 
-Read next: `patterns.py`, the value that is found, colored and shown.
+Read next: `checks.py`, what may be given.
 """
 
 from functrans.sparse import loops  # noqa: F401  it says what equations do that carry programs
 from functrans.sparse.coloring import Coloring, color
+from functrans.sparse.declared import with_pattern
 from functrans.sparse.evaluation import (
     SparseDerivative,
     hessian,
@@ -30,6 +31,7 @@ __all__ = [
     "hessian",
     "jacobian_pattern",
     "hessian_pattern",
+    "with_pattern",
     "Pattern",
     "Coloring",
     "color",

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from functrans.sparse import checks
 from functrans.sparse.patterns import Pattern
 
 NONE = -1
@@ -58,15 +59,13 @@ class Coloring:
 
     def __init__(self, pattern: Pattern, columns: Any, rows: Any, symmetric: bool = False):
         self.pattern, self.symmetric = pattern, symmetric
-        self.columns, self.rows = np.asarray(columns, np.int32), np.asarray(rows, np.int32)
         m, n = pattern.shape
-        if (self.rows.size, self.columns.size) != (m, n):
-            raise ValueError(f"a coloring of {m} x {n} needs {m} colors of rows and {n} of columns")
+        self.columns, self.rows = (
+            checks.colors(columns, n, "columns"),
+            checks.colors(rows, m, "rows"),
+        )
         self.forward, self.reverse = _count(self.columns), _count(self.rows)
-        if (self.places < 0).any():
-            at = int(np.argmax(self.places < 0))
-            i, j = pattern.rows[at], pattern.columns[at]
-            raise ValueError(f"with this coloring, element ({i}, {j}) cannot be read")
+        checks.all_read(self.places, pattern.rows, pattern.columns)
 
     @functools.cached_property
     def places(self) -> np.ndarray:
@@ -181,7 +180,7 @@ def color(pattern: Any, mode: str = "auto") -> Coloring:
     if mode == "symmetric":
         return _symmetric(pattern)
     if mode not in MODES:
-        raise ValueError(f"mode must be one of {[*MODES, 'symmetric', 'auto']}, and is {mode!r}")
+        raise ValueError(f"mode must be one of {[*MODES, 'symmetric']}, and is {mode!r}")
     return min(MODES[mode](pattern), key=lambda found: found.passes)
 
 
@@ -246,8 +245,7 @@ MODES: dict[str, Callable[[Pattern], list[Coloring]]] = {
 
 def _symmetric(pattern: Pattern) -> Coloring:
     matrix = pattern.matrix
-    if matrix.shape[0] != matrix.shape[1] or (matrix != matrix.T).nnz:
-        raise ValueError('a pattern must be symmetric for the mode "symmetric"')
+    checks.symmetric(matrix)
     is_off = pattern.rows != pattern.columns
     edges = np.ones(int(is_off.sum()), bool), (pattern.rows[is_off], pattern.columns[is_off])
     graph = sparse.csr_array(edges, shape=matrix.shape)

@@ -33,7 +33,9 @@ from jax.extend.core import jaxprs_in_params
 from scipy import sparse
 
 from functrans import extend
+from functrans.caches import DETECTING
 from functrans.programs.strong import strong_zeros
+from functrans.sparse import checks
 from functrans.sparse.algebra import Matrix, check_size, dense, selection, times
 from functrans.sparse.local import local
 from functrans.sparse.numbers import Equation, evaluated
@@ -62,23 +64,21 @@ def constant(x: Any) -> Value:
 
 def detected(fun: Callable, likes: Sequence, argnum: int = 0) -> Matrix:
     """The pattern of the Jacobian of `fun` in one of its arguments, in the order of its leaves."""
-    if not 0 <= argnum < len(likes):
-        raise TypeError(
-            f"functrans.sparse: argnum={argnum}, but {len(likes)} arguments are given as examples: "
-            "pass one for each argument of the function, jacobian(fun, x_like)"
-        )
+    argnum = checks.position(argnum, len(likes))
     x = likes[argnum]
 
     def push(x_dot, *args):
         def moved(x):
             return fun(*args[:argnum], x, *args[argnum + 1 :])
 
-        return jvp(moved, (args[argnum],), (x_dot,))[1]
+        checks.real_input(fun, args, argnum)
+        y, y_dot = jvp(moved, (args[argnum],), (x_dot,))
+        checks.real_output(y)
+        return y_dot
 
-    _require_real("argument", extend.staged(lambda x: x, x).program.out_avals)
-    with strong_zeros(False):  # with them there are no more nonzeros, and other primitives
+    # With strong zeros there are no more nonzeros, and other primitives.
+    with strong_zeros(False), DETECTING(True):
         program: Any = extend.staged(push, x, *likes).program
-    _require_real("result", program.out_avals)
     sizes = [prod(np.shape(leaf)) for leaf in tree.leaves(x)]
     shapes = [v.aval.shape for v in program.jaxpr.invars]
     columns, width = np.cumsum([0, *sizes]).tolist(), sum(sizes)
@@ -90,15 +90,6 @@ def detected(fun: Callable, likes: Sequence, argnum: int = 0) -> Matrix:
     outs = extend.interpret(program, inputs, meaning, constant)
     rows = [no_rows(out.shape, width) if out.rows is None else out.rows for out in outs]
     return sparse.vstack(rows, format="csr") if rows else no_rows((0,), width)
-
-
-def _require_real(what: str, avals: Sequence) -> None:
-    for aval in avals:
-        if not np.issubdtype(aval.dtype, np.floating):
-            raise TypeError(
-                f"functrans.sparse: the {what} must be of real numbers, and is of type "
-                f"{aval.dtype}. Give the real and the imaginary part of complex numbers."
-            )
 
 
 def no_rows(shape: Sequence[int], width: int) -> Matrix:

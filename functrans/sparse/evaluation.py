@@ -22,6 +22,8 @@ import numpy as np
 from jax import tree
 
 from functrans import extend
+from functrans.errors.checks import is_function
+from functrans.sparse import checks
 from functrans.sparse.coloring import Coloring, color
 from functrans.sparse.detection import detected
 from functrans.sparse.patterns import Pattern
@@ -87,8 +89,18 @@ def hessian_pattern(fun: Callable, *likes: Any, argnum: int = 0) -> Pattern:
     >>> ft.sparse.hessian_pattern(lambda x: (x[1:] * x[:-1]).sum(), x)
     Pattern(6 x 6, 10 nonzeros, 27.8%)
     """
-    matrix = detected(grad(fun, argnums=argnum), likes, argnum)
+    matrix = detected(_gradient(fun, argnum), likes, argnum)
     return Pattern(matrix + matrix.T)
+
+
+def _gradient(fun: Callable, argnum: int) -> Callable:
+    @functools.wraps(fun)
+    def energy(*args):
+        out = fun(*args)
+        checks.scalar(out)
+        return out
+
+    return grad(energy, argnums=argnum)
 
 
 class SparseDerivative:
@@ -147,17 +159,20 @@ class SparseDerivative:
 def _values(fun: Callable, coloring: Coloring, argnum: int, order: int, check: bool) -> Callable:
     """A function of the same arguments to the nonzeros, and how far a probe deviates."""
 
+    derived = fun if order == 1 else _gradient(fun, argnum)
+
     def values_at(*args):
-        x = args[argnum]
-        derived = fun if order == 1 else grad(fun, argnums=argnum)
+        at = checks.position(argnum, len(args))
+        checks.real_input(fun, args, at)
+        x = args[at]
 
         def function(x):
-            return derived(*args[:argnum], x, *args[argnum + 1 :])
+            return derived(*args[:at], x, *args[at + 1 :])
 
         shape, found = coloring.pattern.shape, []
         if coloring.forward or check:
             out, push = linearize(function, x)
-            _require_shape(shape, out, x)
+            _fits(shape, out, x)
 
             def column(seed):
                 return _flat(push(_like(seed, x)))
@@ -165,7 +180,7 @@ def _values(fun: Callable, coloring: Coloring, argnum: int, order: int, check: b
             found += _compressed(column, coloring.columns, coloring.forward)
         if coloring.reverse:
             out, pull = vjp(function, x)
-            _require_shape(shape, out, x)
+            _fits(shape, out, x)
 
             def row(seed):
                 return _flat(pull(_like(seed, out))[0])
@@ -203,10 +218,9 @@ def _like(flat: Any, x: Any) -> Any:
     )
 
 
-def _require_shape(shape: tuple, out: Any, x: Any) -> None:
-    m, n = (sum(jnp.size(leaf) for leaf in tree.leaves(part)) for part in (out, x))
-    if (m, n) != shape:
-        raise ValueError(f"functrans.sparse: the pattern is {shape}, and the Jacobian {(m, n)}")
+def _fits(shape: tuple, out: Any, x: Any) -> None:
+    checks.real_output(out)
+    checks.shape(shape, out, x)
 
 
 # ---- the probe -----------------------------------------------------------------------------------
@@ -231,8 +245,9 @@ def _checked(data: Any, deviation: Any) -> Any:
     if not is_right:
         row = int(jnp.argmax(jnp.nan_to_num(deviation, nan=jnp.inf)))
         raise ValueError(
-            f"functrans.sparse: the pattern does not fit the function: the product of row {row} "
-            "of its matrix with a vector differs from that of the Jacobian."
+            f"functrans.sparse: the pattern does not fit the function: it lacks a nonzero of row "
+            f"{row}, whose product with a vector differs from that of the derivative. Give a "
+            "pattern that has it; or none, and it is detected."
         )
     return data
 
@@ -335,15 +350,37 @@ def hessian(
 
 
 def _derivative(fun, likes, argnum, pattern, mode, format, check, order) -> SparseDerivative:
+    is_function("functrans.sparse", fun)
     if format not in FORMATS:
         raise ValueError(f"format must be one of {[*FORMATS]}, and is {format!r}")
     if pattern is None:
         find = jacobian_pattern if order == 1 else hessian_pattern
         pattern = find(fun, *likes, argnum=argnum)
+    elif likes:
+        _at_likes(fun, likes, argnum, order, pattern)
     coloring = pattern if isinstance(pattern, Coloring) else color(pattern, mode)
+    if order == 1 and coloring.symmetric:
+        raise ValueError(
+            "functrans.sparse.jacobian: a symmetric coloring reads an element in the place of its "
+            "mirror image, as only a Hessian allows: use functrans.sparse.hessian, or another mode"
+        )
     if mode == "auto" and coloring.reverse and likes and not _has_reverse(fun, likes, argnum):
         coloring = color(coloring.pattern, "columns")
     return SparseDerivative(fun, coloring, argnum, order, format, check)
+
+
+def _at_likes(fun: Callable, likes: tuple, argnum: int, order: int, pattern: Any) -> None:
+    """Check a pattern that was given, where the arguments are known already."""
+    given = pattern.pattern if isinstance(pattern, Coloring) else Pattern(pattern)
+
+    def probe(*args):
+        at = checks.position(argnum, len(args))
+        checks.real_input(fun, args, at)
+        out = fun(*args) if order == 1 else _gradient(fun, at)(*args)
+        _fits(given.shape, out, args[at])
+        return out
+
+    extend.staged(probe, *likes)
 
 
 def _has_reverse(fun: Callable, likes: tuple, argnum: int) -> bool:

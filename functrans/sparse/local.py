@@ -103,17 +103,28 @@ def _select_and_scatter(equation, at, inputs):
     return of_reading.T.tocsr()
 
 
-# In each dimension y_i reads x_(start + i), where 0 <= start <= x_size - y_size.
 def _dynamic_slice(equation, at, inputs):
-    (x, *_), y = equation.invars, equation.outvars[0]
+    return _at_starts(equation, inputs[1:], equation.invars[0].aval, equation.outvars[0].aval)
+
+
+def _dynamic_update_slice(equation, at, inputs):
+    """Of what it is written over, an element stays, or not."""
+    (x, update, *_), starts = (v.aval for v in equation.invars), inputs[2:]
+    if any(start.known is None for start in starts):
+        return _at_starts(equation, starts, x, update).T.tocsr() if at == 1 else identity(x.size)
+    return None
+
+
+# In each dimension y_i reads x_(start + i), where 0 <= start <= x_size - y_size.
+def _at_starts(equation, starts, x, y) -> Matrix:
     factors = []
-    for start, x_size, y_size in zip(inputs[1:], x.aval.shape, y.aval.shape, strict=True):
+    for start, x_size, y_size in zip(starts, x.shape, y.shape, strict=True):
         last = x_size - y_size
-        starts = range(last + 1)
+        places = range(last + 1)
         if start.known is not None:
-            starts = [int(np.clip(start.now, 0, last))]
-        check_size(y_size * len(starts), equation)
-        factors.append(window(y_size, x_size, starts))
+            places = [int(np.clip(start.now, 0, last))]
+        check_size(y_size * len(places), equation)
+        factors.append(window(y_size, x_size, places))
     check_size(prod(factor.nnz for factor in factors), equation)
     return kronecker(factors)
 
@@ -149,6 +160,7 @@ PATTERNS: dict[Any, Callable] = {
     lax.select_and_scatter_add_p: _select_and_scatter,
     lax.dot_general_p: dot_general,
     lax.dynamic_slice_p: _dynamic_slice,
+    lax.dynamic_update_slice_p: _dynamic_update_slice,
     lax.conv_general_dilated_p: convolution,
 }
 PATTERNS_BY_NAME = {"bcoo_dot_general": stored_product, "bcsr_dot_general": stored_product}

@@ -9,7 +9,7 @@ A body of a loop is linear in the tangents as well, hence it has a pattern: that
 x) -> (carry, y)`, found once.  A step is then a product of patterns.  But where the steps are few
 and read something that is known (a counter, an index), each is interpreted with its own values.
 
-Read next: `coloring.py`, what can be evaluated together.
+Read next: `declared.py`, patterns that a user gives.
 """
 
 from __future__ import annotations

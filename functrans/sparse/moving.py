@@ -89,13 +89,6 @@ def _pulled(equation: Equation, at: int, inputs: list, numbers: np.ndarray) -> l
 # ---- indices -------------------------------------------------------------------------------------
 
 
-def _of_starts(first: int) -> Callable:
-    def dims(equation, inputs):
-        return [d for d, start in enumerate(inputs[first:]) if start.known is None]
-
-    return dims
-
-
 def _of_gather(equation, inputs):
     return equation.params["dimension_numbers"].start_index_map
 
@@ -106,7 +99,6 @@ def _of_scatter(equation, inputs):
 
 READS: dict[Any, Callable] = {lax.gather_p: _of_gather}
 WRITES: dict[Any, Callable] = {
-    lax.dynamic_update_slice_p: _of_starts(2),
     lax.scatter_p: _of_scatter,
     lax.scatter_add_p: _of_scatter,
 }

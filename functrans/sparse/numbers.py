@@ -72,15 +72,20 @@ def _scrambled(x: np.ndarray) -> np.ndarray:
 
 def evaluated(equation: Equation, inputs: Sequence) -> list:
     """What an equation computes, on NumPy arrays."""
-    if (function := NUMPY.get(equation.primitive)) is not None:
-        arrays = [np.asarray(x) for x in inputs]
-        return [function(*arrays, equation)]
+    function = NUMPY.get(equation.primitive)
+    if function is not None and not any(map(_is_extended, inputs)):
+        return [function(*map(np.asarray, inputs), equation)]
     with jax.ensure_compile_time_eval():
         return [*map(_as_numpy, extend.bind(equation, [*map(jax.numpy.asarray, inputs)]))]
 
 
+def _is_extended(x: Any) -> bool:
+    """Whether it is an array of what are no numbers, such as the keys of random numbers."""
+    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+
+
 def _as_numpy(x: Any) -> Any:
-    return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) else np.asarray(x)
+    return x if _is_extended(x) else np.asarray(x)
 
 
 # ---- in NumPy ------------------------------------------------------------------------------------

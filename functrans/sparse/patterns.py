@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from functrans.sparse import checks
+
 
 class Pattern:
     """The elements of a matrix that may differ from zero.
@@ -40,7 +42,7 @@ class Pattern:
             matrix = matrix.matrix
         elif hasattr(matrix, "indices") and hasattr(matrix, "todense"):
             matrix = _of_bcoo(matrix) if not sparse.issparse(matrix) else matrix
-        found = sparse.csr_array(matrix)
+        found = sparse.csr_array(checks.matrix(matrix))
         self.matrix: Any = sparse.csr_array(
             (np.ones(found.nnz, bool), found.indices, found.indptr), shape=found.shape
         )
@@ -79,6 +81,11 @@ class Pattern:
 
     def csr(self, values: Any) -> Any:
         """A SciPy matrix of compressed rows, from its nonzeros in the order of the pattern."""
+        if np.shape(values) != (self.nnz,):
+            raise ValueError(
+                f"csr: the values must be {self.nnz:,}, one for each nonzero of the pattern, and "
+                f'have the shape {np.shape(values)}. format="values" gives them in this order.'
+            )
         parts = np.asarray(values), self.matrix.indices, self.matrix.indptr
         return sparse.csr_array(parts, shape=self.shape)
 
