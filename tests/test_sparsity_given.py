@@ -122,6 +122,8 @@ def some_pattern() -> Pattern:
     return Pattern(np.ones((2, 3)))
 
 
+WRONG: Any = 3
+BOTH: Any = (0, 1)
 RETURN = "returned None: is a `return` missing?"
 MISTAKES: dict[str, tuple[type[Exception], str, Callable]] = {
     # A function without a result.
@@ -161,9 +163,10 @@ MISTAKES: dict[str, tuple[type[Exception], str, Callable]] = {
         "functrans.sparse.jacobian", lambda: hessian(jnp.sin, X)),
     "two scalars": (
         TypeError, "returned (*, *). Reduce it", lambda: hessian(lambda x: (total(x), 1.0), X)),
-    "no function": (TypeError, "expects a function, but got 3", lambda: jacobian(3, pattern=PAIRS)),
+    "no function": (
+        TypeError, "expects a function, but got 3", lambda: jacobian(WRONG, pattern=PAIRS)),
     "no function to declare": (
-        TypeError, "sparse.with_pattern expects a function", lambda: with_pattern(PAIRS, PAIRS)),
+        TypeError, "sparse.with_pattern expects a function", lambda: with_pattern(WRONG, PAIRS)),
     # Which argument.
     "no argument": (TypeError, "argnum=0, but 0 arguments are given", lambda: jacobian(jnp.sin)),
     "beyond the arguments": (
@@ -173,7 +176,7 @@ MISTAKES: dict[str, tuple[type[Exception], str, Callable]] = {
         TypeError, "argnum=0, but 0 arguments are given", lambda: jacobian(jnp.sin, X)()),
     "two arguments": (
         TypeError, "argnum must be an integer, but it is (0, 1). Put several arguments into one",
-        lambda: jacobian(jnp.add, X, X, argnum=(0, 1))),
+        lambda: jacobian(jnp.add, X, X, argnum=BOTH)),
     # Patterns.
     "another shape": (
         ValueError, "the pattern is (5, 5), and the matrix (6, 6): the function takes 6 numbers",

@@ -1,14 +1,14 @@
-"""Patterns that a user declares, of functions whose programs say less than their authors know.
+"""Declared patterns: the user says on what a function depends, where its program does not show it.
 
     with_pattern : (a -> b), Pattern m n  ->  (a -> b)
 
-While a pattern is being detected, and only then, the function has in the place of its derivatives
+While a pattern is being detected, and only then, the derivatives of the function are replaced by
 those of
 
     y  =  sin(P x)          P the pattern, as a matrix of zeros and ones
 
-where element i depends on those x_j that P says it does, on no other, and to any order: the second
-derivatives of y_i pair all of these.  Its value stays that of the function.
+Element i depends on those x_j where row i of P has a one, and on no other, to all orders: second
+derivatives pair all of these.  The value of the function stays the same.
 
 Read next: `coloring.py`, what can be evaluated together.
 """
@@ -30,35 +30,39 @@ from functrans.sparse.patterns import Pattern
 
 
 def with_pattern(fun: Callable, pattern: Any) -> Callable:
-    """The same function, of whose Jacobian the pattern is known.
+    """Declare the pattern of a function, where you know more than its program shows.
 
-    It serves where the program says less than its author knows: a solver whose result depends on
-    few of its inputs, an index that is computed, a primitive or a callback of one's own.
+    It serves a solver whose result depends on few of its inputs, an index that is computed, a
+    primitive or a callback of your own.
 
     Args:
       fun: a function of arrays, or pytrees of arrays, to the same; for a primitive, its `bind`.
-      pattern: a `Pattern`, or a matrix of which one can be made. Its rows are the elements of the
-        results, flat, and its columns those of all arguments, in the order of `jax.tree.leaves`.
+      pattern: a `Pattern`, or a matrix that makes one. Its rows are the elements of the results,
+        flat, and its columns those of all arguments, in the order of `jax.tree.leaves`.
 
     Returns:
-      A function that does the same, and has the same derivatives. `jacobian` and `hessian`, and
-      what else detects a pattern, take this one in the place of what the program shows, also inside
-      of other functions and loops. With `check=True` they tell if it lacks a nonzero.
+      A function with the same results and the same derivatives. Whatever detects a pattern takes
+      the declared one in the place of the program's, also inside other functions and loops, and to
+      all orders. `jacobian(..., check=True)` finds out if it lacks a nonzero.
 
     Raises:
       TypeError: if `fun` is not a function.
-      ValueError: where it is called, if the pattern has another shape than the Jacobian.
+      ValueError: if `pattern` is not a matrix; or, when a pattern is detected, if it is not as
+        large as the Jacobian.
+
+    See also:
+      `jacobian` and `hessian`, whose `pattern=` declares the pattern of the whole function.
+
+    Source: A. Griewank and A. Walther, Evaluating Derivatives (2008), chapter 7.
 
     >>> import jax.numpy as jnp, numpy as np, functrans as ft
-    >>> def nearest(x):  # its author knows that the elements are nearly in order
-    ...     return x[jnp.clip(jnp.searchsorted(x, x), 0, 5)] ** 2
-    >>> ft.sparse.jacobian_pattern(nearest, jnp.zeros(6))
+    >>> def squared_in_order(x):  # you know that the elements are in order already, or nearly
+    ...     return x[jnp.argsort(x)] ** 2
+    >>> ft.sparse.jacobian_pattern(squared_in_order, jnp.zeros(6))
     Pattern(6 x 6, 36 nonzeros, 100.0%)
-    >>> declared = ft.sparse.with_pattern(nearest, np.eye(6) + np.eye(6, k=1))
+    >>> declared = ft.sparse.with_pattern(squared_in_order, np.eye(6) + np.eye(6, k=1))
     >>> ft.sparse.jacobian_pattern(lambda x: jnp.sin(declared(x)), jnp.zeros(6))
     Pattern(6 x 6, 11 nonzeros, 30.6%)
-
-    Source: Griewank and Walther, *Evaluating Derivatives*, chapter 7.
     """
     is_function("sparse.with_pattern", fun)
     known = Pattern(pattern)
