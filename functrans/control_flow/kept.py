@@ -43,13 +43,15 @@ def carries_kept(count: int) -> Any:
     says otherwise. With K carries reverse mode computes each of N steps so many times on average,
     the first run and the step back included:
 
-    | K  | N = 1,000 | 10,000 | 100,000 |
-    |----|-----------|--------|---------|
-    | 64 | 4.0       | 4.9    | 5.8     |
-    | 32 | 4.7       | 5.6    | 6.6     |
-    | 16 | 5.2       | 6.7    | 8.4     |
-    | 8  | 6.7       | 9.7    | 14.0    |
-    | 4  | 14.2      | 29.9   | 63.8    |
+    ==  =========  ======  =======
+    K   N = 1,000  10,000  100,000
+    ==  =========  ======  =======
+    64  4.0        4.9     5.8
+    32  4.7        5.6     6.6
+    16  5.2        6.7     8.4
+    8   6.7        9.7     14.0
+    4   14.2       29.9    63.8
+    ==  =========  ======  =======
 
     Args:
       count: an integer, at least 2 (with 2 it computes each step N / 2 times).
