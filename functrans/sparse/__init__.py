@@ -1,7 +1,7 @@
-"""Sparse Jacobians and Hessians: which elements may differ from zero, and only these evaluated.
+"""Sparse Jacobians and Hessians: find the elements that may differ from zero, evaluate only these.
 
     detect     the pattern: where an element of the result depends on one of the input
-    color      the columns, or rows, that can be evaluated together
+    color      the columns, or rows, that one pass can evaluate together
     evaluate   one pass for each color, and read the nonzeros
 
 >>> import jax.numpy as jnp, functrans as ft
@@ -11,7 +11,7 @@
 ⠀⠀⠙⢦⡀
 Coloring(8 x 9: 2 forward passes instead of 8)
 
-Read next: `checks.py`, what may be given.
+Read next: `checks.py`, the checks of a user's arguments.
 """
 
 from functrans.sparse import loops  # noqa: F401  it says what equations do that carry programs

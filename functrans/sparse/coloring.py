@@ -1,17 +1,17 @@
-"""Coloring: which columns, or rows, of a Jacobian can be evaluated together.
+"""Coloring: the columns, or rows, of a Jacobian that one pass can evaluate together.
 
     color : Pattern -> Coloring
 
-Columns that have no row in common are *compressed* into one product with a vector of zeros and
-ones: `J (e_1 + e_4)` shows both columns at once, each in rows of its own.  The least number of such
-products is a problem of coloring a graph, which is NP-hard, and a greedy algorithm does well: each
-column gets the first color that no column before it has with which it shares a row (Curtis, Powell
-and Reid 1974; Coleman and Moré 1983).  The order matters, and the best of several is taken.
+One product with a vector of zeros and ones *compresses* columns that have no row in common: `J (e_1
++ e_4)` shows both columns at once, each in rows of its own.  The least number of such products is
+a problem of coloring a graph, which is NP-hard, and a greedy algorithm does well: each column gets
+the first color that no earlier column with a common row has (Curtis, Powell and Reid 1974; Coleman
+and Moré 1983).  The order matters, and we take the best of several.
 
     columns      one product `J s` (forward mode) for each color
     rows         one product `s^T J` (reverse mode) for each color
     both         dense rows by reverse mode, and all others by columns; or dense columns by forward
-    symmetric    of a Hessian: each element is read at (i, j) or at (j, i); a *star coloring*
+    symmetric    for a Hessian: read each element at (i, j) or at (j, i); a *star coloring*
 
 In a star coloring neighbors differ, and each path over four vertices has three colors (Coleman and
 Moré 1984; Gebremedhin, Manne and Pothen, *What color is your Jacobian?*, SIAM Review 47, 2005).
@@ -33,7 +33,7 @@ from functrans.sparse import checks
 from functrans.sparse.patterns import Pattern
 
 NONE = -1
-"""The color of a column, or of a row, that is in no product."""
+"""The color of a column, or a row, in no product."""
 
 LONGEST = 64
 """How many points a stencil may have."""
@@ -69,7 +69,7 @@ class Coloring:
 
     @functools.cached_property
     def places(self) -> np.ndarray:
-        """Where each nonzero is read: in the forward products, one after another, and then in the
+        """The place of each nonzero: in the forward products, one after another, and then in the
         reverse products."""
         m, n = self.pattern.shape
         i, j = self.pattern.rows.astype(np.int64), self.pattern.columns.astype(np.int64)
@@ -193,7 +193,7 @@ def _rows(pattern: Pattern) -> list[Coloring]:
 
 
 def _auto(pattern: Pattern) -> list[Coloring]:
-    """Each way, unless a row that is as long as that, or a column, shows that it cannot win."""
+    """Each way, unless the length of a row or of a column shows that it cannot win."""
     ways = [(_longest(pattern.matrix), _columns)]
     if pattern != pattern.T:
         ways.append((_longest(pattern.matrix.T), _rows))

@@ -2,18 +2,18 @@
 
     detect : (a -> b), Type a  ->  Pattern of J
 
-The pattern of `J` is that of the program `(x, x_dot) -> J x_dot`, which the rules have written, so
-that detection needs no rule of its own for any function: that program is linear in `x_dot`, and for
-each of its equations
+The pattern of `J` is that of the program `(x, x_dot) -> J x_dot`, which the rules write, so
+detection needs no rules of its own.  The program is linear in `x_dot`, and for each of its
+equations
 
     y_dot = A x_dot        rows(y) = A rows(x)                 in the algebra of or and and
 
 where `rows(x)`, a sparse boolean matrix, says for each element of a value on which elements of the
-input it depends, and A is the pattern of the equation (`local.py`).  What does not depend on the
-tangents is *known*, or not: a mask, an index, the counter of a loop are known if they do not depend
-on the inputs.
+input it depends, and A is the pattern of the equation (`local.py`).  A value that does not depend
+on the tangents may be *known*: a mask, an index or the counter of a loop is known if it does not
+depend on the inputs.
 
-The Hessian of f is the Jacobian of its gradient.  In it two inputs are paired where they meet in an
+The Hessian of f is the Jacobian of its gradient.  It pairs two inputs where they meet in an
 equation that is not linear, since the tangent of no other equation reads both.
 
 Read next: `loops.py`, equations that carry programs.
@@ -43,11 +43,11 @@ from functrans.transforms import jvp
 
 
 class Value(NamedTuple):
-    """What is known of a value of the tangent program."""
+    """A value of the tangent program, as far as it is known."""
 
     shape: tuple[int, ...]
     rows: Matrix | None = None
-    """On which inputs each element depends; `None` if on no input."""
+    """The inputs on which each element depends; `None` if there are none."""
     known: Callable | None = None
     """Gives the value, if it depends on no input at all."""
 
@@ -100,7 +100,7 @@ def no_rows(shape: Sequence[int], width: int) -> Matrix:
 
 
 def meaning(equation: Equation, inputs: list[Value]) -> list[Value]:
-    """What is known of the results of an equation."""
+    """The results of an equation, as far as they are known."""
     shapes = [v.aval.shape for v in equation.outvars]
     if all(x.rows is None for x in inputs):
         return still(equation, inputs)
@@ -199,4 +199,4 @@ def _mask(equation: Equation, at: int, inputs: list[Value]) -> np.ndarray | None
 
 
 CALLS: dict[Any, Callable[[Equation, list[Value]], list[Value]]] = {}
-"""What an equation does that carries programs."""
+"""For equations that carry programs: a function of the equation and its inputs."""

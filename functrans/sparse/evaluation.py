@@ -4,10 +4,10 @@
 
     detect the pattern,   color it,   evaluate   J s  for each color (s is 1 at its columns),   read
 
-A Hessian is the Jacobian of the gradient, of which each pass is forward over reverse.  All that
-depends on the pattern is done once; what is left is a program of arrays, like any other.
+A Hessian is the Jacobian of the gradient; each pass is forward over reverse.  All work that
+depends on the pattern happens once; the rest is a program of arrays, like any other.
 
-Read next: `../programs/__init__.py`, what is done to programs.
+Read next: `../programs/__init__.py`, transformations of programs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from functrans.transforms import grad, linearize, vjp
 FORMATS = ("bcoo", "dense", "values")
 
 CONSTANT = 1 << 20
-"""How many elements the vectors may have, all together, that stand in a program as constants."""
+"""The vectors are constants of the program up to this many elements in all."""
 
 
 def jacobian_pattern(fun: Callable, *likes: Any, argnum: int = 0) -> Pattern:
@@ -137,7 +137,7 @@ class SparseDerivative:
 
     @functools.cached_property
     def _structure(self) -> Any:
-        """That of a `BCOO`, which is imported where it is needed: it takes a while."""
+        """The structure of a `BCOO`; imported here, since this import takes a while."""
         from jax.experimental.sparse import BCOO
 
         options = {"indices_sorted": True, "unique_indices": True}
@@ -157,7 +157,7 @@ class SparseDerivative:
 
 
 def _values(fun: Callable, coloring: Coloring, argnum: int, order: int, check: bool) -> Callable:
-    """A function of the same arguments to the nonzeros, and how far a probe deviates."""
+    """A function of the same arguments to the nonzeros, and the deviation of a probe."""
 
     derived = fun if order == 1 else _gradient(fun, argnum)
 
@@ -227,7 +227,7 @@ def _fits(shape: tuple, out: Any, x: Any) -> None:
 
 
 def _deviation(pattern: Pattern, data: Any, column: Callable) -> Any:
-    """How far `J v`, from the nonzeros, is from the product itself: for each row, in relation to
+    """The deviation of `J v`, from the nonzeros, from the product itself: for each row, relative to
     the sum of its terms."""
     m, n = pattern.shape
     v = jnp.asarray(np.random.default_rng(0).normal(size=n), data.dtype)
@@ -238,7 +238,7 @@ def _deviation(pattern: Pattern, data: Any, column: Callable) -> Any:
 
 
 def _checked(data: Any, deviation: Any) -> Any:
-    """The nonzeros; an error if the pattern lacks some, or `nan` where none can be raised."""
+    """The nonzeros; an error if the pattern lacks some, or nan where nothing can raise it."""
     is_right = (deviation < jnp.sqrt(jnp.finfo(data.dtype).eps)).all()
     if isinstance(is_right, jax.core.Tracer):
         return jnp.where(is_right, data, jnp.nan)

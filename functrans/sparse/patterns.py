@@ -1,11 +1,11 @@
-"""A pattern: which elements of a matrix may differ from zero.
+"""A pattern: the elements of a matrix that may differ from zero.
 
     Pattern m n    =    a subset of the pairs (i, j), kept as compressed rows
 
 Every other element *is* zero, for all inputs of the function whose Jacobian the matrix is.  A
-pattern is a value: it is printed, saved and loaded, and made of any matrix.
+pattern is a value: you can print, save and load it, and make it of any matrix.
 
-Read next: `numbers.py`, which learns from numbers how elements move.
+Read next: `numbers.py`, numbers that show how elements move.
 """
 
 from __future__ import annotations

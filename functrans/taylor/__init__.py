@@ -2,14 +2,14 @@
 
     x(t) = x_0 + x_1 t + x_2 t^2 + ...        ->        f(x(t)) = y_0 + y_1 t + y_2 t^2 + ...
 
-    streams      a value whose coefficients are asked for one after the other
-    equations    what one equation makes of streams
+    streams      a value that computes its coefficients one after the other
+    equations    one equation on streams
     jets         the transforms: `jet`, `derivatives`
     laplacian    second derivatives, summed over all directions on the way
 
-These are written with `functrans.extend` alone, as any reader could have written them.
+Only `functrans.extend` was needed to write them; any reader could have done it.
 
-Read next: `streams.py`, what stands in the place of a number.
+Read next: `streams.py`, the values in the place of numbers.
 """
 
 from functrans.taylor.jets import derivatives, jet

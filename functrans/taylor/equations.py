@@ -1,13 +1,13 @@
-"""What one equation makes of streams: coefficient `k` of its results from those before it.
+"""One equation on streams: coefficient `k` of its results from those before it.
 
 Let `y = f(x)`, and `x` move: `x(t) = x_0 + x_1 t + x_2 t^2 + ...`.  The derivative rule of `f` says
 
     y'(t) = J_f(x(t)) x'(t),        and so        y_k = 1/k (J_f(x) x')_(k-1)
 
-where `J_f(x) x'` is the *derivative program* of the equation, which is made of equations and can be
-evaluated on streams as well.  It reads `y` itself, as `exp` does: `y' = y x'`.  Nothing more is
-needed, for any primitive with a rule; but some equations have their coefficients at less cost.  The
-first case that fits is taken:
+where `J_f(x) x'` is the *derivative program* of the equation.  It consists of equations, so we can
+evaluate it on streams too.  It may read `y` itself, as that of `exp` does: `y' = y x'`.  Nothing
+more is needed, for any primitive with a rule; but some equations have cheaper formulas.  We take
+the first case that fits:
 
     nothing moves        y_0 = f(x_0), and no others
     it carries programs  the same call, of columns of coefficients
@@ -69,7 +69,7 @@ def coefficients(program: ClosedJaxpr, columns: Sequence[Sequence], order: int) 
 
 
 class Run:
-    """What the equations of one evaluation share."""
+    """Shared by the equations of one evaluation."""
 
     def __init__(self, order: int):
         self.order = order
@@ -103,7 +103,7 @@ class Run:
 
 
 def key_of(equation: JaxprEqn, inputs: list[Stream]) -> Any:
-    """What two equations share that compute the same; `None` if that cannot be said."""
+    """A key that equations have in common if they compute the same; `None` if there is none."""
     params = tuple([(name, type(p), p) for name, p in equation.params.items()])
     key = equation.primitive, params, tuple(map(id, inputs))
     try:
@@ -194,7 +194,7 @@ def total(terms: Sequence, zero: Zero) -> Any:
 
 
 def partials_of(rule: Any) -> Sequence:
-    """What an elementwise or a multilinear rule says of each input."""
+    """The partial derivatives, or transposes, of an elementwise or multilinear rule."""
     return getattr(rule, "partials", ())
 
 

@@ -1,19 +1,19 @@
-"""The Laplacian in forward mode: second derivatives that are summed on the way.
+"""The Laplacian in forward mode: second derivatives, summed on the way.
 
     laplacian : (a -> b) -> (a -> b)          L f = sum_i d2f/dx_i2
 
 A value `v` of the program carries its derivatives `v_i = dv/dx_i` in all directions, and one more
-array, the sum of its second ones, `L v`.  Through an equation `y = f(v)` goes
+array, the sum of its second ones, `L v`.  An equation `y = f(v)` maps them to
 
     y_i = J_f v_i            L y = J_f L v + sum_i D2f[v_i, v_i]
 
-where `J_f` is the tangent program of the equation, and `D2f` the tangent of that program.  So the
-table of rules says all; and where an equation is linear, there is no `D2f`.  For n inputs this
-costs n + 1 pushforwards.  A Hessian, or a second derivative for each direction, costs twice as
-much, as each direction takes its second derivative along.
+where `J_f` is the tangent program of the equation, and `D2f` the tangent of that program.  Both
+come from the table of rules; a linear equation has no `D2f`.  For n inputs this costs n + 1
+pushforwards.  A Hessian, or a second derivative for each direction, costs twice as much, since
+each direction carries its second derivative.
 
 In a run of elementwise equations every value is a function of one array `u`, the *base* of the run.
-Its two derivatives, one number for each element, say all, and the directions wait
+Its two derivatives, one number for each element, are enough, and the directions wait
 
     y = g(u)                 y_i = g'(u) u_i          L y = g'(u) L u + g''(u) sum_i u_i^2
 
@@ -24,7 +24,7 @@ Sources: R. Li and others, A computational framework for neural network-based va
 Carlo with forward Laplacian, Nature Machine Intelligence 6 (2024), arXiv:2307.08214; F. Dangel and
 others, Collapsing Taylor mode automatic differentiation (2025), arXiv:2505.13644.
 
-Read next: `../sparse/__init__.py`, matrices of which few elements differ from zero.
+Read next: `../sparse/__init__.py`, matrices with few elements that differ from zero.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Carried(NamedTuple):
 
 
 class Point(NamedTuple):
-    """An equation, which of its inputs are carried, and the values that it reads and gives."""
+    """An equation, flags of its `Carried` inputs, and the values of its inputs and outputs."""
 
     equation: JaxprEqn
     moving: tuple[bool, ...]
@@ -102,7 +102,7 @@ def plus(x: Any, y: Any) -> Any:
 
 
 def meaning(weigh: Callable, equation: JaxprEqn, inputs: list) -> list:
-    """What an equation makes of values of which some are `Carried`; the others are constant.
+    """An equation on values, some of them `Carried`, the others constant.
 
     `weigh` takes all `v_i` to all `sum_j w_ij v_j`.
     """

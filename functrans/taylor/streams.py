@@ -1,15 +1,15 @@
-"""A stream: the Taylor coefficients of one value, each computed when it is first asked for.
+"""A stream: the Taylor coefficients of one value, each computed at its first use.
 
     x(t) = x_0 + x_1 t + x_2 t^2 + ...            x'(t) = x_1 + 2 x_2 t + 3 x_3 t^2 + ...
 
 These are the coefficients themselves, not derivatives: the product of two functions then has the
-coefficients `sum_i x_i y_(k-i)`, with no binomials.  A coefficient that is known to be zero is a
+coefficients `sum_i x_i y_(k-i)`, without binomials.  A coefficient that is known to be zero is a
 `Zero`, and costs nothing.
 
-The derivative of a stream is *one* stream, however often it is asked for, and so is everything else
-here: equations on the same streams are the same equation, and are computed once.
+The derivative of a stream is *one* stream, however many readers it has, and so is everything else
+here: equations on the same streams are the same equation, computed once.
 
-Read next: `equations.py`, what an equation makes of streams.
+Read next: `equations.py`, an equation on streams.
 """
 
 from __future__ import annotations
