@@ -1,8 +1,8 @@
-"""What the functions of `ft.sparse` may be given, and what is said of anything else.
+"""The checks of the arguments of `ft.sparse`, and the messages for those that fail.
 
     a function of real numbers to real numbers,    and a matrix as large as its Jacobian
 
-Read next: `patterns.py`, the value that is found, colored and shown.
+Read next: `patterns.py`, the pattern as a value.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from functrans.errors import structures, wording
 
 
 def position(argnum: Any, count: int) -> int:
-    """The argument to differentiate with respect to, of so many."""
+    """The position of the argument with respect to which to differentiate."""
     try:
         at = operator.index(argnum)
     except TypeError:
@@ -97,7 +97,7 @@ def shape(pattern: tuple[int, int], out: Any, x: Any, what: str = "pattern") -> 
 
 
 def matrix(given: Any) -> Any:
-    """Something that SciPy makes a matrix of compressed rows of."""
+    """A value from which SciPy makes a matrix of compressed rows."""
     found = given if hasattr(given, "shape") else np.asarray(given)
     if len(found.shape) != 2 or (not sparse.issparse(found) and found.dtype == object):
         raise ValueError(

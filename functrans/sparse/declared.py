@@ -1,8 +1,8 @@
-"""Declared patterns: the user says on what a function depends, where its program does not show it.
+"""Declared patterns: the user states the pattern of a function if its program does not show it.
 
     with_pattern : (a -> b), Pattern m n  ->  (a -> b)
 
-While a pattern is being detected, and only then, the derivatives of the function are replaced by
+While functrans detects a pattern, and only then, it replaces the derivatives of the function by
 those of
 
     y  =  sin(P x)          P the pattern, as a matrix of zeros and ones
@@ -10,7 +10,7 @@ those of
 Element i depends on those x_j where row i of P has a one, and on no other, to all orders: second
 derivatives pair all of these.  The value of the function stays the same.
 
-Read next: `coloring.py`, what can be evaluated together.
+Read next: `coloring.py`, the columns or rows of one pass.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from functrans.sparse.patterns import Pattern
 
 
 def with_pattern(fun: Callable, pattern: Any) -> Callable:
-    """Declare the pattern of a function, where you know more than its program shows.
+    """Declare the pattern of a function, if you know more than its program shows.
 
-    It serves a solver whose result depends on few of its inputs, an index that is computed, a
+    It serves a solver whose result depends on few of its inputs, a computed index, a
     primitive or a callback of your own.
 
     Args:
@@ -41,8 +41,8 @@ def with_pattern(fun: Callable, pattern: Any) -> Callable:
         flat, and its columns those of all arguments, in the order of `jax.tree.leaves`.
 
     Returns:
-      A function with the same results and the same derivatives. Whatever detects a pattern takes
-      the declared one in the place of the program's, also inside other functions and loops, and to
+      A function with the same results and the same derivatives. Each detection of a pattern takes
+      the declared one in place of the program's, also inside other functions and loops, and to
       all orders. `jacobian(..., check=True)` finds out if it lacks a nonzero.
 
     Raises:
