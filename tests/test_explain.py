@@ -756,6 +756,9 @@ def test_signs_of_latex_in_a_text() -> None:
     formulas = evaluation_table(f, {"a_b": np.ones(3)}).grids()[0].rows
     assert [latex(cell) for cell in formulas[1][:2]] == ["v_{1}", "v_{0} @ v_{0}"]
     assert latex("v₁ᵀ + sum_of(v₋₁²)") == r"v_{1}^{\mathsf T} + \mathrm{sum\_of}(v_{-1}^{2})"
+    assert latex("steps 1…2 of scan(v₁)") == (
+        r"\mathrm{steps}\ 1\dots 2\ \mathrm{of}\ \mathrm{scan}(v_{1})"
+    )
     assert plain_latex("100 % & a_b^c") == r"100 \% \& a\_b\textasciicircum c"
 
 

@@ -133,7 +133,7 @@ SPECIAL = re.compile(r"[&%#_$]")
 
 def latex(text: str) -> str:
     """A formula, for the mathematics of LaTeX."""
-    text = SPECIAL.sub(r"\\\g<0>", text)
+    text = re.sub(r"(?<=[\w…]) (?=\w)", r"\\ ", SPECIAL.sub(r"\\\g<0>", text))
     text = re.sub(r"[A-Za-z][A-Za-z\d]+(?:\\_\w+)*", r"\\mathrm{\g<0>}", text)
     for mark, accent in ((DOT, r"\\dot"), (BAR, r"\\bar")):
         text = re.sub(rf"(\w){mark}", rf"{accent}{{\1}}", text)

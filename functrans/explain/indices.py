@@ -14,11 +14,10 @@ from collections import defaultdict
 from typing import Any
 
 from jax.extend.core import DebugInfo, Jaxpr, JaxprEqn, Literal, Var
-from jax.extend.core.primitives import closed_call_p
 
 from functrans import jaxpr as jx
 from functrans.explain.records import Places
-from functrans.explain.unfolding import Unfolded
+from functrans.explain.unfolding import Unfolded, called
 from functrans.values import is_differentiable
 
 INDICES = {"gather": slice(1, 2), "dynamic_slice": slice(1, None)}
@@ -81,11 +80,9 @@ def _call(equations: list[JaxprEqn], jaxpr: Jaxpr) -> JaxprEqn:
     outer = {atom for e in jaxpr.eqns if id(e) not in inner for atom in _variables(e)}
     given = [*dict.fromkeys(v for e in equations for v in _variables(e) if v not in own)]
     outputs = [var for var in own if var in outer]
-    info = DebugInfo("explain", "indices", None, None)
-    program = jx.closed(given, outputs, equations, info)
-    place, params = equations[-1], {"call_jaxpr": program}
-    effects, source = program.jaxpr.effects, place.source_info
-    return JaxprEqn(given, outputs, closed_call_p, params, effects, source, place.ctx)
+    program = jx.closed(given, outputs, equations, DebugInfo("explain", "indices", None, None))
+    last = equations[-1]
+    return called(program, given, last, last.source_info, outputs)
 
 
 def _variables(equation: JaxprEqn) -> list[Var]:

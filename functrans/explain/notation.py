@@ -89,8 +89,8 @@ def expression(equation: JaxprEqn, inputs: Sequence[Text]) -> Text:
         return Text(inputs[0].inside(rank) + sign + inputs[1].inside(right), rank)
     if name in WRITERS and (written := WRITERS[name](equation, *inputs)):
         return written
-    if called(equation).startswith("["):  # a row
-        return Text(inputs[0].inside(ATOM) + called(equation))
+    if called(equation) == "[]":
+        return Text(f"{inputs[0].inside(ATOM)}[{inputs[1].text}]")
     return function(called(equation), [x.text for x in inputs])
 
 

@@ -193,6 +193,7 @@ class Picture:
         style = {"fillcolor": FILL[kind], "tooltip": tip}
         if kept:
             what = ", ".join(dict.fromkeys(residual.what for residual in kept))
+            what = what if len(kept) <= 2 else f"{len(kept)} arrays"
             colored.append((f"keeps {what}: {sum(r.size for r in kept):,} B", KEPT))
             style |= {"color": KEPT, "penwidth": "2.2"}
         self.page.add_node(name, id=name, label=_html(colored), **style)

@@ -2,7 +2,7 @@
 
     tanh, matmul, add, tanh, matmul, add, ...      one block of three, and the others of its kind
 
-Two steps are alike if they do the same to values of the same types.
+Two steps are alike if they do the same to values of the same types, in the same round of a loop.
 
 Read next: `player.py`, which plays the passes over the graph.
 """
@@ -52,10 +52,11 @@ def _repetitions(signatures: np.ndarray) -> Iterator[tuple[int, int, int]]:
 
 
 def _signature(step: Step) -> tuple:
-    """What two steps have in common that do the same to values of the same types."""
+    """What two steps have in common that do the same to values of the same types, in one place."""
     types = tuple(x.aval.str_short() for x in [*step.inputs, *step.outputs])
     names = [notation.Text("·")] * len(step.inputs)
-    return str(step.equation.primitive), notation.expression(step.equation, names).text, types
+    expression = notation.expression(step.equation, names).text
+    return str(step.equation.primitive), expression, types, step.place
 
 
 def read_only_in(blocks: Sequence[Block], run: Run) -> set[int]:

@@ -78,19 +78,23 @@ def every_round(count: int) -> Sequence[int]:
 
 def some_rounds(count: int) -> Sequence[int]:
     """The first, one in the middle, and the last."""
-    return sorted({0, count // 2, count - 1})
+    return sorted({0, count // 2, count - 1}) if count else []
+
+
+def named(name: str, function: Callable, avals: Sequence, purpose: str = "") -> ClosedJaxpr:
+    """A function of flat lists as a program, under the name that a call of it shows."""
+    # JAX takes the name of a function to end at a space.
+    info = DebugInfo(purpose, name.replace(" ", "\u00a0"), None, None)
+    return stage(lambda *xs: (function(*xs), None), avals, info)[0]
 
 
 def called(
-    name: str, function: Callable, inputs: Sequence, purpose: str, origin: JaxprEqn, source: Any
+    program: ClosedJaxpr, inputs: Sequence, origin: JaxprEqn, source: Any, outputs: Sequence = ()
 ) -> JaxprEqn:
-    """A function of flat lists as one equation, a call of this name in the place of another."""
-    # JAX takes the name of a function to end at a space.
-    info = DebugInfo(purpose, name.replace(" ", "\u00a0"), None, None)
-    program, _ = stage(lambda *xs: (function(*xs), None), [x.aval for x in inputs], info)
-    outputs, params = [Var(aval) for aval in program.out_avals], {"call_jaxpr": program}
-    effects = program.jaxpr.effects
-    return JaxprEqn(list(inputs), outputs, closed_call_p, params, effects, source, origin.ctx)
+    """A call of a program, in the place of another equation."""
+    outputs, params = outputs or [*map(Var, program.out_avals)], {"call_jaxpr": program}
+    effects, context = program.jaxpr.effects, origin.ctx
+    return JaxprEqn([*inputs], [*outputs], closed_call_p, params, effects, source, context)
 
 
 class _Writer:
@@ -187,28 +191,31 @@ class _Writer:
         if not order:
             return None
 
-        def write(name: str, function: Callable, inputs: list, places: Places) -> list:
-            call = called(name, function, inputs, notation.UNFOLDED, equation, source)
-            return self.write(call, places)
+        def call(program: ClosedJaxpr, inputs: list, places: Places) -> list:
+            return self.write(called(program, inputs, equation, source), places)
 
-        pieces, are_rows = [], []
+        # One program for all rounds, which is compiled once.
+        rows = [named("[]", _row, [x.aval, INDEX], notation.UNFOLDED) for x in columns]
+        pieces: list[tuple[list, bool]] = []
         for part in self.parted(order):
             if isinstance(part, int):
-                within = (*places, Place(f"step {part} of scan"))
-                row = [write(f"[{part}]", _row(part), [x], within)[0] for x in columns]
+                within, i = (*places, Place(f"step {part} of scan")), Literal(np.int32(part), INDEX)
+                pairs = zip(rows, columns, strict=True)
+                row = [call(program, [x, i], within)[0] for program, x in pairs]
                 outs = self.program(loop.program, [*consts, *carry, *row], within, source)
             else:
-                name, run = f"{_steps(part)} of scan", _some_of(loop, part)
-                call = called(name, run, [*consts, *carry, *columns], "", equation, source)
-                outs = self.write(call, places)
+                given = [*consts, *carry, *columns]
+                name, avals = f"{_steps(part)} of scan", [x.aval for x in given]
+                outs = call(named(name, _some_of(loop, part), avals), given, places)
             carry = outs[: loop.carry]
-            pieces.append(outs[loop.carry :])
-            are_rows.append(isinstance(part, int))
-        if loop.options["reverse"]:
-            pieces.reverse()
-            are_rows.reverse()
-        stacked = zip(*pieces, strict=True)
-        return [*carry, *(write("stack", _stack(are_rows), [*ys], places)[0] for ys in stacked)]
+            pieces.append((outs[loop.carry :], isinstance(part, int)))
+        columns, are_rows = zip(*pieces[:: -1 if loop.options["reverse"] else 1], strict=True)
+        results = [*carry]
+        for ys in zip(*columns, strict=True):
+            avals = [y.aval for y in ys]
+            stack = named("stack", _stack(are_rows), avals, notation.UNFOLDED)
+            results += call(stack, [*ys], places)
+        return results
 
     def loop(
         self, equation: JaxprEqn, loop: While, xs: list, places: Places, source: Any
@@ -218,21 +225,23 @@ class _Writer:
         with jax.core.eval_context():
             count = int(np.max(loop.counted(loop.body, *loop.parts(values))[0]))
         asked, consts, carry = loop.parts(xs)
+        avals = [*loop.condition.out_avals, *loop.body.out_avals, *loop.body.out_avals]
         several = _has_several(loop)
+        where = named("where", _where, avals, notation.UNFOLDED) if several else None
         for part in self.parted(range(count)):
             if isinstance(part, int):
                 within = (*places, Place(f"step {part} of while"))
                 goes_on = self.program(loop.condition, [*asked, *carry], within, source)
                 new = self.program(loop.body, [*consts, *carry], within, source)
-                if several:
+                if where:
                     inputs = [*goes_on, *new, *carry]
-                    call = called("where", _where, inputs, notation.UNFOLDED, equation, source)
-                    new = self.write(call, within)
+                    new = self.write(called(where, inputs, equation, source), within)
                 carry = new
             else:
+                given = [*asked, *consts, *carry]
                 name, run = f"{_steps(part)} of while", _rounds_of(loop, len(part))
-                call = called(name, run, [*asked, *consts, *carry], "", equation, source)
-                carry = self.write(call, places)
+                program = named(name, run, [x.aval for x in given])
+                carry = self.write(called(program, given, equation, source), places)
         self.program(loop.condition, [*asked, *carry], places, source)
         return carry
 
@@ -240,7 +249,7 @@ class _Writer:
         """The rounds that are opened, and between them those that are not."""
         opened = [*self.rounds(len(order))]
         parts: list[int | range] = []
-        for at, following in zip(opened, [*opened[1:], len(order)], strict=True):
+        for at, following in zip(opened, [*opened, len(order)][1:], strict=True):
             parts.append(order[at])
             if between := order[at + 1 : following]:
                 parts.append(between)
@@ -264,8 +273,11 @@ def _steps(part: range) -> str:
 # ---- the functions that are written as calls -----------------------------------------------------
 
 
-def _row(i: int) -> Callable:
-    return lambda x: [lax.index_in_dim(x, i, keepdims=False)]
+INDEX: Any = jax.typeof(np.int32(0))
+
+
+def _row(x: Any, i: Any) -> list:
+    return [lax.dynamic_index_in_dim(x, i, keepdims=False)]
 
 
 def _stack(are_rows: Sequence[bool]) -> Callable:
