@@ -54,6 +54,18 @@ def test_a_stored_tutorial_has_all_its_results(notebook: Path) -> None:
         assert output.get("name") != "stderr", output["text"]
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_an_answer_follows_its_exercise(notebook: Path) -> None:
+    stored = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in stored]
+    answers = [k for k, text in enumerate(texts) if text.startswith("# @title Answer")]
+    assert len(answers) >= 3
+    for number, k in enumerate(answers, start=1):
+        assert texts[k].startswith(f"# @title Answer {number}\n")
+        assert f"\n**{number}." in "\n" + texts[k - 1]
+        assert stored[k]["metadata"]["mystnb"]["code_prompt_show"] == f"Answer {number}"
+
+
 def test_the_first_tutorial_shows_five_libraries() -> None:
     tables = [
         "".join(output["data"]["text/html"])
