@@ -405,7 +405,7 @@ own.defjvp(lambda xs, x_dots: (own(xs[0]), 2 * x_dots[0]))
         (
             lambda x, w: lax.while_loop(lambda x: x < 9, lambda x: name(x + 1, "h"), x[0]),
             "h",
-            r"'h' is inside a while_loop, .* Use a scan, at .*test_adjoints.py",
+            r"'h' is inside the while_loop at .*test_adjoints.py.* Use a scan, or a fori_loop",
         ),
         (lambda x, w: jnp.sum(own(x)), "h", r"'h' is inside 'custom_jvp_call'.*test_adjoints.py"),
     ],

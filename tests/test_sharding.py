@@ -8,6 +8,7 @@ process, which is this file run as a script.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -184,20 +185,33 @@ def complaints(name: str, w: Any, x: Any) -> list[str]:
 def own_ends(w: Any, x: Any) -> list[str]:
     """A loop that takes other numbers of steps on other devices, and goes back as many."""
 
-    def grown(w, x):
-        end = lax.while_loop(lambda c: jnp.sum(c) < 30.0, lambda c: 1.5 * c + jnp.sin(c @ w), x)
+    def grown(scale, w, x):
+        def step(c):
+            return 1.5 * c + jnp.sin(c @ w) * scale(w[0, 0])
+
+        end = lax.while_loop(lambda c: jnp.sum(c) < 30.0, step, x)
         return jnp.sum(end**2)[None]
 
-    def total(w, x):
+    def total(scale, w, x):
         rows = PartitionSpec("d")
         specs = {"in_specs": (PartitionSpec(), rows), "out_specs": rows}
-        return jnp.sum(jax.shard_map(grown, **specs)(w, x))
+        return jnp.sum(jax.shard_map(functools.partial(grown, scale), **specs)(w, x))
 
-    got = jax.jit(ft.grad(total, 1))(w, x)
-    rows = [ft.grad(lambda x: grown(w, x)[0])(part) for part in np.split(np.asarray(x), 4)]
-    said = [] if np.allclose(got, np.concatenate(rows), rtol=1e-9) else [str(got)]
-    try:
-        jax.jit(ft.grad(total))(w, x)
+    def one_by_one(scale, w, x):
+        return sum(grown(scale, w, part)[0] for part in x)
+
+    ours, said = functools.partial(total, jax.nn.sigmoid), []
+    theirs = functools.partial(one_by_one, jax.nn.sigmoid)
+    parts, own_w = np.split(np.asarray(x), 4), np.asarray(w)
+    got = jax.jit(ft.grad(ours, 1))(w, x)
+    want = np.concatenate(ft.grad(theirs, 1)(own_w, parts))
+    said += [] if np.allclose(got, want, rtol=1e-9) else [f"its own input: {got}"]
+    for transform in (ft.grad, lambda f: ft.grad(lambda w, x: jnp.sum(w * ft.grad(f)(w, x)))):
+        got = jax.jit(transform(ours))(w, x)
+        want = transform(theirs)(own_w, parts)
+        said += [] if np.allclose(got, want, rtol=1e-9) else [f"what it reads: {got} for {want}"]
+    try:  # a program inside that is typed, and not the user's
+        jax.jit(ft.grad(functools.partial(total, jax.nn.relu)))(w, x)
     except NotImplementedError as error:
         return said if "pcast" in str(error) and "grown" in str(error) else [str(error)]
     return [*said, "the sum over devices in each step was not refused"]

@@ -38,6 +38,7 @@ from functrans.forward import jvp_jaxpr
 from functrans.programs.halves import divided, reached_outputs
 from functrans.programs.live import either, reading, settle, taking, trimmed_step
 from functrans.programs.loops import evaluate
+from functrans.programs.varying import copied_as
 from functrans.rules import NotLinear, Rule, Trimmed, call
 from functrans.tracer import stage
 from functrans.values import Flags
@@ -157,9 +158,11 @@ class WhileRule(Rule):
         asked, consts, carry = loop.parts(primals)
         n, *outs = loop.counted(loop.body, asked, consts, carry)
         (_, k_dots, c_dots), avals = loop.parts(tangents), loop.body.out_avals
+        body, consts = copied_as(values.typeof(n), loop.body, consts)
+        k_dots = [*map(values.varying_as, k_dots, map(values.typeof, consts))]
         k = values.moving(k_dots)
-        c = settled(by_halves, loop.body, k, values.moving(c_dots))
-        step = paired(loop.body, (len(k), len(c)), (*k, *c), c, by_halves)
+        c = settled(by_halves, body, k, values.moving(c_dots))
+        step = paired(body, (len(k), len(c)), (*k, *c), c, by_halves)
         consts = [*consts, *values.pick(k_dots, k)]
         carry = [*carry, *started(c_dots, c, avals)]
         wanted = (*[False] * len(c), *[True] * sum(c))
@@ -201,7 +204,8 @@ class WhileRule(Rule):
         known, _ = values.part(consts, consts_owned)
         # The condition does not read the linear part.
         n, *outs = loop.counted(first, asked, known, values.part(carry, linear)[0], linear)
-        whole = counted_of(loop.body, len(consts), linear)
+        step, consts = copied_as(values.typeof(n), loop.body, consts)
+        whole = counted_of(step, len(consts), linear)
         return values.merge(outs, counted_loop(n, whole, consts, carry), linear)
 
 

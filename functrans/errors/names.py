@@ -40,11 +40,14 @@ def have_tangents(name: str, labels: Sequence[str], avals: Sequence) -> None:
 
 def hidden(labels: Sequence[str], primitive: Primitive) -> ValueError:
     """The error for a name inside an equation that does not take other programs."""
-    where, why = f"'{primitive}'", "whose derivative is not that of the program inside"
+    said, line = ", ".join(map(repr, labels)), user_line()
     if str(primitive) == "while":
-        where, why = "a while_loop", "which has no number of steps to stack them by. Use a scan"
-    said = ", ".join(map(repr, labels))
+        return ValueError(
+            f"the value named {said} is inside the while_loop at {line}, which has no number of "
+            "steps to stack its values by. Use a scan, or a fori_loop between Python integers; or "
+            "name what goes in or comes out"
+        )
     return ValueError(
-        f"the value named {said} is inside {where}, {why}, at {user_line()}. Name what goes in or "
-        "comes out"
+        f"the value named {said} is inside '{primitive}', whose derivative is not that of the "
+        f"program inside, at {line}. Name what goes in or comes out"
     )

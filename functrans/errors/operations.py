@@ -84,9 +84,10 @@ def ordered_effect() -> ValueError:
 
 def summed_in_each_step(axes: Sequence[str]) -> NotImplementedError:
     return NotImplementedError(
-        f"the loop at {user_line()} may take other numbers of steps on other devices, and reads "
-        "what is the same on all of them: its cotangents are summed over the devices in each step. "
-        f"Copy it before the loop, by jax.lax.pcast(x, {tuple(axes)}, to='varying')"
+        f"the loop at {user_line()} may take other numbers of steps on other devices, and gives "
+        "what is the same on all of them to a program inside: its cotangents are summed over the "
+        f"devices in each step. Copy it before the loop, by jax.lax.pcast(x, {tuple(axes)}, "
+        "to='varying')"
     )
 
 
