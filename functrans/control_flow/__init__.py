@@ -9,6 +9,7 @@
     counted_loops loops whose steps are counted      there and back, carries computed again
     batched_loops many of them at once               the schedule of the longest
     while_loop    a loop until a condition is met    counted, and then a counted loop
+    varying       what a loop reads on each device   copied before it, summed after it
     reduce        a function of the user's, folded   a tree of pairs
     applied       the same, applied at indices       as often as the index occurs
     checkpoint    a function to compute again        the policy chooses the values to keep
@@ -51,6 +52,7 @@ from functrans.control_flow import (
     steps,
     strong,
     tagged,
+    varying,
     while_loop,
 )
 
@@ -75,5 +77,6 @@ __all__ = [
     "steps",
     "strong",
     "tagged",
+    "varying",
     "while_loop",
 ]

@@ -14,7 +14,7 @@ The condition may give an array: `jax.vmap` makes one if examples differ in the 
 then goes on as long as one element is true, and an example keeps its value once its own element is
 false.  So we bind a primitive, which takes such a condition; `lax.while_loop` does not.
 
-Read next: `steps.py`, a step and its transpose.
+Read next: `varying.py`, what a loop reads on several devices.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from functrans import jaxpr as jx
 from functrans.control_flow.counted_loops import counted_loop
 from functrans.control_flow.kept import counted_of
 from functrans.control_flow.steps import as_carried, by_halves, paired, settled, started
+from functrans.control_flow.varying import copied_as
 from functrans.errors import operations
 from functrans.forward import jvp_jaxpr
 from functrans.programs.halves import divided, reached_outputs
 from functrans.programs.live import either, reading, settle, taking, trimmed_step
 from functrans.programs.loops import evaluate
-from functrans.programs.varying import copied_as
 from functrans.rules import NotLinear, Rule, Trimmed, call
 from functrans.tracer import stage
 from functrans.values import Flags

@@ -169,10 +169,14 @@ elementwise(lax.lgamma_p, lambda y, x: digamma(x))
 elementwise(lax.digamma_p, lambda y, x: trigamma(x))
 
 
+# Between the whole orders psi_m has no value, since (-1)^m has none, and so no derivative in m at
+# them: functions that agree there differ in it. At m = 1, x = 1 the derivative of -cos(pi m) m!
+# zeta(m+1, x) is -0.242, that of the balanced function of Espinosa and Moll (2004) is 0.465.
 def by_order(*_):
     raise NotImplementedError(
         "the derivative of 'polygamma' with respect to the order m, asked for at "
-        f"{checks.user_line()}: it is a number for whole orders alone. Hold m constant with "
+        f"{checks.user_line()}: polygamma is a number for whole orders alone, and functions that "
+        "agree with it there have different derivatives. Hold m constant with "
         "jax.lax.stop_gradient, or give your function a jax.custom_jvp rule."
     )
 

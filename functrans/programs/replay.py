@@ -5,7 +5,7 @@
 In this way the equations of the small calls of `jax.numpy` replace the calls, without running their
 Python again.
 
-Read next: `varying.py`, inputs that differ between devices.
+Read next: `outputs.py`, results that are not copied.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ varies, and the transpose of the copy is a sum over the devices.  A loop that ta
 of steps on each device may have no such sum in its steps.  So the copy moves out of the program:
 what it copied comes in as a copy.
 
-Read next: `outputs.py`, results that are not copied.
+Read next: `steps.py`, a step and its transpose.
 """
 
 from __future__ import annotations
