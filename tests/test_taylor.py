@@ -157,6 +157,15 @@ def matrix(x):
     return jnp.outer(x, x) + M
 
 
+def solved(matvec, b):
+    """By the function alone, which closes over what its matrix depends on."""
+
+    def solve(matvec, b):
+        return jnp.linalg.solve(jax.vmap(matvec, out_axes=1)(jnp.eye(b.size)), b)
+
+    return lax.custom_linear_solve(matvec, b, solve, transpose_solve=solve)
+
+
 PROGRAMS = {
     "scan": lambda x: lax.scan(lambda c, y: (c * jnp.sin(y) + c, c * y), 1.0, x),
     "scan_of_constants": lambda x: lax.scan(lambda c, _: (jnp.tanh(c) @ x * c, c), x, length=3),
@@ -174,6 +183,7 @@ PROGRAMS = {
     "hvp": lambda x: ft.hvp(lambda x: jnp.sum(jnp.tanh(x) ** 3), x, V),
     "jet": lambda x: ft.jet(jnp.sin, (x,), ([x, x * x],), order=2),
     "solve": lambda x: jnp.linalg.solve(matrix(x), x),
+    "matrix_free": lambda x: solved(lambda y: matrix(x) @ y + jnp.exp(x) * y, x),
     "cholesky": lambda x: jnp.linalg.cholesky(matrix(x) @ matrix(x).T),
     "eigh": lambda x: jnp.linalg.eigh(matrix(x) + matrix(x).T)[0],
     "sqrtm": lambda x: jax.scipy.linalg.sqrtm(matrix(x) @ matrix(x).T).real,
@@ -303,7 +313,7 @@ def test_the_convention_of_jax() -> None:
 # ---- what is written -----------------------------------------------------------------------------
 
 
-def operations(fun: Callable, order: int, x: Any = 0.5) -> int:
+def operations(fun: Callable, order: int, x: Any = 0.5, curved: bool = False) -> int:
     """How many there are, but for zeros that are written out."""
 
     def count(program):
@@ -311,8 +321,11 @@ def operations(fun: Callable, order: int, x: Any = 0.5) -> int:
         inner = [p for e in kept for p in jaxprs_in_params(e.params)]
         return len(kept) + sum(count(getattr(p, "jaxpr", p)) for p in inner)
 
-    run = ft.make_jaxpr(lambda x: ft.jet(fun, (x,), ([jnp.ones_like(x)],), order=order))(x)
-    return count(run.jaxpr)
+    def all_move(x):
+        series = [jnp.ones_like(x)] * (order if curved else 1)
+        return ft.jet(fun, (x,), (series,), order=order)
+
+    return count(ft.make_jaxpr(all_move)(x).jaxpr)
 
 
 def test_what_is_linear_costs_nothing() -> None:
@@ -326,11 +339,12 @@ def test_what_is_linear_costs_nothing() -> None:
     [
         *(jnp.exp, jnp.tanh, jnp.sin, jnp.log, jnp.sqrt, jax.nn.sigmoid, jax.nn.gelu, lax.erf_inv),
         *(lambda x: 1 / (1 + jnp.exp(x)), lambda x: x**-3, lambda x: jnp.arctan(x) ** 5),
+        lambda x: x**2.5,
     ],
 )
 def test_growth_is_quadratic(fun: Callable) -> None:
-    few, some, many = (operations(fun, order) for order in (4, 8, 16))
-    assert many - 4 * some < 0 or many - some < 4.5 * (some - few)
+    few, some, many = (operations(fun, order, curved=True) for order in (4, 8, 16))
+    assert many - some <= 4.5 * (some - few)
     assert many < 3000
 
 
@@ -338,6 +352,18 @@ def test_functions_that_need_each_other() -> None:
     """Sine and cosine: each is computed once."""
     assert operations(jnp.sin, 8) < 60
     assert operations(lambda x: jnp.sin(x) * jnp.cos(x), 8) < 200
+
+
+def test_a_perceptron() -> None:
+    """The slopes of tanh share a product with their derivatives."""
+
+    def network(x):
+        for _ in range(3):
+            x = jnp.tanh(M @ x)
+        return x
+
+    assert operations(network, 6, X) < 250
+    assert operations(network, 10, X) <= 600
 
 
 def test_a_user_rule_is_kept_and_its_answer_is_found() -> None:
@@ -428,27 +454,53 @@ def lorenz(x: np.ndarray) -> np.ndarray:
 # ---- mistakes ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("primals", "series", "options", "error", "text"),
-    [
-        ((1.0,), ([1.0], [1.0]), {}, TypeError, "structure of the primals"),
-        ((1.0,), (1.0,), {}, TypeError, "list of its coefficients"),
-        ((1.0,), ([np.ones(2)],), {}, ValueError, "coefficients of order 1"),
-        ((1.0,), ([1.0, 1j],), {}, TypeError, "coefficients of order 2"),
-        ((1,), ([1],), {}, TypeError, "float0"),
-        ((1.0,), ([1.0],), {"order": -1}, ValueError, "must not be negative"),
-        (1.0, ([1.0],), {}, TypeError, "tuples or lists"),
-    ],
-)
+# fmt: off
+ONE = ((1.0,), ([1.0],))
+MISTAKES: list[tuple[tuple, tuple, dict, type, str]] = [
+    ((1.0,), ([1.0], [1.0]), {}, TypeError, "one entry for each argument, .* 1 and 2"),
+    (({"a": 1.0},), ({"b": [1.0]},), {}, TypeError, "structure of the primals, with a list of"),
+    ((1.0,), (1.0,), {}, TypeError, r"series\[0\] must be a list of coefficients, .* is 1.0"),
+    ((1.0,), (np.ones(3),), {}, TypeError, r"list of coefficients, .* an array, float64\[3\]"),
+    ((1.0,), ([np.ones(2)],), {}, ValueError, r"series\[0\]\[0\] must have the type float64\[\]"),
+    ((1.0,), ([1.0, 1j],), {}, TypeError, r"series\[0\]\[1\] must have the type"),
+    ((1.0,), ([None],), {}, TypeError, r"series\[0\]: None is not an array or a number"),
+    (({"n": 1},), ({"n": [1]},), {}, TypeError, r"series\[0\]\['n'\]\[0\].*integer has no deriv"),
+    (("text",), ([],), {}, TypeError, r"jet: primals\[0\] is 'text' of type str"),
+    (*ONE, {"order": -1}, ValueError, "jet: order must not be negative, but it is -1"),
+    (*ONE, {"order": 2.0}, TypeError, "jet: order must be an integer, but it is 2.0"),
+    (1.0, ([1.0],), {}, TypeError, "primals and series must be tuples or lists .* float and tuple"),  # type: ignore
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("primals", "series", "options", "error", "text"), MISTAKES)
 def test_mistakes(primals: Any, series: Any, options: dict, error: type, text: str) -> None:
     with pytest.raises(error, match=text):
         ft.jet(lambda x: x, primals, series, **options)
 
 
-def test_mistakes_with_derivatives() -> None:
-    with pytest.raises(ValueError, match="must not be negative"):
-        ft.derivatives(jnp.sin, -1)
-    with pytest.raises(TypeError, match="derivatives expects a function"):
-        ft.derivatives(3.0, 1)
-    with pytest.raises(TypeError, match="the direction"):
-        ft.derivatives(jnp.sin, 1)(1.0, {"v": 1.0})
+def forgotten(x):
+    jnp.sin(x)
+
+
+WRONG: Any = None
+# fmt: off
+OTHER_MISTAKES: list[tuple[Callable, type, str]] = [
+    (lambda: ft.derivatives(jnp.sin, -1), ValueError, "derivatives: order must not be negative"),
+    (lambda: ft.derivatives(jnp.sin, WRONG), TypeError, "order must be an integer, but it is None"),
+    (lambda: ft.derivatives(WRONG, 1), TypeError, "derivatives expects a function"),
+    (lambda: ft.derivatives(jnp.sin, 1)(1.0, {"v": 1.0}), TypeError, "the direction must have"),
+    (lambda: ft.derivatives(jnp.sin, 1)(X, 1.0), ValueError, "the direction must have the type"),
+    (lambda: ft.derivatives(jnp.sin, 1)(1, 1), TypeError, "integer has no derivative"),
+    (lambda: ft.derivatives(jnp.sin, 1)(*[1.0]), TypeError, "^derivatives_at.* argument: 'v'"),
+    (lambda: ft.derivatives(forgotten, 1)(1.0, 1.0), ValueError, "is a `return` missing?"),
+    (lambda: ft.jet(forgotten, *ONE), ValueError, "^jet needs .* is a `return` missing?"),
+    (lambda: ft.jet(ft.jit(forgotten), *ONE), ValueError, "is a `return` missing?"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("make", "error", "text"), OTHER_MISTAKES)
+def test_other_mistakes(make: Callable, error: type, text: str) -> None:
+    with pytest.raises(error, match=text):
+        make()

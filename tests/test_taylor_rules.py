@@ -1,4 +1,4 @@
-"""Taylor mode through every rule: the table in `rule_cases/`, to order 8 in most rows.
+"""Taylor mode through every rule: the table in `rule_cases/`, to order 8, and 5 in kernels.
 
 As in `test_taylor.py`, one first derivative of a jet tells whether all of its orders are right. The
 programs run equation by equation: so what is compiled is shared by all rows.
@@ -6,17 +6,19 @@ programs run equation by equation: so what is compiled is shared by all rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun, jaxprs_in_params
 from rule_cases import Case, cases_of_series
 
 import functrans as ft
+from functrans import extend
+from functrans.taylor.laplacian import acts_on_elements
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -70,3 +72,53 @@ def test_each_order_is_the_derivative_of_the_one_before(case: Case) -> None:
             scale = np.max(np.abs(jet[k]), initial=scale)
             want = np.asarray(dot[k - 1]) / k
             np.testing.assert_allclose(jet[k], want, rtol=1e-12, atol=1e-12 * scale, err_msg=f"{k}")
+
+
+# ---- how the cost grows with the order -----------------------------------------------------------
+
+# Their slopes are families of functions, and no equation closes them: that of x^p in x, as p may be
+# a whole number, with which the recurrence of x^p would cancel; and that of zeta in both arguments.
+CUBIC = {("pow", (True, False)), ("zeta", (True, True))}
+
+
+def elementwise_rows() -> Iterator[Any]:
+    """Each with those of its inputs that move: all together, and each by itself."""
+    for case in cases_of_series():
+        if not case.newer and (inexact := acting_on_elements(case)):
+            moving = [inexact, *([i] for i in inexact if len(inexact) > 1)]
+            for which in moving:
+                name = "-".join([*case.primitives, *map(str, which)])
+                yield pytest.param(case, which, id=name, marks=pytest.mark.repeated)
+
+
+def acting_on_elements(case: Case) -> list[int]:
+    """Which inputs may move; none if some operation does not act on each element by itself."""
+    with jax.enable_x64(True):
+        args = case.inputs(np.float64)
+        if not all(isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, np.number) for x in args):
+            return []
+        equations = extend.staged(case.fun, *args).program.jaxpr.eqns
+    if not all(acts_on_elements(e, [False] * len(e.invars)) for e in equations):
+        return []
+    return [i for i, x in enumerate(args) if jnp.issubdtype(x.dtype, np.inexact)]
+
+
+def operations(program: Any) -> int:
+    inner = [p for e in program.eqns for p in jaxprs_in_params(e.params)]
+    return len(program.eqns) + sum(operations(getattr(p, "jaxpr", p)) for p in inner)
+
+
+@pytest.mark.parametrize(("case", "which"), list(elementwise_rows()))
+def test_growth(case: Case, which: Sequence[int]) -> None:
+    """At most quadratic, along a curve all of whose coefficients differ from zero."""
+    args = case.inputs(np.float64)
+
+    def count(order):
+        series = [[np.ones_like(x)] * order if i in which else [] for i, x in enumerate(args)]
+        program = ft.make_jaxpr(lambda *xs: ft.jet(case.fun, xs, tuple(series), order=order))(*args)
+        return operations(program.jaxpr)
+
+    few, some, many = map(count, (2, 4, 8))
+    moves = tuple(i in which for i in range(len(args)))
+    factor = 8.5 if (case.primitives[0], moves) in CUBIC else 4.5
+    assert many - some <= factor * (some - few)

@@ -232,10 +232,11 @@ def sech_squared(y, x):
     return square(mul(add(1, y), exp(neg(x))))
 
 
+# The product with the tangent comes first: it is the tangent of the answer, and known.
 @partial(sech_squared.defjvp, symbolic_zeros=True)
 def sech_squared_jvp(primals, tangents):
     slope = sech_squared(*primals)
-    return slope, along(tangents[1:], lambda: mul(-2, mul(primals[0], slope)))
+    return slope, mul(mul(-2, primals[0]), along(tangents[1:], lambda: slope))
 
 
 def rightwards(y, x):
@@ -260,7 +261,8 @@ def logistic_slope(y, x):
 @partial(logistic_slope.defjvp, symbolic_zeros=True)
 def logistic_slope_jvp(primals, tangents):
     slope = logistic_slope(*primals)
-    return slope, along(tangents[1:], lambda: neg(mul(slope, lax.tanh(mul(0.5, primals[1])))))
+    tilt = neg(lax.tanh(mul(0.5, primals[1])))
+    return slope, mul(tilt, along(tangents[1:], lambda: slope))
 
 
 # i tan(x) = tanh(i x)

@@ -125,10 +125,10 @@ def positions(name: str, argnums: int | tuple[int, ...], count: int) -> list[int
 # ---- tangents and cotangents ---------------------------------------------------------------------
 
 
-def sequences(name: str, primals: Any, tangents: Any) -> None:
+def sequences(name: str, primals: Any, tangents: Any, word: str = "tangents") -> None:
     if not isinstance(primals, (tuple, list)) or not isinstance(tangents, (tuple, list)):
         raise TypeError(
-            f"{name}: primals and tangents must be tuples or lists with one entry for each argument"
+            f"{name}: primals and {word} must be tuples or lists with one entry for each argument"
             f", but they are {type(primals).__name__} and {type(tangents).__name__}"
         )
 
@@ -148,7 +148,7 @@ def tangents(
         return structures.leaves("primals", tree.unflatten(in_tree, primals))
 
     avals = [aval.to_tangent_aval() for aval in types(name, primals, named)]
-    return _typed(f"{name}: {word}", avals, leaves, given, TypeError, ValueError)
+    return typed(f"{name}: {word}", avals, leaves, given, TypeError, ValueError)
 
 
 class LinearCall(NamedTuple):
@@ -179,10 +179,10 @@ def linear_input(call: LinearCall, in_tree: Any, avals: Sequence, given: Any) ->
     pairs = zip(avals, leaves, strict=True)
     leaves = [Zero(a) if call is PULLBACK and a.dtype == float0 else x for a, x in pairs]
     error = call.type_error
-    return _typed(f"{call.name}: {call.argument}", avals, leaves, given, error, error)
+    return typed(f"{call.name}: {call.argument}", avals, leaves, given, error, error)
 
 
-def _typed(
+def typed(
     what: str, avals: Sequence, leaves: Sequence, given: Any, dtype_error: type, shape_error: type
 ) -> list:
     """The leaves, which must have these types, with a `Zero` for an integer's tangent."""
@@ -221,7 +221,7 @@ def rule_result(primitive: Any, returned: Any) -> tuple[list, list]:
         )
     avals = [jax.typeof(out).to_tangent_aval() for out in outs]
     kept = [Zero(a) if a.dtype == float0 else x for a, x in zip(avals, tangents_out, strict=True)]
-    _typed(f"{name}: the tangent ", avals, kept, tangents_out, TypeError, TypeError)
+    typed(f"{name}: the tangent ", avals, kept, tangents_out, TypeError, TypeError)
     return outs, tangents_out
 
 

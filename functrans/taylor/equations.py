@@ -12,7 +12,7 @@ the first case that fits:
     nothing moves        y_0 = f(x_0), and no others
     it carries programs  the same call, of columns of coefficients
     a product            (x y)_k = sum_i x_i y_(k-i)
-    a power              is a product of powers, or exp(y log x)
+    a power              is a product of powers, or  x y' = p x' y,  or  z' = z (y log x)'
     a quotient           A y = x   =>   A_0 y_k = x_k - sum_(i>0) A_i y_(k-i)
     constant slopes      y_k = J x_k
     any other            y_k = 1/k (J_f(x) x')_(k-1)
@@ -38,7 +38,7 @@ from jax.lax.linalg import triangular_solve_p, tridiagonal_solve_p
 
 from functrans import extend
 from functrans.extend import Zero, pick
-from functrans.rules import LINEAR, broadcast_to, constant
+from functrans.rules import LINEAR, broadcast_to, constant, full
 from functrans.taylor.streams import Stream, divided, scaled
 
 Later = Callable[[int], list]
@@ -105,7 +105,9 @@ class Run:
 def key_of(equation: JaxprEqn, inputs: list[Stream]) -> Any:
     """A key that equations have in common if they compute the same; `None` if there is none."""
     params = tuple([(name, type(p), p) for name, p in equation.params.items()])
-    key = equation.primitive, params, tuple(map(id, inputs))
+    ids = [*map(id, inputs)]
+    order_matters = equation.primitive not in (lax.mul_p, lax.add_p)
+    key = equation.primitive, params, tuple(ids if order_matters else sorted(ids))
     try:
         hash(key)
     except TypeError:
@@ -247,46 +249,106 @@ def power_program(aval: Any, n: int) -> ClosedJaxpr:
         half = lax.integer_pow(x, n // 2) if n > 3 else x
         return lax.mul(half, lax.integer_pow(x, n - n // 2) if n % 2 else half)
 
-    like = jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
-    return extend.staged(written, like).program
+    return extend.staged(written, like(aval)).program
 
 
-# The rule of x^y is exact where the power is too small for a number, and so are the coefficients by
-# the last case.  But with both moving, its slopes are a family of two indices.
-def real_power(node: Node) -> Later | None:
-    """A power whose exponent moves too: `exp(y log x)`; nan where the power is no normal number."""
-    if node.equation.primitive is not lax.pow_p or not all(node.flags):
+# Of y = x^p the rule says  x y' = p x' y,  and so
+#
+#     k x_0 y_k = sum_(i>0) (p i - (k - i)) x_i y_(k-i)
+#
+# Near x_0 = 0 these are huge, or too small for a number, and so they are computed of x(c t) / x_0,
+# which begins with 1, for c = x_0 or, where x_0 is large, for c = 1.  But where p is a whole number
+# they cancel, as y has no pole there: then the last case is exact.
+def fixed_power(node: Node) -> Later | None:
+    """A power whose exponent is a number, but not a whole one."""
+    if node.equation.primitive is not lax.pow_p or node.flags != (True, False):
         return None
-    (x, y), (z,) = node.inputs, node.outputs
-    nodes, (answer,) = expanded(node.run, exponential(x.aval, y.aval, z.aval), node.inputs)
+    (x, _), p = node.inputs, node.inputs[1][0]
+    if isinstance(p, jax.core.Tracer) or np.ndim(p):
+        return None
+    p = np.asarray(p).astype(complex).item()
+    p = p if p.imag else p.real
+    if p.real > -0.5 and abs(p - round(p.real)) < 2**-6:
+        return None
+    one, start = full(1, x.aval), x.value
+    is_far = lax.gt(lax.abs(start), lax.abs(one))
+    scales, moved, found = [one], [one], [one]
+    inverse = lax.div(one, lax.select(is_far, start, one))
+
+    def raised(power):
+        return extend.bind(node.equation, [start, full(power, x.aval)])[0]
 
     def later(k):
-        for inner in nodes:
-            inner.reach(k)
-        tiny = jnp.finfo(z.aval.dtype).tiny
-        is_normal = lax.ge(lax.abs(z[0]), lax.full_like(lax.abs(z[0]), tiny))
-        return [lax.select(is_normal, answer[k], lax.full_like(answer[k], jnp.nan))]
+        scales.append(lax.mul(scales[-1], start) if k > 1 else one)  # c^(k-1)
+        factor = lax.select(is_far, inverse, scales[k])
+        moved.append(x[k] if type(x[k]) is Zero else lax.mul(factor, x[k]))
+        terms = [
+            scaled(lax.mul(moved[i], found[k - i]), p * i - (k - i))
+            for i in range(1, k + 1)
+            if Zero not in (type(moved[i]), type(found[k - i]))
+        ]
+        found.append(divided(total(terms, x.zero), k))
+        if type(found[k]) is Zero:
+            return [found[k]]
+        return [lax.mul(lax.select(is_far, node.outputs[0].value, raised(p - k)), found[k])]
 
     return later
 
 
-def exponential(*avals: Any) -> ClosedJaxpr:
-    def written(x, y):
-        x, y = (broadcast_to(v, avals[2]) for v in (x, y))
-        return lax.exp(lax.mul(y, lax.log(x)))
+# The rule of x^y is exact where the power is too small for a number, and so are the coefficients by
+# the last case.  But where the exponent moves its slopes are a family of two indices, and this is
+# one recurrence:  z' = z w'  for  w = y log x.  Of the constant 0 all powers are 0, or not numbers.
+def real_power(node: Node) -> Later | None:
+    """A power whose exponent moves; nan where a base that moves has no normal number for it."""
+    if node.equation.primitive is not lax.pow_p or not node.flags[1]:
+        return None
+    (x, y), (z,) = node.inputs, node.outputs
+    inner, (w,) = expanded(
+        node.run, logarithm_program(x.aval, y.aval, z.aval, x.moves), node.inputs
+    )
+    outer, (slope,) = expanded(node.run, product_program(z.aval), [z, w.derivative])
 
-    likes = (jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals[:2])
-    return extend.staged(written, *likes).program
+    def later(k):
+        for each, last in [*((n, k) for n in inner), *((n, k - 1) for n in outer)]:
+            each.reach(last)
+        found = divided(slope[k - 1], k)
+        if not x.moves or type(found) is Zero:
+            return [found]
+        tiny = jnp.finfo(z.aval.dtype).tiny
+        is_normal = lax.ge(lax.abs(z[0]), lax.full_like(lax.abs(z[0]), tiny))
+        return [lax.select(is_normal, found, lax.full_like(found, jnp.nan))]
+
+    return later
+
+
+def logarithm_program(x: Any, y: Any, z: Any, moves: bool) -> ClosedJaxpr:
+    def written(x, y):
+        x, y = (broadcast_to(v, z) for v in (x, y))
+        if not moves:
+            is_zero = lax.eq(x, lax.full_like(x, 0))
+            x = lax.select(is_zero, lax.full_like(x, 1), x)
+        return lax.mul(y, lax.log(x))
+
+    return extend.staged(written, like(x), like(y)).program
+
+
+def product_program(aval: Any) -> ClosedJaxpr:
+    return extend.staged(lax.mul, like(aval), like(aval)).program
+
+
+def like(aval: Any) -> Any:
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
 
 
 # A y = x, where A and x move, has the coefficients  sum_i A_i y_(k-i) = x_k.  The rule knows A:
 # its derivative program gives  A_0^-1 x_dot  of a tangent of x, and  -A_0^-1 A_dot y  of one of A.
+# A matrix that a user's function computes is another matter: there A_dot is not A_i.
 def quotient(node: Node) -> Later | None:
     """The solution of an equation that is linear: a quotient, or that of a linear system."""
     if node.equation.primitive not in QUOTIENTS:
         return None
     divides = [moves and reads_results(node, i) for i, moves in enumerate(node.flags)]
-    if not any(divides):
+    if not any(divides) or bends(node):
         return None
 
     def later(k):
@@ -313,6 +375,18 @@ def reads_results(node: Node, i: int) -> bool:
     results = jaxpr.invars[count : count + len(node.outputs)]
     read = [a for e in jaxpr.eqns for a in e.invars] + jaxpr.outvars
     return not {*map(id, results)}.isdisjoint(map(id, read))
+
+
+def bends(node: Node) -> bool:
+    """Whether the matrix is no linear function of what moves: the user's, which closes over it."""
+    if node.equation.primitive is not lax.linear_solve_p:
+        return False
+    params, known = node.equation.params, node.flags
+    moving = known[: params["const_lengths"].matvec]
+    matvec = params["jaxprs"].matvec
+    still = [False] * (len(matvec.in_avals) - len(moving))
+    slopes, _ = extend.tangents_of(matvec, (*moving, *still))
+    return any(extend.tangents_of(slopes, (*moving, *still, *[False] * sum(moving))).moved)
 
 
 def constant_slopes(node: Node) -> Later | None:
@@ -369,4 +443,4 @@ def expanded(run: Run, program: ClosedJaxpr, inputs: Sequence[Stream]) -> tuple[
     return nodes, outs
 
 
-CASES = (product, power, real_power, quotient, constant_slopes, integral)
+CASES = (product, power, fixed_power, real_power, quotient, constant_slopes, integral)

@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from math import factorial as factorial_of
 from typing import Any
 
+import jax.core
 from jax import tree, typeof
 
 from functrans import extend
-from functrans.errors import checks
+from functrans.errors import checks, structures, wording
 from functrans.extend import Zero
 from functrans.rules import cast
 from functrans.taylor.equations import coefficients
@@ -54,8 +55,8 @@ def jet(
       coefficients in the place of each array, of its shape and dtype.
 
     Raises:
-      TypeError: if structures or dtypes differ.
-      ValueError: if shapes differ, or if `order` is negative.
+      TypeError: if structures or dtypes differ, or `order` is not an integer.
+      ValueError: if shapes differ, if `order` is negative, or if `fun` returns no array.
 
     See also:
       `derivatives`, along a straight line; `jvp`, for the first order.
@@ -69,7 +70,7 @@ def jet(
     >>> float(y), float(y_1), float(y_2), round(float(6 * y_3), 4)
     (1.0, 1.0, 0.5, 1.0)
     """
-    checks.sequences("jet", primals, series)
+    checks.sequences("jet", primals, series, "series")
     settings = {"name": "jet", "order": order, "factorial": factorial}
     at = extend.transformed_at_primals(fun, _jet, **settings)
     return at(tuple(primals), tuple(series))
@@ -79,9 +80,10 @@ def _jet(fun: Callable, name: str, order: int | None, factorial: bool) -> Callab
     def jet_at(primals, series):
         columns = columns_of(name, primals, series)
         longest = max(map(len, columns), default=1) - 1
+        count = longest if order is None else order_of(name, order)
         scale = factorial_of if factorial else lambda _: 1
         columns = [[divided(x, scale(k)) for k, x in enumerate(column)] for column in columns]
-        outs, result = pushed(fun, primals, columns, checked(name, longest, order))
+        outs, result = pushed(fun, name, primals, columns, count)
         outs = [[scaled(y, scale(k)) for k, y in enumerate(column)] for column in outs]
         return result([y for y, *_ in outs]), result([rest for _, *rest in outs])
 
@@ -100,8 +102,8 @@ def derivatives(fun: Callable, order: int) -> Callable[[Any, Any], list]:
       the list `[d^k/dt^k fun(x + t v) at t = 0, for k = 0, ..., order]`, each like `fun(x)`.
 
     Raises:
-      TypeError: if the structures or dtypes of `x` and `v` differ.
-      ValueError: if their shapes differ, or if `order` is negative.
+      TypeError: if the structures or dtypes of `x` and `v` differ, or `order` is not an integer.
+      ValueError: if their shapes differ, if `order` is negative, or if `fun` returns no array.
 
     See also:
       `jet`, which takes a curve instead of a straight line.
@@ -110,24 +112,30 @@ def derivatives(fun: Callable, order: int) -> Callable[[Any, Any], list]:
     >>> [float(y) for y in ft.derivatives(lambda x: x**3, 4)(2.0, 1.0)]
     [8.0, 12.0, 12.0, 6.0, 0.0]
     """
-    order = checked("derivatives", 0, order)
+    checks.is_function("derivatives", fun)
+    order = order_of("derivatives", order)
     return extend.transformed_at_primals(fun, _derivatives, name="derivatives", order=order)
 
 
 def _derivatives(fun: Callable, name: str, order: int) -> Callable:
     def derivatives_at(x, v):
-        leaves, in_tree = tree.flatten((x,))
-        dots = checks.tangents(leaves, in_tree, (v,), name, "the direction")
+        leaves, in_tree = tree.flatten(x)
+        dots = checks.tangents(leaves, in_tree, v, name, "the direction")
         columns = [[x, typed_like(x, dot)] for x, dot in zip(leaves, dots, strict=True)]
-        outs, result = pushed(fun, (x,), columns, order)
+        outs, result = pushed(fun, name, (x,), columns, order)
         return [result([scaled(y[k], factorial_of(k)) for y in outs]) for k in range(order + 1)]
 
+    derivatives_at.__qualname__ = derivatives_at.__name__  # an error of Python's says it
     return derivatives_at
 
 
-def pushed(fun: Callable, args: tuple, columns: Sequence, order: int) -> tuple[list, Callable]:
+def pushed(
+    fun: Callable, name: str, args: tuple, columns: Sequence, order: int
+) -> tuple[list, Callable]:
     """The coefficients of each leaf of the output, and what makes an output of leaves."""
     program = extend.staged(fun, *args)
+    if not program.program.out_avals:
+        raise wording.no_array(name, program.result([]))
     outs = coefficients(program.program, columns, order)
     streams = [Stream(aval, c) for aval, c in zip(program.program.out_avals, outs, strict=True)]
     results = [[extend.result(y[k]) for k in range(order + 1)] for y in streams]
@@ -135,27 +143,32 @@ def pushed(fun: Callable, args: tuple, columns: Sequence, order: int) -> tuple[l
 
 
 def columns_of(name: str, primals: tuple, series: tuple) -> list[list]:
-    """For each leaf of the primals its coefficients; a `Zero` for one that is not given."""
+    """For each leaf of the primals its coefficients, itself first."""
+    if len(primals) != len(series):
+        raise TypeError(
+            f"{name}: primals and series must have one entry for each argument, but they have "
+            f"{len(primals)} and {len(series)}"
+        )
     leaves, in_tree = tree.flatten(primals)
+    types = checks.types(name, leaves, lambda: structures.leaves("primals", primals))
     try:
         given = in_tree.flatten_up_to(series)
     except ValueError as error:
-        wrong = f"{name}: the series must have the structure of the primals: {error}"
-        raise TypeError(wrong) from error
-    for terms in given:
+        raise TypeError(
+            f"{name}: the series must have the structure of the primals, with a list of "
+            f"coefficients in the place of each array: {error}"
+        ) from error
+    labels = [label for label, _ in structures.leaves("series", tree.unflatten(in_tree, leaves))]
+    columns = []
+    for x, aval, label, terms in zip(leaves, types, labels, given, strict=True):
         if not isinstance(terms, (list, tuple)):
             raise TypeError(
-                f"{name}: the series of an array is a list of its coefficients, but got "
-                f"{terms!r} of type {type(terms).__name__}"
+                f"{name}: {label} must be a list of coefficients, [x_1, x_2, ...], but it is "
+                f"{structures.described(terms)}"
             )
-    columns = [[x] for x in leaves]
-    for k in range(max(map(len, given), default=0)):
-        pairs = zip(leaves, given, strict=True)
-        row = [terms[k] if k < len(terms) else Zero.like(x) for x, terms in pairs]
-        word = f"the coefficients of order {k + 1}"
-        row = checks.tangents(leaves, in_tree, tree.unflatten(in_tree, row), name, word)
-        for column, x in zip(columns, row, strict=True):
-            column.append(typed_like(column[0], x))
+        avals, what = [aval.to_tangent_aval()] * len(terms), f"{name}: {label}"
+        terms = checks.typed(what, avals, terms, [*terms], TypeError, ValueError)
+        columns.append([x, *(typed_like(x, term) for term in terms)])
     return columns
 
 
@@ -165,10 +178,12 @@ def typed_like(primal: Any, x: Any) -> Any:
     return x if type(x) is Zero or typeof(x).weak_type == aval.weak_type else cast(x, aval)
 
 
-def checked(name: str, longest: int, order: Any) -> int:
+def order_of(name: str, given: Any) -> int:
     """How many coefficients are asked for."""
-    if order is None:
-        return longest
-    if operator.index(order) < 0:
-        raise ValueError(f"{name}: order must not be negative, but it is {order}")
-    return operator.index(order)
+    if not isinstance(given, jax.core.Tracer) and not hasattr(given, "__index__"):
+        raise TypeError(
+            f"{name}: order must be an integer, but it is {structures.described(given)}"
+        )
+    if operator.index(given) < 0:
+        raise ValueError(f"{name}: order must not be negative, but it is {given}")
+    return operator.index(given)

@@ -185,7 +185,7 @@ matrices("svd", lambda x: linalg.svd(x), spaced(2, 2), complex=False)
 for shape in ((3, 2), (2, 3)):
     matrices("svd", lambda x: linalg.svd(x), spaced(*shape), complex=False, jax_modes=())
 # Values, left and right vectors; the phase is LAPACK's.
-matrices("eig", lambda x: linalg.eig(x, enable_eigvec_derivs=True), spaced(2, 3, 3), taylor=5)
+matrices("eig", lambda x: linalg.eig(x, enable_eigvec_derivs=True), spaced(2, 3, 3))
 # Two of the eigenvalues are conjugates. Without that option JAX differentiates only the values.
 matrices(
     "eig",
@@ -215,9 +215,9 @@ for above, below in (([0.0, 3.0, 0.0], [0.0, -1.5, 0.0]), ([3.0, 0.0, -1.5], [-1
 
 # Reductions by reflections. JAX has no rule. Each program takes long to compile: complex numbers
 # and batches are in one row.
-matrices("hessenberg", linalg.hessenberg, F(3, 3), jax_modes=(), complex=False, taylor=3)
+matrices("hessenberg", linalg.hessenberg, F(3, 3), jax_modes=(), complex=False)
 matrices("hessenberg", linalg.hessenberg, F(2, 3, 3), jax_modes=(), order=1)
-matrices("tridiagonal", linalg.tridiagonal, F(3, 3), jax_modes=(), order=1, taylor=3)
+matrices("tridiagonal", linalg.tridiagonal, F(3, 3), jax_modes=(), order=1)
 matrices(
     "tridiagonal",
     lambda x: linalg.tridiagonal(x, lower=False),

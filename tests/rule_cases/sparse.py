@@ -137,7 +137,6 @@ case(
     F(5),
     F(5),
     jax_modes=("fwd",),  # JAX has no transpose of this
-    taylor=4,
 )
 
 # A system: JAX cannot batch it, and it has no half precision.

@@ -78,7 +78,7 @@ def either(a: jax.Array, b: jax.Array) -> jax.Array:
 
 for options, is_complex in ((WINDOWS[2], True), (DILATIONS[0], False), (DILATIONS[1], False)):
     row = window(0.0, either, **options)
-    case("reduce_window", row, F(3, 3), complex=is_complex, jax_modes=(), taylor=4)
+    case("reduce_window", row, F(3, 3), complex=is_complex, jax_modes=())
 PADDED = {"window_dimensions": (3,), "padding": ((2, 1),)}
 case("reduce_window", window(1.0, lax.add, **PADDED), F(4), jax_modes=())
 case("reduce_window", window(0.5, lambda a, b: 0.5 * a - a * b, **PADDED), F(4), jax_modes=())
