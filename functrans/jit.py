@@ -193,7 +193,7 @@ def jit(fun: Callable | None = None, /, **options: Any) -> Any:
         - `backend` (a str, `"cpu"`, `"gpu"` or `"tpu"`): for which kind of device to compile.
 
     Returns:
-      A function that computes the same. Every transform of it is compiled too:
+      A function that computes the same. Every transform of it is compiled too,
       `grad(jit(fun)) = jit(grad(fun))`. A transform takes over the options that concern the
       arguments or the compiler; it donates nothing. Without `fun`, `jit` returns a decorator.
 

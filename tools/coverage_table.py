@@ -40,30 +40,30 @@ follows from their derivatives.  This page lists all of them.
 """
 
 MEANING = """\
-`x_dot` is the tangent of `x`, and `x_bar` its cotangent.  For `y = f(x)`, forward mode is
-`y_dot = J_f(x) x_dot`, and reverse mode is `x_bar = J_f(x)^T y_bar`.
+`x_dot` is the tangent of `x`, and `x_bar` its cotangent.  For `y = f(x)`, forward mode computes
+`y_dot = J_f(x) x_dot`, and reverse mode `x_bar = J_f(x)^T y_bar`.
 
-Each primitive has one formula.  If it is one of `y_dot`, the transpose follows, since the formula
-is linear in `x_dot`.  If it is one of `x_bar`, the operation is itself linear in `x`, so that
-`y_dot = f(x_dot)`.  The inputs are `x`, or `x, y` with the answer `z`, unless the formula gives
-them names.  A transpose conjugates nothing, also where the numbers are complex:
+Each primitive has one formula.  If it gives `y_dot`, the transpose follows, since the formula is
+linear in `x_dot`.  If it gives `x_bar`, the operation itself is linear in `x`, so that
+`y_dot = f(x_dot)`.  The inputs are called `x`, or `x, y` with the result `z`, unless the formula
+names them.  A transpose conjugates nothing, even for complex numbers:
 `Re<y_bar, J x_dot> = Re<J^T y_bar, x_dot>` with `<a, b> = sum a b`.  `A^H` is the conjugate of
 the matrix `A^T`.
 """
 
 COLUMNS = """\
-The column **rule** has the kind of declaration, of those in `functrans/rules.py`.  *Linear in
-part* is a pushforward with a transpose in the inputs in which it is linear.  A *call*, for all that
-carries jaxprs, is written out.  The column **checked** has the marks of what the tests check, and
-none for a primitive without a row in `tests/rule_cases/`:
+The column **rule** shows the kind of declaration (`functrans/rules.py`).  *Linear in part* is a
+pushforward with a transpose in the inputs in which it is linear.  A *call* has a class of its own,
+as every primitive that carries jaxprs.  The column **checked** marks the checks of the table in
+`tests/rule_cases/`; it is empty for a primitive without a row there:
 
-| mark | what it says |
+| mark | meaning |
 | --- | --- |
-| `F2` `R2` | forward and reverse mode to second order, against differences and JAX |
-| `T8` | Taylor mode to eighth order |
-| `ℂ` | complex numbers |
-| `V` | `jax.vmap` |
-| `JAX` | JAX has an entry for it in `jax.interpreters.ad` |
+| `F2` `R2` | tested in forward and reverse mode to second order, against differences and JAX |
+| `T8` | tested in Taylor mode to eighth order |
+| `ℂ` | tested with complex numbers |
+| `V` | tested under `jax.vmap` |
+| `JAX` | JAX has an entry for the primitive in `jax.interpreters.ad` |
 """
 
 EXCLUDED = """\
