@@ -1,7 +1,7 @@
 """Tables and pictures of a derivative: its steps, its graph, its residuals, the source of a nan.
 
     evaluation_table : (a -> b), a -> the steps of forward or reverse mode, as a textbook's table
-    graph            : (a -> b), a -> the computation, drawn, with values, tangents or adjoints
+    graph            : (a -> b), a -> the computation, drawn, with values, tangents, adjoints
     play             : (a -> b), a -> both passes of reverse mode over that graph, step by step
     saved_residuals  : (a -> b), a -> the arrays that reverse mode keeps
     blame            : (a -> b), a -> the equation that first made a nan or an infinity

@@ -90,7 +90,8 @@ def graph(
         tangent for each argument, or `True` for ones in the arguments `wrt`.
       adjoints: whether each node shows its adjoint, and in a small graph each edge its share of it.
       residuals: whether each node shows which of its values the reverse pass keeps, and in how many
-        bytes: the arrays that `saved_residuals` lists.
+        bytes: the arrays that `saved_residuals` lists. What `unfold` opens keeps what its equations
+        keep by themselves.
       wrt: as in `evaluation_table`.
       cotangent: as in `evaluation_table`.
       unfold: as in `evaluation_table`.

@@ -11,9 +11,12 @@ Read next: `planning.py`, which names the variables.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
-from jax.extend.core import DebugInfo, Jaxpr, JaxprEqn, Literal, Var
+import jax.core
+import numpy as np
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var
 
 from functrans import jaxpr as jx
 from functrans.explain.records import Places
@@ -27,7 +30,7 @@ INDICES |= {"dynamic_update_slice": slice(2, None), "scatter": slice(1, 2)}
 
 def folded(unfolded: Unfolded) -> Unfolded:
     """Put the equations that only make indices for another one into a call before that."""
-    program, places = unfolded
+    program, places = _without_constants(unfolded)
     jaxpr = program.jaxpr
     groups: dict[int, list[JaxprEqn]] = defaultdict(list)
     for i, owner in sorted(_owners(jaxpr).items()):
@@ -38,11 +41,35 @@ def folded(unfolded: Unfolded) -> Unfolded:
     for i, (equation, place) in enumerate(zip(jaxpr.eqns, places, strict=True)):
         kept += [(_call(groups[i], jaxpr), place)] if i in groups else []
         kept += [] if id(equation) in gone else [(equation, place)]
-    equations, info = [equation for equation, _ in kept], jaxpr.debug_info
-    shorter = jx.closed(
-        jaxpr.invars, jaxpr.outvars, equations, info, jaxpr.constvars, program.consts
-    )
-    return Unfolded(shorter, [place for _, place in kept])
+    return _with_equations(program, kept)
+
+
+def _with_equations(program: ClosedJaxpr, kept: Sequence[tuple[JaxprEqn, Places]]) -> Unfolded:
+    jaxpr, equations = program.jaxpr, [equation for equation, _ in kept]
+    given, outputs, constants = jaxpr.invars, jaxpr.outvars, (jaxpr.constvars, program.consts)
+    whole = jx.closed(given, outputs, equations, jaxpr.debug_info, *constants)
+    return Unfolded(whole, [place for _, place in kept])
+
+
+def _without_constants(unfolded: Unfolded) -> Unfolded:
+    """Write numbers in the place of the indices that are made of numbers alone."""
+    jaxpr, known = unfolded.program.jaxpr, {}
+    owners = _owners(jaxpr)
+    kept: list[tuple[JaxprEqn, Places]] = []
+    for i, (equation, place) in enumerate(zip(jaxpr.eqns, unfolded.places, strict=True)):
+        atoms = [a if isinstance(a, Literal) else known.get(a, a) for a in equation.invars]
+        values = [a.val for a in atoms if isinstance(a, Literal)]
+        avals: list[Any] = [var.aval for var in equation.outvars]
+        is_number = all(aval.shape == () for aval in avals)
+        if i in owners and is_number and len(values) == len(atoms):
+            with jax.core.eval_context():
+                ys = map(np.asarray, jx.bind(equation, values))
+            pairs = zip(equation.outvars, ys, strict=True)
+            known.update((var, Literal(y[()], var.aval)) for var, y in pairs)
+        else:
+            source, context = equation.source_info, equation.ctx
+            kept.append((jx.copied(equation, atoms, equation.outvars, source, context), place))
+    return _with_equations(unfolded.program, kept)
 
 
 def _owners(jaxpr: Jaxpr) -> dict[int, int]:

@@ -92,7 +92,8 @@ class Picture:
         if self.has_labels:
             self.notes.append("On an edge: what this use adds to the adjoint.")
         if kept := self.run.residuals:
-            self.notes.append(f"Kept for the reverse pass: {kept.total:,} B in {len(kept)} arrays.")
+            arrays = f"{len(kept)} array{'s' * (len(kept) != 1)}"
+            self.notes.append(f"Kept for the reverse pass: {kept.total:,} B in {arrays}.")
         if title:
             lines = [(line, NOTE) for line in (title, *self.notes)]
             self.page.graph_attr["label"] = _html(lines, "LEFT")

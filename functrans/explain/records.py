@@ -53,7 +53,8 @@ class Residuals(list[Residual]):
 
     def __repr__(self) -> str:
         lines = [f"{residual.size / (self.total or 1):4.0%}  {residual}" for residual in self]
-        return "\n".join([*lines, f"{self.total:,} bytes in {len(self)} arrays"])
+        plural = "s" * (len(self) != 1)
+        return "\n".join([*lines, f"{self.total:,} bytes in {len(self)} array{plural}"])
 
 
 @dataclass(eq=False)
