@@ -199,6 +199,13 @@ def test_rounds_are_not_taken_for_repetitions() -> None:
     )
 
 
+def test_a_round_in_a_narrow_terminal(monkeypatch) -> None:
+    table = evaluation_table(scanned, X, unfold=True)
+    for width, place in ((160, "step 3 of scan"), (72, "scan 3")):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert re.search(rf"^ *{place} +v₈ +v₅ × v₇ ", str(table), re.MULTILINE)
+
+
 # ---- the arithmetic of indices -------------------------------------------------------------------
 
 

@@ -182,9 +182,8 @@ def _cells(row: Row, is_reverse: bool) -> str:
     else:
         texts = (row.step, row.expression)
         number, kind = notation.value(row.value), "value"
-    if row.place:
-        texts = (*texts[:1], f"{texts[1]}  ({row.place})")
-    cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
+    where = f" <small>{escape(row.place)}</small>" if row.place else ""
+    cells = "<td>{}</td><td>{}{}</td>".format(*map(escape, texts), where)
     return f'{cells}<td class="{kind}">{escape(number)}</td>'
 
 

@@ -4,8 +4,8 @@
     narrow:    v₁               v̄₀ = v̄₁ × w      2.5      7
 
 No number is ever cut.  What stands elsewhere as well goes first: the code of a line, the expression
-of a step that is pulled back, the number of the line, the name of a tangent.  Then the columns come
-closer, and only then are formulas broken.
+of a step that is pulled back, the number of the line, the name of a tangent; and `step 3 of scan`
+becomes `scan 3`.  Then the columns come closer, and only then are formulas broken.
 
 Read next: `export.py`, the table as a file.
 """
@@ -13,6 +13,7 @@ Read next: `export.py`, the table as a file.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -76,17 +77,19 @@ def _fitted(console: Any, grid: Grid, width: int) -> Grid:
     for shorter in (without_code, _brief(grid, "line", "of")):
         if _width(console, shorter) <= width:
             return shorter
-    headers, rows = grid.headers[:-1], [row[:-1] for row in grid.rows]
+    headers, rows = grid.headers[:-1], [row[:-1] for row in grid.rows]  # without the lines
     shorter = grid._replace(headers=headers, rows=rows)
-    return shorter if _width(console, shorter) <= width else _brief(shorter, "of", "tangent")
+    return shorter if _width(console, shorter) <= width else _brief(shorter, *BRIEF)
 
 
 BRIEF: dict[str, Callable[[str], str]] = {
+    "in": lambda cell: re.sub(r"\w+ (\d+) of (\w+)", r"\2 \1", cell),
     "line": lambda cell: cell.partition("  ")[0],
     "of": lambda cell: cell.partition(" = ")[0],
     "tangent": lambda cell: cell.partition(" = ")[2],
 }
-"""Of a line its number, of a step its name, of a tangent its formula."""
+"""Of a round the loop and its number, of a line its number, of a step its name, of a tangent its
+formula."""
 
 
 def _brief(grid: Grid, *headers: str) -> Grid:
