@@ -1,4 +1,4 @@
-"""The derivatives of the operations in which the devices of a mesh meet.
+"""The derivatives of the operations by which the devices of a mesh communicate.
 
     y_d = sum_e A_de x_e        y_d_bar given on each device        x_e_bar = sum_d A_de^T y_d_bar
 
@@ -22,7 +22,7 @@ device has a copy, and it counts once.  So there are more operations,
 
 the transpose in the last column.
 
-A value of an *unreduced* type is the sum of what the devices hold, a sum not carried out yet; the
+A value of an *unreduced* type is the sum of the devices' values, a sum not carried out yet; the
 dual of it, the type of its cotangents, is *reduced*: a single number like an invariant one.
 
     vary_unreduced_cast        varying -> unreduced         reduced_vary_cast

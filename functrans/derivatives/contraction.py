@@ -5,7 +5,7 @@
 B is linear in each argument, and the transpose in one of them is a contraction again, of the
 cotangent with the other argument: for `y = x w` they are `x_bar = y_bar w^T`, `w_bar = x^T y_bar`.
 
-Read next: `indexing.py`, elements at indices that are computed.
+Read next: `indexing.py`, elements at computed indices.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Operations with an effect: none has a derivative, and some refuse to have one.
 
     print x,    check x        d = 0: it happens once, where the primals are computed
-    y = callback(x)            what it does to x is not known here
+    y = callback(x)            nobody here knows its derivative
 
-Read next: `sparse.py`, where only some elements of an array are stored.
+Read next: `sparse.py`, arrays that store only some elements.
 """
 
 from typing import Any

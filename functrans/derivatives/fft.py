@@ -3,12 +3,12 @@
     y_k = sum_j e^(-2 pi i j k / n) x_j,        y = F x,        F^T = F
 
 The matrix F is symmetric, and so is its inverse, so that each complex transform is its own
-transpose.  The real transforms keep the half of the spectrum that says all:
+transpose.  The real transforms keep half of the spectrum, which determines the rest:
 
     rfft  = H F           H keeps the first frequencies, up to n/2
     irfft = F^-1 E        E adds the others, the conjugates of those that stand for two
 
-Read next: `collectives.py`, the operations in which devices meet.
+Read next: `collectives.py`, the operations by which devices communicate.
 """
 
 from math import prod

@@ -1,9 +1,9 @@
-"""The derivatives of reading and writing at indices that are computed.
+"""The derivatives of reading and writing at computed indices.
 
     gather    y_j = x[i_j]                 x_bar = sum_j y_bar_j e[i_j], a scatter-add of zeros
     scatter   y = x, then y[i_j] += u_j    x_bar = y_bar,  u_bar_j = y_bar[i_j], a gather
 
-The indices have no derivative; in them everything here is constant.
+The indices have no derivative.
 
 Read next: `windows.py`, reductions over windows that slide.
 """

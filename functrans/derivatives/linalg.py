@@ -2,10 +2,9 @@
 
     A x = b        A x_dot + A_dot x = b_dot        x_dot = A^-1 (b_dot - A_dot x)
 
-A factorization is an equation too: `A = L L^H` for Cholesky, `A = L U`.  It is differentiated, and
-solved for the tangents of the factors by means of what is known of their form: multiplied by the
-inverses of the factors, it becomes a sum of a lower and an upper triangular matrix, each of which
-can be read off.
+A factorization is an equation too: `A = L L^H` for Cholesky, `A = L U`.  Differentiate it, and
+multiply by the inverses of the factors.  The result is the sum of a lower and an upper triangular
+matrix, and each of them, read off, gives the tangent of a factor.
 
 All matrices may have batch dimensions in front.  `x^H` is the conjugate of the transpose; here, as
 everywhere, transposing a *linear map* conjugates nothing.

@@ -2,8 +2,8 @@
 
     Q^H Q = 1        =>        Q^H Q_dot + (Q^H Q_dot)^H = 0
 
-so the motion of Q within its own columns is a skew-Hermitian matrix, which is known when its lower
-triangle is.
+so the motion of Q within its own columns is a skew-Hermitian matrix, and its lower triangle
+determines it.
 
 Read next: `spectral.py`, the eigenvalues and the singular values.
 """

@@ -2,9 +2,8 @@
 
     y = sum_i x_i,        y_dot = sum_i x_i_dot,        x_i_bar = y_bar
 
-An extremum is the sum over the elements that attain it, divided by their number; a product is
-taken in pairs; and what is cumulative, `y_k = f(y_(k-1), x_k)`, is a linear recurrence in its
-tangents.
+The tangent of an extremum is the mean over the elements that attain it.  A product is taken in
+pairs.  The tangents of a cumulative operation, `y_k = f(y_(k-1), x_k)`, follow a linear recurrence.
 
 Read next: `contraction.py`, products of matrices and convolutions.
 """

@@ -2,7 +2,7 @@
 
     y = P x,        y_dot = P x_dot,        x_bar = P^T y_bar
 
-with one 1, at most, in each row of the matrix P: `P^T` puts each element back to where it came
+where each row of the matrix P has at most one 1: `P^T` puts each element back to where it came
 from, sums the copies, and puts zero where nothing was read.
 
 Read next: `reduction.py`, sums and extrema.

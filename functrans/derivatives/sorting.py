@@ -1,4 +1,4 @@
-"""The derivatives of sorting: the tangents are permuted as the primals are.
+"""The derivatives of sorting: permute the tangents as the primals.
 
     y = x[s],        y_dot = x_dot[s],        x_bar[s] = y_bar
 

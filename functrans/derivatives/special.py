@@ -3,8 +3,8 @@
     erf(x) = 2/sqrt(pi) int_0^x e^(-t^2) dt        =>        erf'(x) = 2/sqrt(pi) e^(-x^2)
 
 The formulas here, and in the two files that follow, are those of the NIST Digital Library of
-Mathematical Functions, and the numbers of its sections stand beside them.  Each formula is made of
-primitives that have rules themselves, so that the next derivative follows from it.
+Mathematical Functions, with the numbers of its sections.  Each formula consists of primitives that
+have rules themselves, so the next derivative follows from it.
 
 Read next: `zeta.py`, the zeta function and those that follow from it.
 """

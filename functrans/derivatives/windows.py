@@ -2,8 +2,9 @@
 
     y_i = sum_k x[s i + d k - low],        x_bar[q] = sum of y_i over the windows i that hold q
 
-A sum over windows is a convolution with ones, and so is its transpose (`contraction.py`).  The
-largest element of each window is selected, and its transpose scatters to where it was found.
+A sum over windows is a convolution with ones, and so is its transpose (`contraction.py`).  A
+maximum selects the largest element of each window, and its transpose scatters to the places of
+these.
 
 Read next: `sorting.py`, elements in another order.
 """
