@@ -221,8 +221,11 @@ def _split(matrix: Any, fewest: int | None) -> list[tuple]:
     by_length = np.argsort(-lengths, kind="stable")
     best_pair: list[tuple] = []
     limit, count = fewest or matrix.shape[0] + matrix.shape[1], 1
+    # Where one of several ways is to be chosen, only rows that are much longer make this one pay.
+    most = lengths.max(initial=0) // 2 if fewest else lengths.max(initial=0) - 1
     while count < min(limit, matrix.shape[0]):
-        if lengths[by_length[count]] < min(lengths[by_length[0]], limit - 1):
+        others = lengths[by_length[count]]
+        if others <= most and others < limit - 1:
             is_long = np.zeros(matrix.shape[0], bool)
             is_long[by_length[:count]] = True
             rows = np.full(matrix.shape[0], NONE)
