@@ -188,6 +188,18 @@ EXACT: dict[str, tuple[Callable, Any]] = {
             jnp.sin(jnp.arange(1.0, 13).reshape(2, 2, 3)), w.reshape(2, 2, 2), (1,), [(0, 0)]),
         EIGHT),
     "a mask": (lambda x: jnp.where(jnp.arange(8) > 3, x, 0) * np.array([1, 0] * 4), EIGHT),
+    "a mask of a factor": (lambda x: (np.array([1, 0] * 4) * jnp.sin(x)) * jnp.roll(x, 1), EIGHT),
+    "a mask of a quotient": (lambda x: np.array([1, 0] * 4) / x, EIGHT),
+    "filled with ones": (
+        lambda x: jnp.take(x * np.array([1, 0] * 4), np.array([0, 20, 2]), fill_value=1.0)
+        * x[5:], EIGHT),
+    "zeros around": (lambda x: jnp.pad(x, 1)[2:] * jnp.pad(x, 1)[:-2], EIGHT),
+    "zeros that are written over": (
+        lambda x: jnp.zeros(8).at[:3].set(jnp.cos(x[:3])) * x[::-1], EIGHT),
+    "a band of products": (
+        lambda x: jnp.triu(jnp.tril(jnp.outer(x, x) + 1, 1), -1) @ jnp.sin(x), EIGHT),
+    "its gradient": (
+        ft.grad(lambda x: jnp.sum(jnp.triu(jnp.tril(jnp.outer(x, x) ** 2, 1), -1) ** 2)), EIGHT),
     "cumulative": (lambda x: jnp.cumsum(x.reshape(2, 4), axis=1), EIGHT),
     "a cumulative product": (lambda x: jnp.cumprod(x.reshape(2, 4), axis=0), EIGHT),
     "cumulative from the end": (lambda x: lax.cumsum(x, reverse=True), EIGHT),

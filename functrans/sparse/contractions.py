@@ -21,7 +21,7 @@ from functrans.sparse.algebra import Matrix, check_size, kronecker, matrix, wind
 
 
 def _support(atom: Any, x: Any) -> np.ndarray:
-    return np.ones(atom.aval.shape, bool) if x.known is None else np.asarray(x.now) != 0
+    return np.ones(atom.aval.shape, bool) if x.nonzero is None else x.nonzero
 
 
 # y[b,m,n] = sum_c x[b,m,c] w[b,c,n]: for each w[b,c,n] that is not zero, y[b,m,n] reads x[b,m,c].

@@ -11,7 +11,8 @@ equations
 where `rows(x)`, a sparse boolean matrix, says for each element of a value on which elements of the
 input it depends, and A is the pattern of the equation (`local.py`).  A value that does not depend
 on the tangents may be *known*: a mask, an index or the counter of a loop is known if it does not
-depend on the inputs.
+depend on the inputs.  If it is not known, its *support* says where it may differ from zero; linear
+equations pass the support on as they pass on rows.
 
 The Hessian of f is the Jacobian of its gradient.  It pairs two inputs where they meet in an
 equation that is not linear, since the tangent of no other equation reads both.
@@ -28,18 +29,21 @@ from typing import Any, NamedTuple
 
 import jax.core
 import numpy as np
-from jax import tree
+from jax import lax, tree
 from jax.extend.core import jaxprs_in_params
 from scipy import sparse
 
 from functrans import extend
 from functrans.caches import DETECTING
 from functrans.programs.strong import strong_zeros
+from functrans.rules import LINEAR, LinearRule
 from functrans.sparse import checks
 from functrans.sparse.algebra import Matrix, check_size, dense, selection, times
 from functrans.sparse.local import local
 from functrans.sparse.numbers import Equation, evaluated
 from functrans.transforms import jvp
+
+FILL = lax.GatherScatterMode.FILL_OR_DROP
 
 
 class Value(NamedTuple):
@@ -50,11 +54,21 @@ class Value(NamedTuple):
     """The inputs on which each element depends; `None` if there are none."""
     known: Callable | None = None
     """Gives the value, if it depends on no input at all."""
+    support: Callable | None = None
+    """Of a value that is not known: says in which elements it may differ from zero."""
 
     @property
     def now(self) -> Any:
         """The value, or `None`."""
         return None if self.known is None else self.known()
+
+    @property
+    def nonzero(self) -> np.ndarray | None:
+        """Where the value may differ from zero; `None` if anywhere."""
+        if self.known is None:
+            return None if self.support is None else self.support()
+        found = np.asarray(self.known()) != 0
+        return None if found.all() else found
 
 
 def constant(x: Any) -> Value:
@@ -145,6 +159,8 @@ def still(equation: Equation, inputs: list[Value]) -> list[Value]:
     """The results of an equation that no tangent reaches; they are computed when they are read."""
     shapes = [v.aval.shape for v in equation.outvars]
     if equation.effects or any(x.known is None for x in inputs):
+        if len(shapes) == 1 and (group := _linear_in(equation)):
+            return [Value(shapes[0], support=_support(equation, inputs, group))]
         return [*map(Value, shapes)]
 
     @functools.cache
@@ -152,6 +168,52 @@ def still(equation: Equation, inputs: list[Value]) -> list[Value]:
         return evaluated(equation, [x.now for x in inputs])
 
     return [Value(shape, known=lambda i=i: results()[i]) for i, shape in enumerate(shapes)]
+
+
+def _linear_in(equation: Equation) -> Sequence[int]:
+    """Inputs in which an equation is linear, all together; a gather that fills is not."""
+    primitive, count = equation.primitive, len(equation.invars)
+    fills = primitive is lax.gather_p and equation.params["mode"] == FILL
+    if fills or not jax.dtypes.issubdtype(equation.outvars[0].aval.dtype, np.inexact):
+        return ()
+    rule = extend.rule_of(primitive)
+    if isinstance(rule, LinearRule):
+        return rule.places(count)
+    if rule.is_linear(count):
+        return range(count)
+    partials = enumerate(getattr(rule, "partials", ()))
+    return [i for i, partial in partials if partial is LINEAR][:1]
+
+
+# An equation that is linear passes on a support as it passes on rows: those of one column.
+def _support(equation: Equation, inputs: list[Value], group: Sequence[int]) -> Callable | None:
+    if all(x.known is None and x.support is None for x in inputs):
+        return None
+
+    @functools.cache
+    def support():
+        places = [x.nonzero for x in inputs]
+        if all(place is None for place in places):
+            return None
+        given = [
+            x._replace(rows=_column(x, place)) if i in group else x
+            for i, (x, place) in enumerate(zip(inputs, places, strict=True))
+        ]
+        try:
+            (result,) = meaning(equation, given)
+        except ValueError:  # its pattern is too large
+            return None
+        found = np.zeros(prod(result.shape), bool)
+        if result.rows is not None:
+            found[np.diff(result.rows.indptr) > 0] = True
+        return None if found.all() else found.reshape(result.shape)
+
+    return support
+
+
+def _column(x: Value, place: np.ndarray | None) -> Matrix | None:
+    found = np.ones(x.shape, bool) if place is None else place
+    return present(sparse.csr_array(found.reshape(-1, 1)))
 
 
 def union(a: Matrix | None, b: Matrix | None) -> Matrix | None:
@@ -187,15 +249,27 @@ def _elementwise(equation: Equation, inputs: list[Value]) -> Matrix | None:
 
 def _mask(equation: Equation, at: int, inputs: list[Value]) -> np.ndarray | None:
     """Where an equation that is linear in this input reads it, if known zeros can tell."""
-    others = [x.now for x in inputs if x.rows is None]
-    if any(x is None for x in others) or all(np.all(x) for x in others):
+    still = [(x, v) for x, v in zip(inputs, equation.invars, strict=True) if x.rows is None]
+    if any(
+        x.known is None and not jax.dtypes.issubdtype(v.aval.dtype, np.inexact) for x, v in still
+    ):
+        return None
+    if all(x.nonzero is None for x, _ in still):
         return None
     given = [
-        x.now if x.rows is None else np.full(x.shape, i == at, atom.aval.dtype)
+        np.full(x.shape, i == at, atom.aval.dtype) if x.rows is not None else coefficient(x, atom)
         for i, (x, atom) in enumerate(zip(inputs, equation.invars, strict=True))
     ]
     (result,) = evaluated(equation, given)
     return np.broadcast_to(result != 0, equation.outvars[0].aval.shape).ravel()
+
+
+def coefficient(x: Value, atom: Any) -> Any:
+    """A number that is not zero where an input may differ from zero."""
+    if x.known is not None:
+        return x.now
+    found = np.ones(x.shape, bool) if x.nonzero is None else x.nonzero
+    return found.astype(atom.aval.dtype)
 
 
 CALLS: dict[Any, Callable[[Equation, list[Value]], list[Value]]] = {}

@@ -42,10 +42,11 @@ def _coefficients(equation: Equation, at: int, inputs: Sequence) -> list | None:
             found.append(None)
         elif x.known is None and not is_number:
             return None
-        elif x.known is None:
-            found.append(np.ones(aval.shape, np.int32))
+        elif is_number:
+            place = x.nonzero
+            found.append(np.ones(aval.shape, np.int32) if place is None else place.astype(np.int32))
         else:
-            found.append((np.asarray(x.now) != 0).astype(np.int32) if is_number else x.now)
+            found.append(x.now)
     return found
 
 
