@@ -64,10 +64,13 @@ URLS = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"].ge
 
 
 def take_tutorials(_: Any, config: Any) -> None:
-    """Put the notebooks where Sphinx looks for pages, each with links to itself below its title."""
+    """Put the notebooks where Sphinx looks for pages, each with links to itself below its title.
+
+    From there a page is one folder up.
+    """
     shutil.copytree(HERE.parent / "colab", HERE / "tutorials", dirs_exist_ok=True)
     for path in (HERE / "tutorials").glob("*.ipynb"):
-        notebook = json.loads(path.read_text())
+        notebook = json.loads(path.read_text().replace("](../docs/", "](../"))
         links = [f"{{download}}`Download this notebook <../../colab/{path.name}>`"]
         if config.repository:
             place = config.repository.removeprefix("https://github.com/")

@@ -28,13 +28,15 @@ def test_many_devices() -> None:
     assert done.stdout == printed
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "page", [*sorted(DOCS.glob("*.md")), *NOTEBOOKS], ids=lambda path: path.stem
+)
 def test_its_links_work_on_github(page: Path) -> None:
-    """`docs/conf.py` turns those to notebooks into links to the pages made of them."""
+    """`docs/conf.py` makes links between pages of those to and from notebooks."""
     for target in re.findall(
         r"\]\((?!https?:)([^)#\s]+\.(?:md|ipynb|svg|json))", page.read_text(encoding="utf-8")
     ):
-        assert (DOCS / target).exists(), target
+        assert (page.parent / target).exists(), target
 
 
 def cells(notebook: Path, kind: str) -> list[dict]:
