@@ -136,6 +136,23 @@ def test_with_the_transforms_of_jax() -> None:
     chex.assert_trees_all_close(pull(X)[0], hessian @ X, rtol=1e-11)
 
 
+def test_high_level_primitives_in_the_body() -> None:
+    """In JAX 0.12 `searchsorted` is one; JAX replaces it by its function in its own primitives."""
+
+    def fun(x, loop):
+        def nearest(_, c):
+            return x[jnp.searchsorted(c, c[1:-1])].sum() * c**2
+
+        return jnp.sum(loop(nearest, x, jnp.sin(x), 2))
+
+    x = jnp.linspace(0.1, 0.9, 6)
+    want = jax.grad(lambda x: fun(x, scanned))(x)
+    for transform in (ft.grad, lambda f: ft.grad(ft.jit(f)), lambda f: ft.jit(ft.grad(f))):
+        chex.assert_trees_all_close(transform(lambda x: fun(x, until))(x), want, rtol=1e-12)
+    many = jax.vmap(ft.grad(lambda x: fun(x, until)))(jnp.stack([x, x]))
+    chex.assert_trees_all_close(many, jnp.stack([want, want]), rtol=1e-12)
+
+
 AROUND: dict[str, Callable] = {
     "value and gradient": lambda ad, f: lambda x: sum(ad.value_and_grad(f)(x)),
     "pushforward": lambda ad, f: lambda x: ad.jvp(f, (x,), (x,))[1],

@@ -39,7 +39,7 @@ from functrans.forward import jvp_jaxpr
 from functrans.programs.halves import divided, reached_outputs
 from functrans.programs.live import either, reading, settle, taking, trimmed_step
 from functrans.programs.loops import evaluate
-from functrans.rules import NotLinear, Rule, Trimmed, call
+from functrans.rules import NotLinear, Rule, Trimmed, call, low_params
 from functrans.tracer import stage
 from functrans.values import Flags
 
@@ -60,6 +60,8 @@ class Loop(NamedTuple):
 
     @classmethod
     def of(cls, params: dict) -> Loop:
+        # What binds a primitive of ours must not hold a "hi" primitive, which JAX would not lower.
+        params = low_params(params)
         counts = params["cond_nconsts"], params["body_nconsts"]
         return cls(params["cond_jaxpr"], params["body_jaxpr"], *counts)
 
