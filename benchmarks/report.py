@@ -244,14 +244,18 @@ def plot(run: Run, folder: Path) -> None:
         plt.close(figure)
 
 
+MARKS = {"yes": ("o", "#009E73"), "no": ("X", "#D55E00")}
+"""The form tells the two apart as well, and the colors differ for all kinds of vision."""
+
+
 def _ratios(axes: Any, rows: Sequence[Row]) -> None:
     """A point for each row in the line of its metric, on a logarithmic axis; a bar is a budget."""
     metrics = list(dict.fromkeys(row.metric for row in rows))
     for row in rows:
         y = metrics.index(row.metric)
-        color = {"yes": "tab:green", "no": "tab:red"}.get(verdict(row), "tab:gray")
+        marker, color = MARKS.get(verdict(row), ("o", "#999999"))
         x = float(np.clip(row.ratio, 1e-4, 1e2))  # nothing in JAX, something here, is infinite
-        axes.plot(x, y, "o", color=color, alpha=0.6, markersize=5)
+        axes.plot(x, y, marker, color=color, alpha=0.6, markersize=5)
         for budget in budgets_of(row):
             if budget.figure == RATIO:
                 axes.plot(budget.at_most, y, "|", color="black", markersize=10, alpha=0.5)
