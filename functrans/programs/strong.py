@@ -41,7 +41,8 @@ def strong_zeros(on: bool = True) -> Any:
 
     It is a context and a decorator, off by default. It changes the derivatives that are taken
     inside it, in all modes and orders: put it around the outermost derivative. If no factor is inf
-    or nan, the derivatives stay the same.
+    or nan, the derivatives stay the same. The derivatives that JAX takes are not changed: in
+    `jax.grad(grad(fun))` the outer one is JAX's.
 
     The answer is right where the zero comes from a mask, such as that of `where`. Where a factor
     goes to 0 while another goes to infinity, their product may have another limit: `sqrt(x) *
