@@ -185,7 +185,8 @@ def test_an_initial_value_problem():
     """`odeint` brings an adjoint of its own: to the second order, in reverse over reverse.
 
     Its backward rule chooses its steps by the size of what it integrates, the cotangent; so it is
-    not linear, and has no transpose. In forward mode its steps are differentiated.
+    not linear, and has no transpose. In forward mode its steps are differentiated, and a
+    linearization has both.
     """
 
     def final(y, a):
@@ -201,18 +202,24 @@ def test_an_initial_value_problem():
     chex.assert_trees_all_close(first(*args), ft.grad(solution, (0, 1))(*args), rtol=1e-5)
     want = ft.grad(ft.grad(solution, 1), 1)(*args)
     chex.assert_trees_all_close(ft.jit(second)(*args), want, rtol=1e-4)
-    with pytest.raises(TypeError, match="not linear in the cotangent"):
-        ft.jacfwd(final)(*args)
 
     def along(f):
         return lambda y, a: ft.jvp(f, (y, a), (args[0] + 1, np.asarray(1.0)))[1]
+
+    def linearized(f):
+        push = ft.linearize(f, *args)[1]
+        pull = ft.linear_transpose(push, *args)
+        return push(args[0], 1.0), pull(2.0), ft.hessian(f, 1)(*args), ft.hessian(f)(*args)
 
     def forward(f):
         batch = jax.vmap(along(f), (None, 0))(args[0], np.asarray([0.5, 2.0]))
         return along(f)(*args), along(along(f))(*args), along(ft.grad(f, 1))(*args), batch
 
-    got, want = jax.jit(lambda: (forward(final), forward(solution)))()
-    chex.assert_trees_all_close(got, want, rtol=1e-4)
+    def all_of(f):
+        return forward(f), linearized(f), ft.jacfwd(f)(*args), ft.jacfwd(ft.jit(f), 1)(*args)
+
+    got, want = jax.jit(lambda: (all_of(final), all_of(solution)))()
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-6)
 
 
 def test_an_initial_value_problem_without_errors():

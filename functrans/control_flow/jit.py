@@ -25,7 +25,7 @@ from functrans.control_flow.base import (
     tangent_avals,
 )
 from functrans.control_flow.library import derivative_of
-from functrans.control_flow.odeint import is_solver, with_fixed_steps
+from functrans.control_flow.odeint import is_solver, linearized, with_fixed_steps
 from functrans.linearize import linearize_jaxpr
 from functrans.programs.cuts import SHARED, Prices, cut
 from functrans.programs.halves import located
@@ -63,6 +63,8 @@ class JitRule(CallRule):
         return [y], [own(y, *primals, *tangents)]
 
     def linearize(self, primitive, primals, tangents, params):
+        if is_solver(params):
+            return linearized(params, primals, tangents)
         how = super().linearize if derivative_of(params) is None else self.forward
         return how(primitive, primals, tangents, params)
 

@@ -1,4 +1,4 @@
-"""`jax.experimental.ode.odeint` in forward mode: the derivative of its steps, whose sizes stay.
+"""`jax.experimental.ode.odeint`: forward mode through its steps, whose sizes stay.
 
     y_(n+1) = y_n + h_n phi(y_n, h_n)        =>        y_dot_(n+1) = (1 + h_n d phi) y_dot_n
 
@@ -7,6 +7,7 @@ depend on the cotangent, so the rule is not linear in it, and has no transpose. 
 the solver have a forward derivative if the size of a step counts as a constant.  It should: the
 solver chooses it by the error, whose root has no derivative where the error is zero, and it changes
 the solution no more than the tolerance allows (Bock 1981; Hairer, Norsett and Wanner 1993, II.6).
+So a linearization of the solver has two programs: one for tangents, and one for cotangents.
 
 Read next: `library.py`, functions of JAX with a derivative of their own.
 """
@@ -19,13 +20,19 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jax.extend.core.primitives import custom_vjp_call_p, scan_p, while_p
 
-from functrans import caches
+from functrans import caches, values
 from functrans import jaxpr as jx
+from functrans.control_flow.custom import transposed_p
 from functrans.control_flow.scan import Loop
 from functrans.control_flow.while_loop import Loop as WhileLoop
-from functrans.programs.loops import scan
+from functrans.forward import jvp_jaxpr
+from functrans.linearize import linearize_jaxpr
+from functrans.programs.jitted import bind_jit
+from functrans.programs.loops import evaluate, scan
 from functrans.programs.replay import walk
+from functrans.reverse import transpose
 from functrans.tracer import stage
+from functrans.values import Flags, Linear
 
 # The state of the solver is y, its derivative, the time, the size of the step, the last time, and a
 # polynomial; a loop of steps counts them before all of these.
@@ -89,6 +96,42 @@ def _meet(equation: JaxprEqn, xs: list) -> list:
 
         return loop.bind(goes_on, step, asked, consts, state)
     return jx.bind(equation, xs)
+
+
+# ---- the derivative at a point -------------------------------------------------------------------
+
+
+class Linearized:
+    """The derivative of a solver, as `BackwardRule` in `custom.py` is that of a user's function.
+
+    It pushes tangents through the fixed steps, and pulls cotangents back by the rule of `odeint`.
+    The residuals are the inputs, and after them those of the rule.
+    """
+
+    def __init__(self, program: ClosedJaxpr, moving: Flags):
+        self.program, self.moving = program, moving
+        self.first, self.second, self.moved = linearize_jaxpr(program, moving)
+        self.out_avals = [*map(values.tangent_aval, program.out_avals)]
+
+    def push(self, residuals: Sequence, tangents: Sequence) -> list:
+        count = len(self.program.in_avals)
+        pushed, moved = jvp_jaxpr(with_fixed_steps(self.program), self.moving)
+        outs = evaluate(pushed, *residuals[:count], *tangents)
+        return values.with_zeros(outs[len(moved) :], moved, self.program.out_avals)
+
+    def __call__(self, residuals: Sequence, cotangents: Sequence) -> list:
+        own = residuals[len(self.program.in_avals) :]
+        symbols = map(Linear, self.second.in_avals[len(own) :])
+        jaxpr, inputs = jx.constants_first(self.second, [*own, *symbols])
+        return transpose(jaxpr, inputs, values.pick(cotangents, self.moved))
+
+
+def linearized(params: dict, primals: Sequence, tangents: Sequence) -> tuple[list, list]:
+    """The solution, and its tangents as one equation of a tape."""
+    rule = Linearized(params["jaxpr"], values.moving(tangents))
+    count, outs = len(rule.out_avals), bind_jit(rule.first, primals, params["name"])
+    residuals, moving = [*primals, *outs[count:]], values.pick(tangents, rule.moving)
+    return outs[:count], transposed_p.bind(*residuals, *moving, rule=rule)
 
 
 def _fixed(state: list, at: int) -> list:
