@@ -400,8 +400,9 @@ own.defjvp(lambda xs, x_dots: (own(xs[0]), 2 * x_dots[0]))
     ("function", "asked", "said"),
     [
         (layers, "k", r"no value is named 'k'. The names are 'h', 'g'"),
-        (lambda x, w: jnp.sum(x), "k", r"It names none; .*checkpoint_name"),
-        (lambda x, w: jnp.sum(x), None, r"no names are asked for"),
+        (lambda x, w: jnp.sum(x), "k", r"no value has a name; .*checkpoint_name"),
+        (lambda x, w: jnp.sum(x), None, r"in <lambda> no value has a name; .*checkpoint_name"),
+        (layers, (), r"no names are asked for. The names are 'h', 'g'"),
         (
             lambda x, w: lax.while_loop(lambda x: x < 9, lambda x: name(x + 1, "h"), x[0]),
             "h",

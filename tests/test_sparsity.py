@@ -503,6 +503,10 @@ def test_pictures(capsys: pytest.CaptureFixture) -> None:
     assert "1 forward passes instead of 8" in capsys.readouterr().out
     drawn = graph(lambda x: jnp.diff(x) ** 2, jnp.arange(4.0), pattern=True)
     assert drawn.dot.count("#c0392b") >= 6 and "3 x 4, 6 nonzeros" in drawn.notes[-1]
+    two = lambda w, x: {"s": w * x[1:], "t": w}  # noqa: E731
+    for wrt, columns in ((None, "w"), (1, "x"), ((0, 1), "w, x")):
+        (note,) = graph(two, 2.0, jnp.arange(3.0), pattern=True, wrt=wrt).notes
+        assert f"rows y['s'], y['t'], columns {columns}; Pattern(" in note
 
 
 # ---- evaluation ----------------------------------------------------------------------------------

@@ -22,10 +22,9 @@ def present(name: str, fun: Callable, asked: Sequence | None, there: Sequence[st
     missing = [label for label in asked if label not in known]
     if missing or not asked:
         what = f"no value is named {missing[0]!r}" if missing else "no names are asked for"
-        listed = (
-            f"The names are {', '.join(map(repr, known))}" if known else f"It names none; {HOW}"
-        )
-        raise ValueError(f"{name}: in {jx.name_of(fun)} {what}. {listed}")
+        said = f"{what}. The names are {', '.join(map(repr, known))}"
+        said = said if known else f"no value has a name; {HOW}"
+        raise ValueError(f"{name}: in {jx.name_of(fun)} {said}")
     return asked
 
 

@@ -133,7 +133,8 @@ def graph(
     title = f"{run.name}: {', '.join(words)}"
     picture = Picture(run, shown)
     if pattern:
-        picture.show_pattern(_pattern(fun, args, wrt))
+        moves = starts.moving("graph", run, 0 if wrt is None else wrt)
+        picture.show_pattern(_pattern(fun, args, wrt), moves)
     return Graph(title, picture.draw(title), picture.notes)
 
 

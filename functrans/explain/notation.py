@@ -104,7 +104,7 @@ def called(equation: JaxprEqn) -> str:
     """The name of an operation, or of the function that it calls."""
     name, params = str(equation.primitive), equation.params
     if name == "scan":
-        return f"scan[{params['length']} steps]"
+        return f"scan[{params['length']} step{'s' * (params['length'] != 1)}]"
     if name == "cond":
         return f"cond[{len(params['branches'])} branches]"
     if name == "while" or not is_call(equation):

@@ -29,8 +29,9 @@ from functrans.explain.records import (
     is_abstract,
 )
 from functrans.explain.repetitions import Block, blocks, read_only_in
+from functrans.explain.starts import listed
 from functrans.sparse import Pattern
-from functrans.values import Zero, is_differentiable
+from functrans.values import Flags, Zero, is_differentiable, pick
 
 FEW, SOME = 8, 16
 """A graph of few steps runs from left to right; one of some steps has labels on its edges."""
@@ -99,12 +100,14 @@ class Picture:
             self.page.graph_attr["label"] = _html(lines, "LEFT")
         return self.page.to_string()
 
-    def show_pattern(self, found: Pattern) -> None:
-        """A table of dots, in a node of its own."""
+    def show_pattern(self, found: Pattern, moves: Flags) -> None:
+        """A table of squares, in a node of its own; the inputs that move have its columns."""
         self.page.add_node(
             "pattern", shape="plain", style="solid", label=_dots(found.picture(*PATTERN))
         )
-        self.notes.append(f"Dots: the Jacobian, {found!r}.")
+        rows = listed([y.label for y in self.run.results])
+        columns = listed([x.label for x in pick(self.run.inputs, moves)])
+        self.notes.append(f"Squares: the Jacobian, rows {rows}, columns {columns}; {found!r}.")
 
     def _givens(self, hidden: set[int]) -> None:
         for kind, variables in (("input", self.run.inputs), ("constant", self.run.constants)):

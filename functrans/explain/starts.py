@@ -47,7 +47,7 @@ def forward(name: str, run: Run, wrt: int | Sequence[int] | None, tangents: Any)
         moves = _with_respect_to(name, run.inputs, _argument_numbers(run), wrt, default=1)
         inputs = values.pick(run.inputs, moves)
         word = "1" if all(v.aval.shape == () for v in inputs) else "ones"
-        words = f"tangent {word} in {_listed([v.label for v in inputs])}"
+        words = f"tangent {word} in {listed([v.label for v in inputs])}"
         return Start("fwd", words, moves, [_ones(v.aval) for v in inputs])
     if wrt is not None:
         raise TypeError(f"{name}: pass wrt or tangents, not both: the tangents say it all")
@@ -75,8 +75,8 @@ def reverse(name: str, run: Run, wrt: int | Sequence[int] | None, cotangent: Any
         raise TypeError(
             f"{name}: {run.name} returns {got}, not one real number, so that reverse mode must "
             "be told where to start. Pass cotangent=, of the structure and the types of the "
-            "result, such as cotangent=jnp.ones(3); the adjoints are then those of its inner "
-            "product with the result."
+            "result, such as jax.tree.map(jnp.ones_like, result); the adjoints are then those of "
+            "its inner product with the result."
         )
     words = f"cotangent 1 of {run.results[0].label}"
     return Start("rev", words, moves, cotangents=[_ones(avals[0])])
@@ -128,5 +128,5 @@ def _ones(aval: Any) -> Any:
         return lax.full(aval.shape, 1, aval.dtype)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     return ", ".join(names if len(names) <= 4 else [*names[:3], f"… ({len(names)} in all)"])
