@@ -491,7 +491,7 @@ def rule_of(primitive: Primitive) -> Rule:
 
 
 def low_params(params: dict) -> dict:
-    """The params; in their programs the functions of JAX's "hi" primitives replace these."""
+    """The params; in their programs each "hi" primitive is replaced by its function."""
     lower = STAGING_RULES.get("hi")
     is_high = lower and any(getattr(p, "is_high", False) for p in jaxprs_in_params(params))
     return lower(params) if lower and is_high else params
