@@ -37,7 +37,9 @@ _of_types = operator.attrgetter("jax_enable_x64", "jax_default_matmul_precision"
 _of_strictness = operator.attrgetter("jax_numpy_rank_promotion", "jax_numpy_dtype_promotion")
 _config: Any = jax.config
 
-OWN = STRONG_ZEROS, CARRIES_KEPT, DETECTING = (*map(jax.make_user_context, (False, None, False)),)
+STRONG_ZEROS, CARRIES_KEPT = jax.make_user_context(False), jax.make_user_context(None)
+DETECTING = jax.make_user_context(False)
+OWN = STRONG_ZEROS, CARRIES_KEPT, DETECTING
 """Our own options, which JAX's caches know too: `with STRONG_ZEROS(True): ...`."""
 
 

@@ -6,6 +6,8 @@ If several examples take different numbers of steps, the number is an array, and
 axis of examples.  The schedule of checkpoints follows the largest number.  JAX alone would give
 each example a schedule of its own, and would select the whole stack in each step.
 
+The `while` of `while_loop.py` is evaluated here too: as JAX evaluates its own.
+
 Read next: `kept.py`, how many carries a loop keeps.
 """
 

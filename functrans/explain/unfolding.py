@@ -290,11 +290,10 @@ def _stack(are_rows: Sequence[bool]) -> Callable:
 
 def _where(goes_on: Any, *carries: Any) -> list:
     """Of several examples one that has ended stays as it is."""
-    pairs = zip(*np.split(np.arange(len(carries)), 2), strict=True)
-    axes = range(goes_on.ndim)
+    axes, half = range(goes_on.ndim), len(carries) // 2
     return [
-        lax.select(lax.broadcast_in_dim(goes_on, carries[i].shape, axes), carries[i], carries[j])
-        for i, j in pairs
+        lax.select(lax.broadcast_in_dim(goes_on, new.shape, axes), new, old)
+        for new, old in zip(carries[:half], carries[half:], strict=True)
     ]
 
 
