@@ -31,7 +31,7 @@ from functrans import jaxpr as jx
 from functrans.jaxpr import Operation
 from functrans.programs.strong import pushing
 from functrans.rules import rule_of
-from functrans.templates import Handle, Sink, sink_of, template
+from functrans.templates import Sink, Writing, sink_of, template
 from functrans.tracer import Trace, stage
 from functrans.values import Flags, Zero
 
@@ -132,14 +132,11 @@ class ForwardTrace(Trace):
         pairs = zip(jaxpr.invars, tangents, strict=True)
         dots: Any = {v: self.dot_sink.enter(t) for v, t in pairs if type(t) is not Zero}
 
-        def read(atom: jx.Atom) -> Handle:
-            return self.sink.literal(atom) if isinstance(atom, Literal) else known[atom]
-
         def moves(atom: jx.Atom) -> bool:
             return type(atom) is not Literal and atom in dots
 
         for equation in jaxpr.eqns:
-            xs = [read(atom) for atom in equation.invars]
+            xs = self.sink.read(equation.invars, known)
             moving = tuple([moves(atom) for atom in equation.invars])
             if not any(moving):
                 ys = self.sink.bind(equation, xs)
@@ -149,7 +146,7 @@ class ForwardTrace(Trace):
                 ys, moved, y_dots = self.apply(operation, xs, moving, x_dots)
                 dots.update(zip(values.pick(equation.outvars, moved), y_dots, strict=True))
             known.update(zip(equation.outvars, ys, strict=True))
-        ys = [self.sink.leave(read(atom)) for atom in jaxpr.outvars]
+        ys = [*map(self.sink.leave, self.sink.read(jaxpr.outvars, known))]
         pairs = zip(ys, jaxpr.outvars, strict=True)
         return ys, [self.dot_sink.leave(dots[a]) if moves(a) else Zero.like(y) for y, a in pairs]
 
@@ -193,7 +190,8 @@ class ForwardTrace(Trace):
         # If the parent writes a jaxpr and all inputs are tracers, no Python code needs a value. So
         # we stage the function first and then read its equations, with handles for tracers.
         tracers = all(isinstance(x, jax.core.Tracer) for x in values.pick(primals, moving))
-        if self.sink.is_writing and tracers and (result := self.run_staged(fun, primals, tangents)):
+        may_stage = tracers and isinstance(self.sink, Writing)
+        if may_stage and (result := self.run_staged(fun, primals, tangents)):
             return result
         if type(self.parent) is jx.EvalTrace:  # a Python number becomes an array of its type
             pairs = [zip(xs, moving, strict=True) for xs in (primals, tangents)]

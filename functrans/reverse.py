@@ -125,8 +125,8 @@ def _run_nonlinear_part(sink: Sink, jaxpr: Jaxpr, known: dict[Var, Handle]) -> l
     linear_part = []
     for equation in jaxpr.eqns:
         flags = tuple([type(a) is not Literal and a not in known for a in equation.invars])
-        given = [atom for atom, flag in zip(equation.invars, flags, strict=True) if not flag]
-        xs = [sink.literal(a) if isinstance(a, Literal) else known[a] for a in given]
+        given, _ = values.part(equation.invars, flags)
+        xs = sink.read(given, known)
         if any(flags):
             linear_part.append((equation, xs, flags))
         else:

@@ -10,8 +10,8 @@ on arrays.  With `without_templates()` we ask every rule every time: the results
 rounding, and take longer.
 
 Interpreters therefore carry *handles*.  Where a trace writes a jaxpr, a handle is an atom of it,
-and needs no tracer; elsewhere it is the value.  A *sink* takes equations: `Writing` writes them,
-`Running` runs them.
+and needs no tracer; elsewhere it is the value.  A *sink* takes equations: `Sink` runs them,
+`Writing` writes them.
 
 Read next: `forward.py`, the first interpreter that uses them.
 """
@@ -22,7 +22,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 from jax.extend import source_info_util
@@ -126,79 +126,30 @@ def _at_line(params: dict, source: Any) -> dict:
 # ---- sinks ---------------------------------------------------------------------------------------
 
 
-class Sink(Protocol):
-    """Takes equations, for an interpreter, and hands them to the trace that does its work."""
+class Sink:
+    """Takes equations, for an interpreter, and hands them to the trace that does its work.
 
-    is_writing: bool
-    enter: Callable[[Any], Handle]
-    """The handle of a value."""
-    leave: Callable[[Handle], Any]
-    """The value of a handle."""
-    literal: Callable[[Literal], Handle]
-
-    def bind(self, equation: JaxprEqn, inputs: list[Handle]) -> list[Handle]:
-        """The same equation with other inputs."""
-        ...
-
-    def run(
-        self, template: Template, inputs: Sequence[Handle], equation: JaxprEqn | None
-    ) -> list[Handle]:
-        """A template in the place of an equation; for `None`, at the current line."""
-        ...
-
-
-class Writing:
-    """For a trace that writes a jaxpr: a handle is an atom of it, and we splice templates."""
-
-    is_writing = True
-
-    def __init__(self, trace: StagingTrace):
-        self.trace, self.enter, self.leave = trace, trace.atom, trace.value
-        self.last: tuple = None, None  # an equation, and its place, which several calls ask for
-
-    def literal(self, literal: Literal) -> Atom:
-        return literal
-
-    def bind(self, equation: JaxprEqn, inputs: list[Atom]) -> list[Var]:
-        outputs = [Var(v.aval) for v in equation.outvars]
-        source, context = jx.source_of(equation), equation.ctx
-        self.trace.equations.append(jx.copied(equation, inputs, outputs, source, context))
-        return outputs
-
-    def run(
-        self, template: Template, inputs: Sequence[Atom], equation: JaxprEqn | None
-    ) -> list[Atom]:
-        if equation is None or equation is not self.last[0]:
-            self.last = equation, jx.place_of(equation)
-        return self.copy(template, inputs, self.last[1])
-
-    def copy(self, template: Template, inputs: Sequence[Atom], at: Place | None) -> list[Atom]:
-        """A template at one place; for `None`, each equation at its own line."""
-        registers = [*map(self.trace.atom, template.consts), *template.literals, *inputs]
-        return template.splice(registers, self.trace.equations, at)
-
-
-class Running:
-    """For any other trace: a handle is a value, and we run templates; on arrays, compiled."""
-
-    is_writing = False
+    For most traces a handle is the value itself, and we run templates; on arrays, compiled.
+    """
 
     def __init__(self, trace: Any):
         self.trace = trace
+        self.enter: Callable[[Any], Handle] = lambda value: value
+        """The handle of a value."""
+        self.leave: Callable[[Handle], Any] = self.enter
+        """The value of a handle."""
 
-    def enter(self, value: Any) -> Any:
-        return value
+    def read(self, atoms: Sequence[Atom], known: dict[Var, Handle]) -> list[Handle]:
+        """The handles of some atoms, of which the variables are known."""
+        return [a.val if type(a) is Literal else known[a] for a in atoms]
 
-    leave = enter
-
-    def literal(self, literal: Literal) -> Any:
-        return literal.val
-
-    def bind(self, equation: JaxprEqn, inputs: list) -> list:
+    def bind(self, equation: JaxprEqn, inputs: list[Handle]) -> list[Handle]:
+        """The same equation with other inputs."""
         with set_current_trace(self.trace):
             return jx.bind(equation, inputs)
 
-    def run(self, template: Template, inputs: Sequence, equation: JaxprEqn | None) -> list:
+    def run(self, template: Template, inputs: Sequence, equation: JaxprEqn | None) -> list[Handle]:
+        """A template in the place of an equation; for `None`, at the current line."""
         compiles = template.compiles and not _config.jax_disable_jit
         if compiles and type(self.trace) is jx.EvalTrace:
             try:
@@ -209,10 +160,37 @@ class Running:
             return template.evaluate(*inputs)
 
 
+class Writing(Sink):
+    """For a trace that writes a jaxpr: a handle is an atom of it, and we splice templates."""
+
+    def __init__(self, trace: StagingTrace):
+        self.trace, self.enter, self.leave = trace, trace.atom, trace.value
+        self.last: tuple = None, None  # an equation, and its place, which several calls ask for
+
+    def read(self, atoms, known):
+        return [a if type(a) is Literal else known[a] for a in atoms]
+
+    def bind(self, equation, inputs):
+        outputs = [Var(v.aval) for v in equation.outvars]
+        source, context = jx.source_of(equation), equation.ctx
+        self.trace.equations.append(jx.copied(equation, inputs, outputs, source, context))
+        return outputs
+
+    def run(self, template, inputs, equation):
+        if equation is None or equation is not self.last[0]:
+            self.last = equation, jx.place_of(equation)
+        return self.copy(template, inputs, self.last[1])
+
+    def copy(self, template: Template, inputs: Sequence[Atom], at: Place | None) -> list[Atom]:
+        """A template at one place; for `None`, each equation at its own line."""
+        registers = [*map(self.trace.atom, template.consts), *template.literals, *inputs]
+        return template.splice(registers, self.trace.equations, at)
+
+
 def sink_of(trace: Any) -> Sink:
     """The sink for a trace."""
     writes = isinstance(trace, StagingTrace) and trace.writes_everything
-    return Writing(trace) if writes else Running(trace)
+    return Writing(trace) if writes else Sink(trace)
 
 
 # ---- the memory ----------------------------------------------------------------------------------

@@ -90,15 +90,12 @@ def _open_each(sink: Writing, program: ClosedJaxpr, inputs: Sequence, opens: Cal
     known = jx.environment(program, inputs)
     known |= zip(program.jaxpr.constvars, map(sink.enter, program.consts), strict=True)
 
-    def read(atom):
-        return atom if isinstance(atom, Literal) else known[atom]
-
     for equation in program.jaxpr.eqns:
-        given = [*map(read, equation.invars)]
+        given = sink.read(equation.invars, known)
         if opens(equation):
             with jx.in_place_of(equation):
                 outs = _open_each(sink, equation.params["jaxpr"], given, opens)
         else:
             outs = sink.bind(equation, given)
         known.update(zip(equation.outvars, outs, strict=True))
-    return [*map(read, program.jaxpr.outvars)]
+    return sink.read(program.jaxpr.outvars, known)
