@@ -355,15 +355,16 @@ def test_functions_that_need_each_other() -> None:
 
 
 def test_a_perceptron() -> None:
-    """The slopes of tanh share a product with their derivatives."""
+    """The slope of tanh has the integral of `-2 y y'`, half a square; and no coefficient is
+    multiplied by its index to be divided by it again, also not behind a linear layer."""
 
     def network(x):
         for _ in range(3):
             x = jnp.tanh(M @ x)
         return x
 
-    assert operations(network, 6, X) < 250
-    assert operations(network, 10, X) <= 600
+    assert operations(network, 6, X) <= 213
+    assert operations(network, 10, X) <= 493
 
 
 def test_a_user_rule_is_kept_and_its_answer_is_found() -> None:
@@ -396,7 +397,7 @@ def test_an_effect_happens_once() -> None:
 def test_a_long_program_is_no_deep_recursion() -> None:
     def f(x):
         for _ in range(400):
-            x = jnp.sin(x)
+            x = 2 * jnp.sin(x) + 1
         return x
 
     y, rest = ft.make_jaxpr(lambda x: ft.jet(f, (x,), ([1.0],), order=2), return_shape=True)(1.0)[1]

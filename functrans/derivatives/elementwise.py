@@ -232,11 +232,12 @@ def sech_squared(y, x):
     return square(mul(add(1, y), exp(neg(x))))
 
 
-# The product with the tangent comes first: it is the tangent of the answer, and known.
+# The product with the tangent comes first: it is the tangent of y, and known; and that of y with it
+# is half of the tangent of a square.
 @partial(sech_squared.defjvp, symbolic_zeros=True)
 def sech_squared_jvp(primals, tangents):
     slope = sech_squared(*primals)
-    return slope, mul(mul(-2, primals[0]), along(tangents[1:], lambda: slope))
+    return slope, mul(-2, mul(primals[0], along(tangents[1:], lambda: slope)))
 
 
 def rightwards(y, x):

@@ -14,7 +14,7 @@ the first case that fits:
     a product            (x y)_k = sum_i x_i y_(k-i)
     a power              is a product of powers, or  x y' = p x' y,  or  z' = z (y log x)'
     a quotient           A y = x   =>   A_0 y_k = x_k - sum_(i>0) A_i y_(k-i)
-    constant slopes      y_k = J x_k
+    constant slopes      y_k = J x_k,  or  y' = J x'
     any other            y_k = 1/k (J_f(x) x')_(k-1)
 
 Sources: A. Griewank and A. Walther, Evaluating Derivatives (2008), chapter 13; M. D. McIlroy, Power
@@ -25,24 +25,22 @@ Read next: `jets.py`, the transforms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache, reduce
+from collections.abc import Sequence
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr
 from jax.lax.linalg import triangular_solve_p, tridiagonal_solve_p
 
 from functrans import extend
 from functrans.extend import Zero, pick
 from functrans.rules import LINEAR, broadcast_to, constant, full
-from functrans.taylor.streams import Stream, divided, scaled
-
-Later = Callable[[int], list]
-"""From `k > 0` to the coefficients `k` of the results, those before it being known."""
+from functrans.taylor.nodes import Later, Node, Run, partials_of
+from functrans.taylor.streams import Derivative, Integral, Stream, divided, scaled
 
 
 def coefficients(program: ClosedJaxpr, columns: Sequence[Sequence], order: int) -> list[list]:
@@ -56,7 +54,7 @@ def coefficients(program: ClosedJaxpr, columns: Sequence[Sequence], order: int) 
     Returns:
       For each of its outputs `order + 1` coefficients, in the same way; one, if it does not move.
     """
-    run = Run(order)
+    run = Run(order, coefficients, CASES)
     inputs = [Stream(v.aval, c) for v, c in zip(program.jaxpr.invars, columns, strict=True)]
 
     def meaning(equation, xs):
@@ -68,126 +66,6 @@ def coefficients(program: ClosedJaxpr, columns: Sequence[Sequence], order: int) 
     return [y.column(order) for y in outs]
 
 
-class Run:
-    """Shared by the equations of one evaluation."""
-
-    def __init__(self, order: int):
-        self.order = order
-        self.nodes: dict[Any, Node] = {}
-        self.constants: dict[Any, tuple] = {}
-        self.derivatives: dict[Any, tuple] = {}
-
-    def constant(self, value: Any) -> Stream:
-        """The stream of a constant of a program: one for each number, and for each array."""
-        is_array = isinstance(value, jax.Array | jax.core.Tracer) or np.ndim(value)
-        key = id(value) if is_array else (type(value), repr(value))
-        if key not in self.constants:
-            self.constants[key] = Stream(jax.typeof(value), [value]), value
-        return self.constants[key][0]
-
-    def node(self, equation: JaxprEqn, inputs: list[Stream]) -> Node:
-        """The node of an equation on these streams: the one that there is, if there is one.
-
-        The sine needs the cosine, and this one the sine again.
-        """
-        key = key_of(equation, inputs)
-        found = None if key is None else self.nodes.get(key)
-        return found or Node(self, equation, inputs)
-
-    def derivative(self, equation: JaxprEqn, flags: Sequence[bool]) -> Any:
-        """`extend.derivative_program`; those of a user's rules are kept as long as this lives."""
-        key = id(equation), tuple(flags)
-        if key not in self.derivatives:
-            self.derivatives[key] = extend.derivative_program(equation, flags), equation
-        return self.derivatives[key][0]
-
-
-def key_of(equation: JaxprEqn, inputs: list[Stream]) -> Any:
-    """A key that equations have in common if they compute the same; `None` if there is none."""
-    params = tuple([(name, type(p), p) for name, p in equation.params.items()])
-    ids = [*map(id, inputs)]
-    order_matters = equation.primitive not in (lax.mul_p, lax.add_p)
-    key = equation.primitive, params, tuple(ids if order_matters else sorted(ids))
-    try:
-        hash(key)
-    except TypeError:
-        return None
-    return None if equation.effects else key
-
-
-class Node:
-    """One equation, and the streams that it computes."""
-
-    def __init__(self, run: Run, equation: JaxprEqn, inputs: list[Stream]):
-        self.run, self.equation, self.inputs = run, equation, inputs
-        self.flags = tuple([x.moves for x in inputs])
-        self.is_call = any(self.flags) and extend.carries_programs(equation)
-        self.outputs = [Stream(v.aval, source=self.reach) for v in equation.outvars]
-        for y, moves in zip(self.outputs, self.moved(), strict=True):
-            y.moves = moves
-        self.later: Later | None = None
-        self.count = 0  # how many coefficients are known
-        run.nodes[key_of(equation, inputs) or id(self)] = self
-
-    def moved(self) -> Sequence[bool]:
-        """Which outputs move."""
-        if not any(self.flags):
-            return [False] * len(self.outputs)
-        if self.is_call:
-            return [y.zero.dtype != jax.dtypes.float0 for y in self.outputs]
-        return self.run.derivative(self.equation, self.flags).moved
-
-    def reach(self, k: int) -> None:
-        """Compute all coefficients up to this one.
-
-        Who walks a program lets its equations do so in their order: the inputs of each have theirs
-        then, and Python's recursion grows with the order and not with the program.
-        """
-        k = k if any(y.moves for y in self.outputs) else 0
-        while self.count <= k:
-            rows = self.of_call(k) if self.is_call else [self.coefficient(self.count)]
-            self.count += len(rows)
-            for row in rows:
-                for y, coefficient in zip(self.outputs, row, strict=True):
-                    y.known.append(coefficient)
-
-    def coefficient(self, k: int) -> list:
-        if k == 0:
-            return self.at_zero()
-        if self.later is None:
-            self.later = next(later for case in CASES if (later := case(self)))
-        return self.later(k)
-
-    def at_zero(self) -> list:
-        """The results at `t = 0`."""
-        zero = [type(x[0]) is Zero for x in self.inputs]
-        if any(zero):  # of a derivative the first coefficient may be zero
-            rule = extend.rule_of(self.equation.primitive)
-            is_zero = LINEAR in pick(partials_of(rule), zero)
-            if is_zero or (all(zero) and rule.is_linear(len(zero))):
-                return [y.zero for y in self.outputs]
-        return extend.bind(self.equation, [x.value for x in self.inputs])
-
-    def pushed(self, results: Sequence, dots: Sequence) -> list:
-        """`J_f(x_0) x_dot`, where these are the results to be read, and some tangents are zero."""
-        moving = extend.moving(dots)
-        if not any(moving):
-            return [y.zero for y in self.outputs]
-        program, moved = self.run.derivative(self.equation, moving)
-        given = [*(x.value for x in self.inputs), *map(extend.instantiate, results)]
-        outs = extend.evaluate(program, [*given, *pick(dots, moving)], self.equation)
-        return extend.with_zeros(outs, moved, [y.aval for y in self.outputs])
-
-    def of_call(self, k: int) -> list:
-        """The coefficients that are missing, of as many as the inputs have; at least up to `k`."""
-        available = min(x.available() for x in pick(self.inputs, self.flags))
-        k = max(k, min(self.run.order, available - 1))
-        columns = [[x.value, *x.column(k)[1:]] for x in self.inputs]
-        outs: Any = extend.through(self.equation, columns, coefficients, k)
-        given = [Stream(y.aval, c) for y, c in zip(self.outputs, outs, strict=True)]
-        return [[y[i] for y in given] for i in range(self.count, k + 1)]
-
-
 # ---- the cases -----------------------------------------------------------------------------------
 
 
@@ -195,12 +73,8 @@ def total(terms: Sequence, zero: Zero) -> Any:
     return reduce(extend.add, terms, zero)
 
 
-def partials_of(rule: Any) -> Sequence:
-    """The partial derivatives, or transposes, of an elementwise or multilinear rule."""
-    return getattr(rule, "partials", ())
-
-
-# (x y)_k = sum_i x_i y_(k-i), and twice one half of it if both are the same.
+# (x y)_k = sum_i x_i y_(k-i), and twice one half of it if both are the same. Of a stream times its
+# own derivative the integral is one half of that square.
 def product(node: Node) -> Later | None:
     """An operation that is linear in each of two inputs that move."""
     rule = extend.rule_of(node.equation.primitive)
@@ -216,13 +90,17 @@ def product(node: Node) -> Later | None:
         given = extend.merge(others, (x[i], y[j]), node.flags)
         return extend.bind(node.equation, given)[0]
 
-    def later(k):
-        if x is not y or not rule.is_diagonal:
-            return [total([term(i, k - i) for i in range(k + 1)], zero)]
+    def square(k, n):
         half = total([term(i, k - i) for i in range((k + 1) // 2)], zero)
-        return [total([scaled(half, 2), term(k // 2, k // 2) if k % 2 == 0 else zero], zero)]
+        middle = term(k // 2, k // 2) if k % 2 == 0 else zero
+        return [total([scaled(half, n), divided(middle, 2 // n)], zero)]
 
-    return later
+    if rule.is_diagonal and x is y:
+        return lambda k: square(k, 2)
+    if rule.is_diagonal and (x.derivative is y or y.derivative is x):
+        x = y = x if x.derivative is y else y
+        return differentiated(node, lambda k: square(k, 1))
+    return lambda k: [total([term(i, k - i) for i in range(k + 1)], zero)]
 
 
 def power(node: Node) -> Later | None:
@@ -231,7 +109,7 @@ def power(node: Node) -> Later | None:
     if primitive not in (lax.square_p, lax.integer_pow_p) or n in (0, 1):
         return None
     program = power_program(node.inputs[0].aval, n)
-    nodes, (answer,) = expanded(node.run, program, node.inputs)
+    nodes, (answer,) = node.run.expanded(program, node.inputs)
 
     def later(k):
         for inner in nodes:
@@ -303,10 +181,9 @@ def real_power(node: Node) -> Later | None:
     if node.equation.primitive is not lax.pow_p or not node.flags[1]:
         return None
     (x, y), (z,) = node.inputs, node.outputs
-    inner, (w,) = expanded(
-        node.run, logarithm_program(x.aval, y.aval, z.aval, x.moves), node.inputs
-    )
-    outer, (slope,) = expanded(node.run, product_program(z.aval), [z, w.derivative])
+    logarithm = logarithm_program(x.aval, y.aval, z.aval, x.moves)
+    inner, (w,) = node.run.expanded(logarithm, node.inputs)
+    outer, (slope,) = node.run.expanded(product_program(z.aval), [z, w.derivative])
 
     def later(k):
         for each, last in [*((n, k) for n in inner), *((n, k - 1) for n in outer)]:
@@ -389,11 +266,27 @@ def bends(node: Node) -> bool:
     return any(extend.tangents_of(slopes, (*moving, *still, *[False] * sum(moving))).moved)
 
 
+# The same holds of the derivatives of the streams, and of their integrals. We push the one that the
+# equations before have computed, so that nothing is multiplied by k to be divided by k again.
 def constant_slopes(node: Node) -> Later | None:
     """Where `J` does not move: `y_k = J x_k`."""
     if slopes_move(node):
         return None
-    return lambda k: node.pushed([y[0] for y in node.outputs], [x[k] for x in node.inputs])
+    moving = pick(node.inputs, node.flags)
+    still = [x.zero for x in node.inputs if not x.moves]
+
+    def through(streams: Sequence[Stream]) -> Later:
+        def later(k):
+            dots = extend.merge(still, [x[k] for x in streams], node.flags)
+            return node.pushed([y[0] for y in node.outputs], dots)
+
+        return later
+
+    if all(type(x.integral) is not Integral for x in moving):
+        return differentiated(node, through([x.integral for x in moving]))
+    if all(type(x.derivative) is not Derivative for x in moving):
+        return integrated(node, node.streams(through([x.derivative for x in moving])))
+    return through(moving)
 
 
 def slopes_move(node: Node) -> bool:
@@ -420,27 +313,45 @@ def integral(node: Node) -> Later:
     """`y_k = 1/k (J_f(x) x')_(k-1)`"""
     program, moved = node.run.derivative(node.equation, node.flags)
     dots = [x.derivative for x in pick(node.inputs, node.flags)]
-    nodes, slopes = expanded(node.run, program, [*node.inputs, *node.outputs, *dots])
+    nodes, slopes = node.run.expanded(program, [*node.inputs, *node.outputs, *dots])
+    still = [Stream(y.aval) for y in node.outputs if not y.moves]
+    later = integrated(node, extend.merge(still, slopes, moved))
 
-    def later(k):
+    def after(k):
         for inner in nodes:
             inner.reach(k - 1)
-        terms = [divided(slope[k - 1], k) for slope in slopes]
-        return extend.with_zeros(terms, moved, [y.aval for y in node.outputs])
+        return later(k)
+
+    return after
+
+
+def integrated(node: Node, slopes: Sequence[Stream]) -> Later:
+    """`y_k = 1/k y'_(k-1)`, where these are the derivatives of the results."""
+    for y, slope in zip(node.outputs, slopes, strict=True):
+        y.derivative = slope
+
+    def later(k):
+        for slope in slopes:
+            slope.reach(k - 1)
+        if k == 1:  # A slope knows its integral from here on.
+            return [slope[0] for slope in slopes]
+        return [partial(slope.integral.__getitem__, k) for slope in slopes]
 
     return later
 
 
-def expanded(run: Run, program: ClosedJaxpr, inputs: Sequence[Stream]) -> tuple[list, list]:
-    """The nodes of a program in their order, and the streams that it gives."""
-    nodes: list[Node] = []
+def differentiated(node: Node, later: Later) -> Later:
+    """`y_k = (k + 1) z_(k+1)`, where `later` gives the coefficients of the integrals `z`."""
+    areas = node.streams(lambda k: later(k) if k > 1 else [y[0] for y in node.outputs])
+    for y, area in zip(node.outputs, areas, strict=True):
+        y.integral = area
 
-    def meaning(equation, xs):
-        nodes.append(run.node(equation, xs))
-        return nodes[-1].outputs
+    def after(k):
+        for area in areas:
+            area.reach(k + 1)
+        return [partial(area.derivative.__getitem__, k) for area in areas]
 
-    outs = extend.interpret(program, inputs, meaning, run.constant, own_rules=True)
-    return nodes, outs
+    return after
 
 
 CASES = (product, power, fixed_power, real_power, quotient, constant_slopes, integral)

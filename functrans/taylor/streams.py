@@ -7,15 +7,16 @@ coefficients `sum_i x_i y_(k-i)`, without binomials.  A coefficient that is know
 `Zero`, and costs nothing.
 
 The derivative of a stream is *one* stream, however many readers it has, and so is everything else
-here: equations on the same streams are the same equation, computed once.
+here: equations on the same streams are the same equation, computed once.  Of a stream, its
+derivative and its integral one is computed, and the others follow from it by scaling, if at all.
 
-Read next: `equations.py`, an equation on streams.
+Read next: `nodes.py`, the equations that compute them.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from math import inf
 from typing import Any
 
@@ -31,7 +32,7 @@ class Stream:
     def __init__(self, aval: Any, known: Sequence = (), source: Callable | None = None):
         self.aval = aval
         self.zero = Zero(aval.to_tangent_aval())
-        self.known = [self.zero if x is None else x for x in known]
+        self.known: list[Any] = [self.zero if x is None else x for x in known]
         self.source = source
         """Makes coefficients known, up to the one that it is called with; without it all others are
         zero."""
@@ -40,7 +41,10 @@ class Stream:
 
     def __getitem__(self, k: int) -> Any:
         self.reach(k)
-        return self.known[k] if k < len(self.known) else self.zero
+        x = self.known[k] if k < len(self.known) else self.zero
+        if isinstance(x, partial):  # computed at its first use
+            x = self.known[k] = x()
+        return x
 
     @property
     def value(self) -> Any:
@@ -62,10 +66,15 @@ class Stream:
             None if type(x) is Zero else x for x in map(self.__getitem__, range(k * self.moves + 1))
         ]
 
-    @functools.cached_property
+    @cached_property
     def derivative(self) -> Stream:
         """`x'`, whose coefficient `k` is `(k + 1) x_(k+1)`."""
         return Derivative(self)
+
+    @cached_property
+    def integral(self) -> Stream:
+        """A stream that has this one as its derivative; without its first coefficient."""
+        return Integral(self)
 
 
 class Derivative(Stream):
@@ -73,14 +82,35 @@ class Derivative(Stream):
 
     def __init__(self, of: Stream):
         super().__init__(of.zero.aval, source=self.compute)
-        self.of, self.moves = of, of.moves
+        self.moves, self.integral = of.moves, of
 
     def compute(self, k: int) -> None:
-        for i in range(len(self.known), k + 1):
-            self.known.append(scaled(self.of[i + 1], i + 1))
+        self.integral.reach(k + 1)
+        self.known += [partial(self.at, i) for i in range(len(self.known), k + 1)]
+
+    def at(self, k: int) -> Any:
+        return scaled(self.integral[k + 1], k + 1)
 
     def available(self) -> float:
-        return self.of.available() - 1
+        return self.integral.available() - 1
+
+
+class Integral(Stream):
+    """The integral of a stream, from 0."""
+
+    def __init__(self, of: Stream):
+        super().__init__(of.aval, [None], self.compute)
+        self.moves, self.derivative = True, of
+
+    def compute(self, k: int) -> None:
+        self.derivative.reach(k - 1)
+        self.known += [partial(self.at, i) for i in range(len(self.known), k + 1)]
+
+    def at(self, k: int) -> Any:
+        return divided(self.derivative[k - 1], k)
+
+    def available(self) -> float:
+        return self.derivative.available() + 1
 
 
 def scaled(x: Any, k: int) -> Any:
