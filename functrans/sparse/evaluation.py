@@ -186,21 +186,30 @@ def _values(fun: Callable, coloring: Coloring, argnum: int, order: int, check: b
                 return _flat(pull(_like(seed, out))[0])
 
             found += _compressed(row, coloring.rows, coloring.reverse)
-        data = jnp.concatenate(found)[coloring.places] if found else jnp.zeros(0)
+        data = _read(found, coloring.places)
         return (data, _deviation(coloring.pattern, data, column)) if check else data
 
     return values_at
 
 
 def _compressed(product: Callable, colors: np.ndarray, count: int) -> list:
-    """The products with a vector for each color, flat, one after another."""
+    """The products with a vector for each color: a matrix, or none if there is no color."""
     if not count:
         return []
     # XLA moves the elements of a constant once and for all, while it compiles; that takes long if
     # there are many of them.
     module: Any = np if count * colors.size <= CONSTANT else jnp
     seeds = jnp.asarray(colors == module.arange(count)[:, None], float)
-    return [jax.vmap(product)(seeds).ravel()]
+    return [jax.vmap(product)(seeds)]
+
+
+def _read(products: list, places: np.ndarray) -> Any:
+    """The elements at these places of the matrices, which are counted row by row."""
+    if not products:
+        return jnp.zeros(0)
+    if len(products) == 1:  # With two indices nothing is divided while the program runs.
+        return products[0][np.divmod(places, products[0].shape[1])]
+    return jnp.concatenate([jnp.ravel(x) for x in products])[places]
 
 
 def _flat(x: Any) -> Any:
