@@ -107,10 +107,12 @@ BUDGETS = (
 # Why a budget that is not met says nothing.
 LAPACK = "XLA does not count the operations of LAPACK; nearly all others belong to the gradient."
 FLOOR = "XLA writes this dense Hessian in one pass: `f` itself takes more than 1/80 of its time."
+THIRD = "We take three products a step, one to compute the carry again; the stored scan takes two."
 EXPLAINED = {
     ("svd", "operations grad / f"): LAPACK,
     ("gaussian-process", "operations grad / f"): LAPACK,
     ("sparse-chain", "sparse / dense hessian"): FLOOR,
+    ("until-product", "run grad"): THIRD,
 }
 
 
