@@ -51,7 +51,7 @@ from functrans.flat import Flat
 from functrans.forward import Pushed, jvp_jaxpr, pushed_program
 from functrans.jaxpr import Operation, bind
 from functrans.jit import transformed, transformed_at_primals
-from functrans.programs.live import giving, live
+from functrans.programs.live import giving, live, reached
 from functrans.programs.strong import pushed_apart
 from functrans.rules import RULES, rule_of
 from functrans.templates import Template, sink_of, template, without_templates
@@ -378,9 +378,11 @@ def _reading_results(program: ClosedJaxpr, inputs: int, count: int) -> ClosedJax
         is_new = isinstance(atom, Var) and atom in computed and atom not in results
         results.append(atom if is_new else Var(atom.aval))
     given, equations = set(results), []
+    dots = reached(jaxpr.eqns, jaxpr.invars[inputs:])
     for e in jaxpr.eqns:
         outs = [Var(v.aval) if v in given else v for v in e.outvars]
-        if not given.issuperset(e.outvars):
+        writes_dots = not outs and not dots.isdisjoint(a for a in e.invars if isinstance(a, Var))
+        if writes_dots or not given.issuperset(e.outvars):
             equations.append(jx.copied(e, e.invars, outs, e.source_info, e.ctx))
     outputs = jaxpr.outvars[count:]
     variables = [*jaxpr.invars[:inputs], *results, *jaxpr.invars[inputs:]]

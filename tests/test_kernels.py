@@ -116,6 +116,29 @@ def test_a_kernel_is_differentiated_as_what_it_computes(name: str) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_series_goes_through_a_kernel(name: str) -> None:
+    """Along a curve: a kernel has one more reference for each coefficient."""
+
+    def jets() -> list:
+        return [ft.jet(fun, (X,), ([jnp.cos(X), X / 2],), order=5) for fun in KERNELS[name]]
+
+    got, want = jax.jit(jets)()
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_series_in_a_kernel_is_not_nested() -> None:
+    """Each order of a kernel with a grid costs as much as outside of it."""
+
+    def operations(order: int) -> int:
+        program = ft.make_jaxpr(lambda x: ft.jet(KERNELS["grid"][0], (x,), ([x],), order=order))(X)
+        return len(str(program).splitlines())
+
+    few, some, many = map(operations, (2, 4, 8))
+    assert many - some <= 4.5 * (some - few)
+
+
 def test_as_jax_where_it_can() -> None:
     """Of kernels without a grid that read whole arrays, in which everything moves."""
 

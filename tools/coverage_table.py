@@ -152,7 +152,7 @@ def checked(name: str) -> str:
     cases, series = of_this(table.CASES), of_this(table.cases_of_series())
     modes = sorted({mode for case in cases for mode in case.modes})
     marks = [f"{mode[0].upper()}{max(case.order for case in cases)}" for mode in modes]
-    marks += [f"T{max(case.taylor for case in series)}"] if series else []
+    marks += [f"T{table.TAYLOR}"] if series else []
     marks += ["ℂ"] if any(case.complex for case in cases) else []
     marks += ["V"] if any(case.vmap for case in cases) else []
     return " ".join(f"`{mark}`" for mark in marks)

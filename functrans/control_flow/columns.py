@@ -64,7 +64,8 @@ def through(
         programs for them.
 
     Returns:
-      A column for each output; or `None` if the equation carries no programs.
+      A column for each output; or `None` if the equation carries no programs, or is a kernel and
+      the arrays of some column have different shapes.
 
     >>> import jax.numpy as jnp
     >>> from jax import lax

@@ -3,8 +3,9 @@
     y[i] = sin(x[i])        becomes        y[i] = sin(x[i]),  y_dot[i] = cos(x[i]) x_dot[i]
 
 A kernel returns nothing.  Its derivative takes a second reference for each one that moves, and
-does to it, with tangents, what the kernel does to the first.  We cannot transpose this, since a
-read depends on the time: there is no reverse mode, neither here nor in JAX.
+does to it, with tangents, what the kernel does to the first.  A Taylor series takes a column of
+references, one for each coefficient.  We cannot transpose a kernel, since a read depends on the
+time: there is no reverse mode, neither here nor in JAX.
 
 Read next: `columns.py`, calls in any other transform.
 """
@@ -13,15 +14,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Any
 
 import jax
 import jax.experimental
 from jax import ref
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from functrans import jaxpr as jx
 from functrans import values
+from functrans.control_flow.columns import (
+    BOUND,
+    Column,
+    Shape,
+    arrays,
+    columns_of,
+    filled,
+    shape_of,
+    walked,
+)
 from functrans.derivatives.common import unnamed, when_imported, when_met
 from functrans.errors import operations
 from functrans.forward import jvp_jaxpr
@@ -52,36 +63,13 @@ class ReferenceRule(Rule):
 
 
 class PallasRule(Rule):
-    """Binds the kernel's derivative, whose references to tangents come after the others."""
+    """Binds a kernel with a column of references in the place of each."""
 
     def forward(self, primitive, primals, tangents, params):
-        grid, aliases, head = grid_of(primitive, params)
-        # If an output begins as an input, its tangent begins as the tangent of the input.
-        aliased = {i for i, _ in aliases}
-        dots = [values.instantiate(t) if i in aliased else t for i, t in enumerate(tangents)]
-        moving = values.moving(dots)
-        kernel = jx.closed_of(params["jaxpr"])
-        made = tuple(map(values.is_differentiable, kernel.in_avals[len(primals) - head :]))
-        groups = moving[head:], made[: grid.num_outputs], made[grid.num_outputs :]
-        program = jvp_jaxpr(kernel, (*moving[head:], *made)).program
-        if program.consts:  # a kernel has no constants
-            raise operations.no_rule(primitive)
-        moved, avals = groups[1], params["out_avals"]
-        more = [
-            (len(primals) + sum(moving[:i]), grid.num_outputs + sum(moved[:j]))
-            for i, j in aliases
-            if moving[i] and moved[j]
-        ]
-        derived = {
-            "jaxpr": regrouped(program, groups),
-            "grid_mapping": with_tangents(grid, groups),
-            "out_avals": (*avals, *map(values.tangent_aval, values.pick(avals, moved))),
-            "input_output_aliases": (*aliases, *more),
-            "cost_estimate": doubled(params["cost_estimate"]),
-        }
-        outs = primitive.bind(*primals, *values.pick(dots, moving), **params | derived)
-        ys, y_dots = outs[: len(avals)], outs[len(avals) :]
-        return list(ys), values.with_zeros(y_dots, moved, avals)
+        dots = [None if type(t) is Zero else t for t in tangents]
+        columns = bound(primitive, params, [*zip(primals, dots, strict=True)], pushed, ())
+        ys = [y for y, *_ in columns]
+        return ys, [dot[0] if dot else Zero.like(y) for y, *dot in columns]
 
     def linearize(self, primitive, primals, tangents, params):
         # The tape takes the whole derived kernel, which computes the values again.
@@ -93,47 +81,94 @@ class PallasRule(Rule):
         raise operations.no_reverse("a pallas_call", advice)
 
 
-def grid_of(primitive: Any, params: dict) -> tuple[Any, tuple, int]:
-    """The mapping of blocks, the outputs that begin as inputs, and the number of sizes."""
-    grid = params["grid_mapping"]
+def through_kernel(
+    equation: JaxprEqn, columns: list, walk: Callable, settings: tuple
+) -> list | None:
+    """Bind a kernel again; `None` if a column has arrays of several shapes, as no block fits."""
+    shapes = [{values.typeof(x).shape for x in column if x is not None} for column in columns]
+    if any(len(of_column) > 1 for of_column in shapes):
+        return None
+    return bound(equation.primitive, equation.params, columns, walk, settings)
+
+
+def pushed(kernel: ClosedJaxpr, columns: Sequence[Column]) -> list:
+    """Walk a kernel with values and tangents."""
+    dots = [column[1] if len(column) > 1 else None for column in columns]
+    moving = tuple([dot is not None for dot in dots])
+    program = jvp_jaxpr(kernel, moving).program
+    jx.evaluate(program, *(x for x, *_ in columns), *values.pick(dots, moving))
+    return []
+
+
+def bound(
+    primitive: Any, params: dict, columns: list, walk: Callable, settings: tuple
+) -> list[tuple]:
+    """Bind a kernel of columns. The columns of results have all places that an input has."""
     if params["mesh"] is not None:
         raise operations.no_rule(primitive)
-    return grid, params["input_output_aliases"], grid.num_dynamic_grid_bounds
+    kernel, grid = jx.closed_of(params["jaxpr"]), params["grid_mapping"]
+    length, aliases = max(map(len, columns)), params["input_output_aliases"]
+    # If an output begins as an input, its column begins as that of the input.
+    for i, _ in aliases:
+        types = column_of_types(values.typeof(columns[i][0]), length)
+        columns[i] = filled([columns[i]], ((True,) * len(types),), [types])[0]
+    sizes, given = shape_of(columns[: grid.num_dynamic_grid_bounds]), shape_of(columns)
+    refs = [column_of_types(aval, length) for aval in kernel.in_avals]
+    made = shape_of(refs[len(given) - len(sizes) :])
+    groups = given[len(sizes) :], made[: grid.num_outputs], made[grid.num_outputs :]
+    avals = [there(*pair) for pair in zip(refs, (*groups[0], *made), strict=True)]
+    with grid.trace_env():  # where a kernel may ask for its place in the grid
+        program = walked(kernel, walk, settings, tuple(avals)).program
+    if program.consts:  # a kernel has no constants
+        raise operations.no_rule(primitive)
+    pairs = [(start(given, i), start(made, j), range(sum(made[j]))) for i, j in aliases]
+    aliased = tuple([(i + n, j + n) for i, j, places in pairs for n in places])
+    out_types = [column_of_types(aval, length) for aval in params["out_avals"]]
+    derived = {
+        "jaxpr": program.jaxpr,
+        "grid_mapping": with_columns(grid, *groups),
+        "out_avals": tuple(arrays(out_types)),
+        "input_output_aliases": aliased,
+        "cost_estimate": multiplied(params["cost_estimate"], length),
+    }
+    outs = primitive.bind(*arrays(columns), **params | derived)
+    return columns_of(outs, groups[1])
 
 
-def regrouped(program: Any, groups: Sequence[Flags]) -> Any:
-    """The kernel of inputs, outputs and scratch; in each group tangents come last."""
-    jaxpr, inputs = program.jaxpr, []
-    primals = iter(jaxpr.invars)
-    dots = iter(jaxpr.invars[sum(map(len, groups)) :])
-    for flags in groups:
-        inputs += [*islice(primals, len(flags)), *islice(dots, sum(flags))]
-    return jx.closed(inputs, jaxpr.outvars, jaxpr.eqns, jaxpr.debug_info).jaxpr
+def column_of_types(aval: Any, length: int) -> tuple:
+    """The types of a value and of its tangents, if it has any."""
+    dots = length - 1 if values.is_differentiable(aval) else 0
+    return aval, *[values.tangent_aval(aval)] * dots
 
 
-def with_tangents(grid: Any, groups: Sequence[Flags]) -> Any:
-    """The mapping of blocks; the block of a tangent is that of its value."""
-    ins, outs, scratch = groups
-    of_ins, of_outs = grid.block_mappings[: grid.num_inputs], grid.block_mappings[grid.num_inputs :]
-    more_in = values.pick(of_ins, ins[grid.num_index_operands :])
-    more_out = values.pick(of_outs, outs)
+def there(types: tuple, flags: Flags) -> tuple:
+    return tuple([aval if flag else None for aval, flag in zip(types, flags, strict=False)])
+
+
+def start(shape: Shape, at: int) -> int:
+    """The position of the first array of a column among all arrays."""
+    return sum(map(sum, shape[:at]))
+
+
+def with_columns(grid: Any, ins: Shape, outs: Shape, scratch: Shape) -> Any:
+    """The mapping of blocks; the blocks of a whole column are those of its value."""
+    ins = ins[grid.num_index_operands :]
+    pairs = zip(grid.block_mappings, (*ins, *outs), strict=True)
+    scratch_types = zip(grid.scratch_avals, map(len, scratch), strict=True)
     return dataclasses.replace(
         grid,
-        block_mappings=(*of_ins, *more_in, *of_outs, *more_out),
-        num_inputs=grid.num_inputs + len(more_in),
-        num_outputs=grid.num_outputs + len(more_out),
-        scratch_avals=(
-            *grid.scratch_avals,
-            *map(values.tangent_aval, values.pick(grid.scratch_avals, scratch)),
-        ),
+        block_mappings=tuple([block for block, flags in pairs for _ in range(sum(flags))]),
+        num_inputs=start(ins, len(ins)),
+        num_outputs=start(outs, len(outs)),
+        scratch_avals=tuple([a for pair in scratch_types for a in column_of_types(*pair)]),
     )
 
 
-def doubled(cost: Any) -> Any:
-    """Twice the user's estimate of the cost, if there is one."""
+def multiplied(cost: Any, n: int) -> Any:
+    """So many times the user's estimate of the cost, if there is one."""
     if cost is None:
         return None
-    return dataclasses.replace(cost, **{k: 2 * v for k, v in vars(cost).items() if type(v) is int})
+    return dataclasses.replace(cost, **{k: n * v for k, v in vars(cost).items() if type(v) is int})
 
 
 def stored_in(what: str) -> Callable:
@@ -171,6 +206,9 @@ call(unnamed("addupdate", added), ReferenceRule(lambda count, params: (1,)))
 @when_imported("pallas")
 def declare_kernels(pallas: Any) -> None:
     call(pallas.pallas_call_p, PallasRule())
+
+
+BOUND[PallasRule] = through_kernel
 
 
 # Reads and writes with a mask, in kernels for Triton.

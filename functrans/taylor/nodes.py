@@ -118,7 +118,8 @@ class Node:
         Who walks a program lets its equations do so in their order: the inputs of each have theirs
         then, and Python's recursion grows with the order and not with the program.
         """
-        k = k if any(y.moves for y in self.outputs) else 0
+        writes = any(self.flags) and not self.outputs  # to a reference
+        k = k if writes or any(y.moves for y in self.outputs) else 0
         while self.count <= k:
             rows = self.of_call(k) if self.is_call else [self.coefficient(self.count)]
             self.count += len(rows)

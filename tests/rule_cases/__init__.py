@@ -18,11 +18,12 @@ from rule_cases import (
     special,
     windows,
 )
-from rule_cases.table import BOTH, CASES, Case, cases_of_series
+from rule_cases.table import BOTH, CASES, TAYLOR, Case, cases_of_series
 
 __all__ = [
     "BOTH",
     "CASES",
+    "TAYLOR",
     "Case",
     "cases_of_series",
     "calls",

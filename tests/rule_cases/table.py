@@ -34,7 +34,6 @@ class Case:
     half: bool
     vmap: bool
     newer: bool
-    taylor: int
     rtol: float | None
     atol: float | None
 
@@ -54,6 +53,9 @@ IS_12 = hasattr(lax, "log2_p")
 
 CASES: list[Case] = []
 
+TAYLOR = 8
+"""The order to which Taylor mode is checked."""
+
 
 def case(
     primitives: str,
@@ -67,7 +69,6 @@ def case(
     half: bool = True,
     vmap: bool = True,
     newer: bool = False,
-    taylor: int = 8,
     rtol: float | None = None,
     atol: float | None = None,
 ) -> None:
@@ -86,12 +87,11 @@ def case(
       half: whether the function takes bfloat16 and float16.
       vmap: whether JAX can vectorize it.
       newer: whether only JAX 0.12 has the primitive, or has its right derivative.
-      taylor: the order to which Taylor mode is checked, where its program stays small.
       rtol, atol: tolerances other than `cross_check`'s, with the reason in a comment.
     """
     names = tuple(primitives.split())
     theirs = () if newer and not IS_12 else modes if jax_modes is None else jax_modes
-    options = (complex, order, kinks, modes, theirs, half, vmap, newer, taylor, rtol, atol)
+    options = (complex, order, kinks, modes, theirs, half, vmap, newer, rtol, atol)
     CASES.append(Case(names, fun, makers, *options))
 
 
