@@ -90,16 +90,17 @@ def product(node: Node) -> Later | None:
         given = extend.merge(others, (x[i], y[j]), node.flags)
         return extend.bind(node.equation, given)[0]
 
-    def square(k, n):
+    def halves_of_square(k, n):
+        """One half of the coefficient of `x^2`, or both."""
         half = total([term(i, k - i) for i in range((k + 1) // 2)], zero)
         middle = term(k // 2, k // 2) if k % 2 == 0 else zero
         return [total([scaled(half, n), divided(middle, 2 // n)], zero)]
 
     if rule.is_diagonal and x is y:
-        return lambda k: square(k, 2)
+        return lambda k: halves_of_square(k, 2)
     if rule.is_diagonal and (x.derivative is y or y.derivative is x):
         x = y = x if x.derivative is y else y
-        return differentiated(node, lambda k: square(k, 1))
+        return differentiated(node, lambda k: halves_of_square(k, 1))
     return lambda k: [total([term(i, k - i) for i in range(k + 1)], zero)]
 
 
