@@ -427,5 +427,5 @@ def test_types_that_are_refused() -> None:
         ft.value_and_adjoints(lambda x: name(x, "h"), "h")(X)
     with pytest.raises(TypeError, match=r"value_and_adjoints.*int64"):
         ft.value_and_adjoints(lambda x: name(jnp.sum(x) * 1.0, "h"), "h", argnums=0)(3)
-    with pytest.raises(TypeError, match="value_and_tangents: primals and tangents"):
+    with pytest.raises(TypeError, match="value_and_tangents: primals must be a tuple"):
         ft.value_and_tangents(layers, "h")(X, W)

@@ -252,7 +252,7 @@ def test_calls_are_folded() -> None:
     (once,) = part(evaluation_table(fun, jnp.ones(1), mode="rev"), "step")[1:2]
     assert once.expression.startswith("scan[1 step](")
     calls = r"\(relu, scan\[3 steps\], silu, cond\[2 branches\]\)"
-    assert re.fullmatch(rf"Not shown: \d+ equations inside folded calls {calls}.", table.notes[0])
+    assert re.fullmatch(rf"Not shown: \d+ equations inside 4 folded calls {calls}.", table.notes[0])
     # Their derivatives have no formula.
     of_scan = [row for row in part(table, "reverse") if row.expression.startswith("scan")]
     assert [plain(row.derivative_expression) for row in of_scan] == ["v2~ · ∂v2/∂v1"]
@@ -392,7 +392,7 @@ MISTAKES: dict[str, tuple[Callable, type, str]] = {
     "tangents": (
         lambda: evaluation_table(loss, 2.0, 5.0, tangents=(1.0,)),
         TypeError,
-        "a tuple with one tangent for each of the 2 arguments",
+        "a tuple with one tangent for each argument, 2 in all",
     ),
     "mode": (lambda: evaluation_table(loss, 2.0, 5.0, mode="reverse"), ValueError, "'rev'"),
     "cotangent": (
@@ -659,7 +659,7 @@ def test_what_is_kept_has_a_name() -> None:
 def test_a_graph_folds_calls() -> None:
     picture = graph(lambda x: jnp.sum(jax.nn.silu(x)), jnp.ones(3))
     assert ["v₁ = silu(v₀)", "(2 equations inside)", "f32[3]"] in nodes(picture.dot).values()
-    assert picture.notes[0] == "Not shown: 2 equations inside folded calls (silu)."
+    assert picture.notes[0] == "Not shown: 2 equations inside 1 folded call (silu)."
 
 
 def test_a_graph_of_constants() -> None:

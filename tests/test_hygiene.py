@@ -10,6 +10,7 @@ import gc
 import graphlib
 import importlib.util
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import pytest
 
 import functrans as ft
+from functrans.errors.wording import counted
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "functrans"
@@ -238,6 +240,29 @@ def test_line_budgets() -> None:
     assert [budget.limit for budget in budgets] == [850, 1920, 300]
     over = [str(budget) for budget in budgets if budget.count > budget.limit]
     assert not over, over
+
+
+# What is printed.
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "functrans.__main__"])
+def test_a_count_agrees_with_its_noun(name: str) -> None:
+    """A text with a count and a plural would say "1 passes": `errors.wording.counted` writes it."""
+    texts = [node.values for node in ast.walk(SOURCES[name]) if isinstance(node, ast.JoinedStr)]
+    for number, word in (pair for parts in texts for pair in itertools.pairwise(parts)):
+        if not isinstance(number, ast.FormattedValue) or not isinstance(word, ast.Constant):
+            continue
+        value, has_commas = ast.unparse(number.value), "','" in ast.dump(number)
+        is_count = has_commas or value.startswith("len(") or value == "count"
+        assert not (is_count and re.match(r" (\w+ )?\w+s\b", str(word.value))), (
+            f"{value}{word.value}"
+        )
+
+
+def test_the_plural_of_a_count() -> None:
+    assert counted(1, "step") == "1 step" and counted(0, "step") == "0 steps"
+    assert counted(1000, "reverse pass") == "1,000 reverse passes"
+    assert counted(2, "branch") == "2 branches"
 
 
 # What is public.

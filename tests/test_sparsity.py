@@ -500,13 +500,35 @@ def test_pictures(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out == "⠑⢄⠀⠀\n⠀⠀⠑⢄\n"
     assert pattern._repr_svg_().count("M") == 8
     ft.sparse.color(np.eye(8)).show()
-    assert "1 forward passes instead of 8" in capsys.readouterr().out
+    assert "1 forward pass instead of 8" in capsys.readouterr().out
     drawn = graph(lambda x: jnp.diff(x) ** 2, jnp.arange(4.0), pattern=True)
     assert drawn.dot.count("#c0392b") >= 6 and "3 x 4, 6 nonzeros" in drawn.notes[-1]
     two = lambda w, x: {"s": w * x[1:], "t": w}  # noqa: E731
     for wrt, columns in ((None, "w"), (1, "x"), ((0, 1), "w, x")):
         (note,) = graph(two, 2.0, jnp.arange(3.0), pattern=True, wrt=wrt).notes
         assert f"rows y['s'], y['t'], columns {columns}; Pattern(" in note
+    # By default the first argument with a derivative; the columns are in the order of arguments.
+    (note,) = graph(lambda n, x: n * x[1:], 2, jnp.arange(3.0), pattern=True).notes
+    assert "columns x; Pattern(2 x 3, 2 nonzeros" in note
+    (note,) = graph(two, 2.0, jnp.arange(3.0), pattern=True, wrt=(1, 0)).notes
+    assert "columns w, x; Pattern(3 x 4, 5 nonzeros" in note
+    with pytest.raises(TypeError, match=r"x must be .* complex64.* choose another with wrt\.$"):
+        graph(two, 2.0, jnp.ones(3, "complex64"), pattern=True, wrt=1)
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "text"),
+    [
+        ([0, 0], [-1, -1], "1 forward pass instead of 2"),
+        ([0, 1], [-1, -1], "2 forward passes instead of 2"),
+        ([-1, -1], [0, 0], "1 reverse pass instead of 2"),
+        ([0, -1], [-1, 0], "1 forward pass and 1 reverse pass instead of 2"),
+    ],
+)
+def test_the_text_of_a_coloring(columns: list, rows: list, text: str) -> None:
+    assert f": {text})" in repr(ft.sparse.Coloring(ft.sparse.Pattern(np.eye(2)), columns, rows))
+    none = ft.sparse.Coloring(ft.sparse.Pattern(np.zeros((2, 2))), [-1, -1], [-1, -1])
+    assert "no passes instead of 2" in repr(none)
 
 
 # ---- evaluation ----------------------------------------------------------------------------------

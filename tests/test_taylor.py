@@ -469,7 +469,8 @@ MISTAKES: list[tuple[tuple, tuple, dict, type, str]] = [
     (("text",), ([],), {}, TypeError, r"jet: primals\[0\] is 'text' of type str"),
     (*ONE, {"order": -1}, ValueError, "jet: order must not be negative, but it is -1"),
     (*ONE, {"order": 2.0}, TypeError, "jet: order must be an integer, but it is 2.0"),
-    (1.0, ([1.0],), {}, TypeError, "primals and series must be tuples or lists .* float and tuple"),  # type: ignore
+    ((1.0,), np.ones(3), {}, TypeError, r"series must be a tuple .* an array, float64\[3\]"),
+    (1.0, ([1.0],), {}, TypeError, "jet: primals must be a tuple or a list .* got 1.0 of type"),  # type: ignore
 ]
 # fmt: on
 

@@ -221,7 +221,7 @@ def test_the_arithmetic_of_indices_is_one_step() -> None:
     rows = [row for row in table.rows if row.part == "step"]
     assert [row.expression for row in rows[:2]] == ["indices(v₀)", "gather(v₋₁, v₁)"]
     np.testing.assert_array_equal(rows[0].value, np.stack([np.arange(4), Y], axis=1))
-    assert re.search(r"Not shown: \d+ equations inside folded calls \(indices\)", table.notes[0])
+    assert re.search(r"Not shown: \d+ equations inside 1 folded call \(indices\)", table.notes[0])
     opened = evaluation_table(picked, LP, Y, mode="rev", unfold="indices")
     names = {row.expression.split("(")[0] for row in opened.rows if row.part == "step"}
     assert names >= {"iota", "where", "concatenate"} and "indices" not in names

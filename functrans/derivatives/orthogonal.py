@@ -68,9 +68,9 @@ def qr_jvp(primals, tangents, *, full_matrices, pivoting, **params):
     if full_matrices and m > n:
         raise NotImplementedError(
             f"the derivative of a QR factorization of a {m} x {n} matrix with full matrices, at "
-            f"{checks.user_line()}: the last {m - n} columns of Q are any basis of the complement "
-            "of the first, so that they have no derivative. Use full_matrices=False (mode='reduced'"
-            " or 'economic'); the projector onto the complement is 1 - Q Q^H."
+            f"{checks.user_line()}: the columns that full matrices add to Q are any basis of the "
+            "complement of the others, and so they have no derivative. Use full_matrices=False "
+            "(mode='reduced' or 'economic'); the projector onto the complement is 1 - Q Q^H."
         )
     q, r, *order = qr_p.bind(a, full_matrices=full_matrices, pivoting=pivoting, **params)
     if pivoting:  # the order of the columns is constant nearby

@@ -24,6 +24,7 @@ from functrans import values
 from functrans.errors import structures, wording
 from functrans.errors.lines import user_line as user_line
 from functrans.errors.structures import compared, described
+from functrans.errors.wording import counted
 from functrans.values import Zero
 
 Named = Callable[[], Iterator[tuple[str, Any]]]
@@ -113,8 +114,8 @@ def positions(name: str, argnums: int | tuple[int, ...], count: int) -> list[int
     for i in wanted:
         if not -count <= i < count:
             raise (TypeError if name in ("grad", "value_and_grad") and i >= 0 else ValueError)(
-                f"{name}: argnums={i} is out of range: the function was called with {count} "
-                "positional argument(s). What is to be differentiated must be passed by position."
+                f"{name}: argnums={i} is out of range for {counted(count, 'positional argument')}"
+                ". What is to be differentiated must be passed by position."
             )
     chosen = [i % count for i in wanted]
     if len(set(chosen)) != len(chosen):
@@ -126,11 +127,12 @@ def positions(name: str, argnums: int | tuple[int, ...], count: int) -> list[int
 
 
 def sequences(name: str, primals: Any, tangents: Any, word: str = "tangents") -> None:
-    if not isinstance(primals, (tuple, list)) or not isinstance(tangents, (tuple, list)):
-        raise TypeError(
-            f"{name}: primals and {word} must be tuples or lists with one entry for each argument"
-            f", but they are {type(primals).__name__} and {type(tangents).__name__}"
-        )
+    for what, given in (("primals", primals), (word, tangents)):
+        if not isinstance(given, (tuple, list)):
+            raise TypeError(
+                f"{name}: {what} must be a tuple or a list with one entry for each argument, but "
+                f"got {described(given)}"
+            )
 
 
 def tangents(
@@ -216,8 +218,8 @@ def rule_result(primitive: Any, returned: Any) -> tuple[list, list]:
     outs, tangents_out = (jx.results(primitive, part) for part in returned)
     if len(outs) != len(tangents_out):
         raise TypeError(
-            f"{name} returned {len(outs)} results and {len(tangents_out)} tangents; there must be "
-            "one tangent for each result, a Zero where it is zero"
+            f"{name} must return one tangent for each result, a Zero where it is zero, but it "
+            f"returned {len(tangents_out)} for {len(outs)}"
         )
     avals = [jax.typeof(out).to_tangent_aval() for out in outs]
     kept = [Zero(a) if a.dtype == float0 else x for a, x in zip(avals, tangents_out, strict=True)]

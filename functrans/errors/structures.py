@@ -37,8 +37,8 @@ def shown(structure: Any) -> str:
 
 def described(x: Any) -> str:
     """A value that was passed or returned: its text if that is short, else its type."""
-    if isinstance(x, jax.Array) or getattr(x, "ndim", 0):
-        return f"an array, {jax.typeof(x).str_short()}"
+    if isinstance(x, jax.Array) or (getattr(x, "ndim", 0) and hasattr(x, "dtype")):
+        return f"an array, {x.dtype}[{','.join(map(str, x.shape))}]"  # also if not of numbers
     return "None" if x is None else f"{reprlib.repr(x)} of type {type(x).__name__}"
 
 

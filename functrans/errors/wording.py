@@ -19,6 +19,12 @@ from functrans.errors.structures import described, shown
 NO_RETURN = ": is a `return` missing?"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 step`, `2 steps`, `1,000 passes`."""
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 def not_a_value(name: str, x: Any, label: str = "") -> TypeError:
     subject = f"{label} is {described(x)}, which" if label else described(x)
     return TypeError(

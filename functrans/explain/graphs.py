@@ -19,12 +19,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from functrans.errors.wording import counted
 from functrans.explain import residuals as kept
 from functrans.explain import starts
 from functrans.explain.pictures import Picture, Shown, graphviz
 from functrans.explain.planning import Unfold, planned
 from functrans.explain.steps import evaluate
 from functrans.sparse import Pattern, jacobian_pattern
+from functrans.sparse.checks import real_input
+from functrans.values import pick
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,7 +99,8 @@ def graph(
       cotangent: as in `evaluation_table`.
       unfold: as in `evaluation_table`.
       pattern: whether to draw the pattern of the Jacobian beside the graph: which elements of the
-        results depend on which elements of the arguments `wrt`, or of the first one.
+        results depend on which elements of the arguments `wrt`; by default, of the first argument
+        that has a derivative.
 
     Returns:
       A `Graph`, which a notebook shows as SVG. `save("x.svg")` draws to a file, also `.png` and
@@ -129,18 +133,20 @@ def graph(
     if residuals:
         kept.mark(run, starts.moving("graph", run, wrt))
     count = len(run.steps)
-    words = [f"{count} step{'s' * (count != 1)}", *(start.words for start in begun)]
+    words = [counted(count, "step"), *(start.words for start in begun)]
     title = f"{run.name}: {', '.join(words)}"
     picture = Picture(run, shown)
     if pattern:
-        moves = starts.moving("graph", run, 0 if wrt is None else wrt)
-        picture.show_pattern(_pattern(fun, args, wrt), moves)
+        moves = starts.pushed("graph", run, wrt)
+        numbers = sorted({*pick(starts.argument_numbers(run), moves)})
+        picture.show_pattern(_pattern(fun, args, numbers), moves)
     return Graph(title, picture.draw(title), picture.notes)
 
 
-def _pattern(fun: Callable, args: Sequence, wrt: int | Sequence[int] | None) -> Pattern:
-    """Which elements of the results depend on which of the arguments `wrt`."""
-    numbers = [wrt or 0] if wrt is None or isinstance(wrt, int) else [*wrt]
+def _pattern(fun: Callable, args: Sequence, numbers: Sequence[int]) -> Pattern:
+    """Which elements of the results depend on which of the arguments of these numbers."""
+    for i in numbers:
+        real_input(fun, args, i, "wrt")
 
     def chosen(xs):
         given = dict(zip(numbers, xs, strict=True))

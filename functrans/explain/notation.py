@@ -23,6 +23,8 @@ from jax.dtypes import issubdtype
 from jax.extend import source_info_util
 from jax.extend.core import JaxprEqn, jaxprs_in_params
 
+from functrans.errors.wording import counted
+
 RELATION, SUM, PRODUCT, POWER, ATOM = range(5)
 """How tightly a text binds."""
 
@@ -104,9 +106,9 @@ def called(equation: JaxprEqn) -> str:
     """The name of an operation, or of the function that it calls."""
     name, params = str(equation.primitive), equation.params
     if name == "scan":
-        return f"scan[{params['length']} step{'s' * (params['length'] != 1)}]"
+        return f"scan[{counted(params['length'], 'step')}]"
     if name == "cond":
-        return f"cond[{len(params['branches'])} branches]"
+        return f"cond[{counted(len(params['branches']), 'branch')}]"
     if name == "while" or not is_call(equation):
         return name
     inner = next(iter(jaxprs_in_params(params))).debug_info.func_name

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from functrans.errors.wording import counted
 from functrans.explain import notation
 from functrans.explain.notation import BAR, DOT, marked
 from functrans.explain.records import (
@@ -89,11 +90,13 @@ class Picture:
         self._outputs()
         self._boxes()
         if hidden:
-            self.notes.append(f"Not shown: {len(hidden)} inputs that only repeated steps read.")
+            self.notes.append(
+                f"Not shown: {counted(len(hidden), 'input')} that only repeated steps read."
+            )
         if self.has_labels:
             self.notes.append("On an edge: what this use adds to the adjoint.")
         if kept := self.run.residuals:
-            arrays = f"{len(kept)} array{'s' * (len(kept) != 1)}"
+            arrays = counted(len(kept), "array")
             self.notes.append(f"Kept for the reverse pass: {kept.total:,} B in {arrays}.")
         if title:
             lines = [(line, NOTE) for line in (title, *self.notes)]
@@ -121,7 +124,7 @@ class Picture:
         is_folded, line = notation.is_folded(step.equation), notation.line_of(step.equation)
         count = notation.inside(step.equation) if is_folded else 0
         lines = [f"{step.name} = {step.expression}" if step.shown else step.expression]
-        lines += [f"({count} equation{'s' * (count > 1)} inside)"] if count else []
+        lines += [f"({counted(count, 'equation')} inside)"] if count else []
         tip = f"{line}  {line.code}"
         kind, kept = "call" if count else "step", step.residuals
         node = self._node(kind, step.shown, *lines, tip=tip, kept=kept)
@@ -142,7 +145,7 @@ class Picture:
         read = {id(x) for step in steps for x in step.inputs}
         homes = Counter(self.home[i] for i in read if i in self.home and i not in own)
         for home, count in homes.items():
-            label = f" {count} values " if count > 1 else ""
+            label = f" {counted(count, 'value')} " if count > 1 else ""
             self.page.add_edge(home, name, label=label, fontcolor=NOTE)
         self.home.update(dict.fromkeys([*own, *map(id, steps)], name))
 
@@ -160,7 +163,7 @@ class Picture:
         for pairs in by_home.values():
             if len(pairs) > 4:  # of repeated steps, or of a loop
                 (_, first), (y, last) = pairs[0], pairs[-1]
-                lines = f"{first.label} … {last.label}", f"({len(pairs)} results)"
+                lines = f"{first.label} … {last.label}", f"({counted(len(pairs), 'result')})"
                 self._edge(y, self._node("output", [], *lines))
                 continue
             for y, result in pairs:
@@ -197,7 +200,7 @@ class Picture:
         style = {"fillcolor": FILL[kind], "tooltip": tip}
         if kept:
             what = ", ".join(dict.fromkeys(residual.what for residual in kept))
-            what = what if len(kept) <= 2 else f"{len(kept)} arrays"
+            what = what if len(kept) <= 2 else counted(len(kept), "array")
             colored.append((f"keeps {what}: {sum(r.size for r in kept):,} B", KEPT))
             style |= {"color": KEPT, "penwidth": "2.2"}
         self.page.add_node(name, id=name, label=_html(colored), **style)

@@ -20,6 +20,7 @@ from jax.core import AbstractValue, Tracer
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from functrans import values
+from functrans.errors.wording import counted
 from functrans.explain import notation
 from functrans.explain.notation import Text
 from functrans.flat import Flat
@@ -40,7 +41,7 @@ class Residual(NamedTuple):
 
     def __str__(self) -> str:
         dimensions = ",".join(map(str, self.shape))
-        return f"{self.dtype.name}[{dimensions}] ({self.size:,} bytes): {self.origin}"
+        return f"{self.dtype.name}[{dimensions}] ({counted(self.size, 'byte')}): {self.origin}"
 
 
 class Residuals(list[Residual]):
@@ -53,8 +54,8 @@ class Residuals(list[Residual]):
 
     def __repr__(self) -> str:
         lines = [f"{residual.size / (self.total or 1):4.0%}  {residual}" for residual in self]
-        plural = "s" * (len(self) != 1)
-        return "\n".join([*lines, f"{self.total:,} bytes in {len(self)} array{plural}"])
+        whole = f"{counted(self.total, 'byte')} in {counted(len(self), 'array')}"
+        return "\n".join([*lines, whole])
 
 
 @dataclass(eq=False)
@@ -206,14 +207,10 @@ class Run:
         calls = [step.equation for step in self.steps if notation.is_folded(step.equation)]
         if folded := sum(map(notation.inside, calls)):
             names = ", ".join(dict.fromkeys(map(notation.called, calls)))
-            what = (
-                "1 equation inside a folded call"
-                if folded == 1
-                else f"{folded} equations inside folded calls"
-            )
+            what = f"{counted(folded, 'equation')} inside {counted(len(calls), 'folded call')}"
             notes.append(f"Not shown: {what} ({names}).")
         if unread := sum(len(step.outputs) - len(step.shown) for step in self.steps):
-            notes.append(f"Not shown: {unread} result{'s' * (unread > 1)} that nothing reads.")
+            notes.append(f"Not shown: {counted(unread, 'result')} that nothing reads.")
         if self.is_abstract:
             notes.append("Types stand for values that are not known here, as inside jit and vmap.")
         elif summary and any(notation.is_summarised(v.aval) for v in self.variables if v.name):

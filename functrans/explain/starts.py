@@ -44,7 +44,7 @@ def nowhere(run: Run) -> Start:
 def forward(name: str, run: Run, wrt: int | Sequence[int] | None, tangents: Any) -> Start:
     """Forward mode, with the tangents given, or ones in the arguments `wrt`."""
     if tangents is None:
-        moves = _with_respect_to(name, run.inputs, _argument_numbers(run), wrt, default=1)
+        moves = pushed(name, run, wrt)
         inputs = values.pick(run.inputs, moves)
         word = "1" if all(v.aval.shape == () for v in inputs) else "ones"
         words = f"tangent {word} in {listed([v.label for v in inputs])}"
@@ -54,8 +54,8 @@ def forward(name: str, run: Run, wrt: int | Sequence[int] | None, tangents: Any)
     in_tree = run.function.in_tree
     if tree.structure(tangents) != in_tree:
         raise TypeError(
-            f"{name}: tangents must be a tuple with one tangent for each of the "
-            f"{len(in_tree.children())} arguments, of the same structure, but it is {tangents!r}"
+            f"{name}: tangents must be a tuple with one tangent for each argument, "
+            f"{len(in_tree.children())} in all, of the same structure, but it is {tangents!r}"
         )
     given = checks.tangents([v.value for v in run.inputs], in_tree, tree.map(known, tangents))
     moves = values.moving(given)
@@ -84,11 +84,16 @@ def reverse(name: str, run: Run, wrt: int | Sequence[int] | None, cotangent: Any
 
 def moving(name: str, run: Run, wrt: int | Sequence[int] | None) -> Flags:
     """The inputs that move in reverse mode, whatever the function returns."""
-    numbers = _argument_numbers(run)
+    numbers = argument_numbers(run)
     return _with_respect_to(name, run.inputs, numbers, wrt, default=len(numbers))
 
 
-def _argument_numbers(run: Run) -> list[int]:
+def pushed(name: str, run: Run, wrt: int | Sequence[int] | None) -> Flags:
+    """The inputs that move in forward mode, unless tangents say so."""
+    return _with_respect_to(name, run.inputs, argument_numbers(run), wrt, default=1)
+
+
+def argument_numbers(run: Run) -> list[int]:
     """For each input the number of the argument of which it is a leaf."""
     arguments = enumerate(run.function.in_tree.children())
     return [i for i, argument in arguments for _ in range(argument.num_leaves)]

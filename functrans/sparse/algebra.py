@@ -18,6 +18,7 @@ import numpy as np
 from scipy import sparse
 
 from functrans.errors.lines import user_line
+from functrans.errors.wording import counted
 from functrans.sparse.numbers import Equation
 
 Matrix = Any
@@ -61,8 +62,8 @@ def check_size(count: int, equation: Equation) -> None:
         line = user_line(equation.source_info)
         raise ValueError(
             f"functrans.sparse: the result of `{equation.primitive.name}` at {line} depends on its "
-            f"input in {count:,} pairs of elements: the Jacobian is not sparse there. Give its "
-            "pattern (`pattern=`), or use jacfwd or jacrev."
+            f"input in {counted(count, 'pair')} of elements: the Jacobian is not sparse there. "
+            "Give its pattern (`pattern=`), or use jacfwd or jacrev."
         )
 
 

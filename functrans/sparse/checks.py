@@ -30,20 +30,23 @@ def position(argnum: Any, count: int) -> int:
         ) from None
     if not -count <= at < count:
         raise TypeError(
-            f"functrans.sparse: argnum={at}, but {count} arguments are given: pass one for each "
-            "argument of the function, jacobian(fun, x_like)"
+            f"functrans.sparse: argnum={at}, but {wording.counted(count, 'argument')} "
+            f"{'is' if count == 1 else 'are'} given: pass one for each argument of the function, "
+            "jacobian(fun, x_like)"
         )
     return at % count
 
 
-def real_input(fun: Callable, args: Sequence, at: int) -> None:
+def real_input(fun: Callable, args: Sequence, at: int, option: str = "argnum") -> None:
+    """Check the argument that the user chose by an option of this name."""
+    otherwise = f", or choose another with {option}"
     if not tree.leaves(args[at]):
         name = structures.parameter(fun, at)
         raise TypeError(
             f"functrans.sparse: {name} must be an array, or a pytree of arrays, but it is "
-            f"{structures.described(args[at])}: pass one like it, or choose another with argnum"
+            f"{structures.described(args[at])}: pass one like it{otherwise}"
         )
-    _real(structures.arguments(fun, [(at, args[at])]), ", or choose another with argnum")
+    _real(structures.arguments(fun, [(at, args[at])]), otherwise)
 
 
 def has_arrays(out: Any) -> None:
@@ -91,8 +94,8 @@ def shape(pattern: tuple[int, int], out: Any, x: Any, what: str = "pattern") -> 
     if (m, n) != pattern:
         raise ValueError(
             f"functrans.sparse: the {what} is {pattern}, and the matrix {(m, n)}: the function "
-            f"takes {n:,} numbers to {m:,}. Its pattern has a row for each of those that it "
-            "returns, and a column for each of those that it takes."
+            f"takes {wording.counted(n, 'number')} to {m:,}. Its pattern has a row for each of "
+            "those that it returns, and a column for each of those that it takes."
         )
 
 
@@ -129,8 +132,8 @@ def colors(given: Any, count: int, what: str) -> np.ndarray:
         )
     if found.shape != (count,) or found.min(initial=0) < -1:
         raise ValueError(
-            f"Coloring: this pattern needs {count} colors of {what}, each from 0, or -1 for none; "
-            f"got {found.size}, the least of which is {found.min(initial=0)}"
+            f"Coloring: this pattern needs {wording.counted(count, 'color')} of {what}, each from "
+            f"0, or -1 for none; got {found.size}, the least of which is {found.min(initial=0)}"
         )
     return found.astype(np.int32)
 

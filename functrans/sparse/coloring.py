@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from functrans.errors.wording import counted
 from functrans.sparse import checks
 from functrans.sparse.patterns import Pattern
 
@@ -54,7 +55,7 @@ class Coloring:
     >>> import numpy as np
     >>> from functrans import sparse
     >>> sparse.Coloring(sparse.Pattern(np.eye(3)), columns=[0, 0, 0], rows=[-1, -1, -1])
-    Coloring(3 x 3: 1 forward passes instead of 3)
+    Coloring(3 x 3: 1 forward pass instead of 3)
     """
 
     def __init__(self, pattern: Pattern, columns: Any, rows: Any, symmetric: bool = False):
@@ -105,9 +106,9 @@ class Coloring:
         counts = [(self.forward, "forward"), (self.reverse, "reverse")]
         if self.symmetric:
             counts = [(self.forward, "forward-over-reverse")]
-        said = " and ".join(f"{count} {mode}" for count, mode in counts if count) or "no"
+        said = " and ".join(counted(count, f"{mode} pass") for count, mode in counts if count)
         dense = n if self.symmetric else min(m, n)
-        return f"Coloring({m:,} x {n:,}: {said} passes instead of {dense:,})"
+        return f"Coloring({m:,} x {n:,}: {said or 'no passes'} instead of {dense:,})"
 
     def show(self, width: int = 48) -> None:
         """Print the pattern, at most `width` characters wide, and what the coloring saves."""
@@ -172,7 +173,7 @@ def color(pattern: Any, mode: str = "auto") -> Coloring:
     >>> arrow = np.eye(100)
     >>> arrow[0] = arrow[:, 0] = 1
     >>> sparse.color(arrow)
-    Coloring(100 x 100: 2 forward and 1 reverse passes instead of 100)
+    Coloring(100 x 100: 2 forward passes and 1 reverse pass instead of 100)
     >>> sparse.color(arrow, "symmetric")
     Coloring(100 x 100: 2 forward-over-reverse passes instead of 100)
     """

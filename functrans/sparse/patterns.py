@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from functrans.errors.wording import counted
 from functrans.sparse import checks
 
 
@@ -101,8 +102,8 @@ class Pattern:
         return hash((self.shape, self.nnz))
 
     def __repr__(self) -> str:
-        m, n = self.shape
-        return f"Pattern({m:,} x {n:,}, {self.nnz:,} nonzeros, {self.nnz / max(m * n, 1):.1%})"
+        (m, n), share = self.shape, self.nnz / max(self.shape[0] * self.shape[1], 1)
+        return f"Pattern({m:,} x {n:,}, {counted(self.nnz, 'nonzero')}, {share:.1%})"
 
     # ---- files -----------------------------------------------------------------------------------
 
