@@ -44,6 +44,7 @@ from functrans.control_flow.calls import InlinedRule
 from functrans.control_flow.columns import carries_programs, through
 from functrans.control_flow.jit import JitRule
 from functrans.control_flow.library import derivative_of
+from functrans.control_flow.odeint import is_solver, with_fixed_steps
 from functrans.control_flow.scan import Loop as Scan
 from functrans.control_flow.while_loop import Loop as While
 from functrans.errors import checks
@@ -198,8 +199,10 @@ def _called(equation: JaxprEqn, own_rules: bool) -> ClosedJaxpr | None:
     """The program of a call, if the equation is nothing but a call of one function."""
     rule = RULES.get(equation.primitive)
     if isinstance(rule, JitRule):
-        keeps = own_rules and derivative_of(equation.params)
-        return None if keeps else rule.bodies(equation.params)[0]
+        (program,) = rule.bodies(equation.params)
+        if own_rules and is_solver(equation.params):  # the size of a step has no derivative
+            return with_fixed_steps(program)
+        return None if own_rules and derivative_of(equation.params) else program
     if isinstance(rule, InlinedRule):
         return rule.program(equation.params)
     # Of a custom rule: the function itself.

@@ -22,6 +22,7 @@ import pytest
 import scipy.integrate
 from jax import lax
 from jax.experimental import jet as jax_jet
+from jax.experimental.ode import odeint
 from jax.extend.core import jaxprs_in_params
 
 import functrans as ft
@@ -433,6 +434,39 @@ def test_a_pendulum_comes_back() -> None:
     period = 2 * math.pi / a
     end = integrate(lambda x: jnp.stack([x[1], -jnp.sin(x[0])]), start, period, 60, 14)
     np.testing.assert_allclose(end, start, atol=1e-12)
+
+
+def test_an_initial_value_problem() -> None:
+    """`odeint` goes through its steps, whose sizes stay: y' = -a y^2 has a known solution."""
+
+    def final(y, a, t):
+        return odeint(lambda y, t, a: -a * y**2, y, jnp.array([0.0, 0.4, 1.0]) * t, a)[-1]
+
+    def solution(y, a, t):
+        return y / (1 + a * y * t)
+
+    at, bent = (2.0, 0.5, 1.5), ([1.0, 0.5], [0.3, -0.2], [])
+
+    def along(f):
+        return lambda s: f(*[x + s for x in at])
+
+    def nested(f, count):
+        return nested(lambda s: ft.jvp(f, (s,), (1.0,))[1], count - 1) if count else f(0.0)
+
+    def all_of(f):
+        curve, straight = ft.jet(f, at, bent, order=3), ft.derivatives(lambda y: f(y, *at[1:]), 2)
+        return curve, straight(2.0, 1.0), ft.laplacian(lambda x: f(*x, at[2]))(at[:2])
+
+    got, want = ft.jit(lambda: (all_of(final), all_of(solution)))()
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
+    # Between two steps the solver interpolates by a polynomial; it is what moves with the time.
+    got, want = ft.jit(
+        lambda: (
+            ft.derivatives(along(final), 2)(0.0, 1.0),
+            [nested(along(final), k) for k in range(3)],
+        )
+    )()
+    chex.assert_trees_all_close(got, want, rtol=1e-9)
 
 
 def test_lorenz_96() -> None:

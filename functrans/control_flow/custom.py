@@ -151,8 +151,9 @@ class BackwardRule:
         except NotLinear as error:
             raise NotLinear(
                 "the forward derivative of a custom_vjp function is the transpose of its backward "
-                "rule, and this rule is not linear in the cotangent. Use reverse mode (grad, vjp, "
-                f"jacrev), or give the function a jax.custom_jvp rule. In the rule: {error}"
+                "rule, and this rule is not linear in the cotangent. Only reverse mode (grad, vjp, "
+                "jacrev) can use it; for all other transforms (jvp, hessian, jet, ...) give the "
+                f"function a jax.custom_jvp rule. In the rule: {error}"
             ) from error
         return values.with_zeros(pushed, moving, self.out_avals)
 

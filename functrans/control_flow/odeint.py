@@ -1,4 +1,4 @@
-"""`jax.experimental.ode.odeint`: forward mode through its steps, whose sizes stay.
+"""`jax.experimental.ode.odeint`: forward and Taylor mode through its steps, whose sizes stay.
 
     y_(n+1) = y_n + h_n phi(y_n, h_n)        =>        y_dot_(n+1) = (1 + h_n d phi) y_dot_n
 
@@ -8,6 +8,7 @@ the solver have a forward derivative if the size of a step counts as a constant.
 solver chooses it by the error, whose root has no derivative where the error is zero, and it changes
 the solution no more than the tolerance allows (Bock 1981; Hairer, Norsett and Wanner 1993, II.6).
 So a linearization of the solver has two programs: one for tangents, and one for cotangents.
+Taylor mode takes the former, too: `../extend.py` enters the solver with fixed steps.
 
 Read next: `library.py`, functions of JAX with a derivative of their own.
 """
