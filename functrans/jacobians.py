@@ -311,18 +311,22 @@ def hessian(fun: Callable, **given: Any) -> Callable:
     return _jacobian("hessian", linearize, fun=gradient, **given)
 
 
-def hvp(fun: Callable, x: Any, v: Any) -> Any:
+def hvp(fun: Callable, x: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
     """Multiply the Hessian of a scalar function by a vector, at the cost of a few evaluations.
 
     In a formula, `hvp f x v = d/dt grad f (x + t v)` at `t = 0`: forward mode over reverse mode.
 
     Args:
-      fun: a function of one array, or pytree of arrays, to a real scalar (shape `()`).
-      x: the argument of `fun` at which to take the Hessian.
+      fun: a function to a real scalar (shape `()`), of an array or a pytree of arrays, and of any
+        further arguments.
+      x: the first argument of `fun`, at which to take the Hessian.
       v: the vector, of the structure, shapes and dtypes of `x`.
+      *args: the further arguments of `fun`, which do not move, such as a batch of data.
+      **kwargs: its keyword arguments.
 
     Returns:
-      `H(x) v`, of the structure, shapes and dtypes of `x`.
+      `H(x) v`, of the structure, shapes and dtypes of `x`, where `H` is the Hessian of `fun` in its
+      first argument.
 
     Raises:
       TypeError: if `fun` does not return a real scalar, if `x` holds integers, or if the structures
@@ -338,16 +342,18 @@ def hvp(fun: Callable, x: Any, v: Any) -> Any:
     >>> import jax.numpy as jnp, functrans as ft
     >>> ft.hvp(lambda x: x[0] * x[1] ** 2, jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0])).tolist()
     [0.0, 4.0]
+    >>> float(ft.hvp(lambda x, y: y * x**3, 2.0, 1.0, 10.0))
+    120.0
     """
-    return transformed_at_primals(fun, _hvp)(x, v)
+    return transformed_at_primals(fun, _hvp)(x, v, *args, **kwargs)
 
 
 def _hvp(fun: Callable) -> Callable:
     gradient = with_gradient("hvp", fun, 0, ())
 
-    def hvp_at(x, v):
+    def hvp_at(x, v, *args, **kwargs):
         checks.inputs("hvp", fun, 0, (x,), (x,), False, True)
         checks.tangents(*tree.flatten(x), v, "hvp", "v")
-        return jvp(gradient, (x,), (v,))[1]
+        return jvp(lambda x: gradient(x, *args, **kwargs), (x,), (v,))[1]
 
     return hvp_at

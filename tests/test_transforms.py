@@ -50,7 +50,9 @@ def _with_value(jacobian: Callable) -> Callable:
 
 THEIRS = SimpleNamespace(
     **{name: getattr(jax, name) for name in NAMES},
-    hvp=lambda fun, x, v: jax.jvp(jax.grad(fun), (x,), (v,))[1],
+    hvp=lambda fun, x, v, *rest, **more: jax.jvp(
+        lambda x: jax.grad(fun)(x, *rest, **more), (x,), (v,)
+    )[1],
     value_and_jacfwd=_with_value(jax.jacfwd),
     value_and_jacrev=_with_value(jax.jacrev),
 )
@@ -456,6 +458,23 @@ def test_hvp_takes_pytrees():
     point, vector = {"x": V, "a": 2.0}, {"x": V[::-1], "a": 1.0}
     same(lambda t: t.hvp(fun, point, vector))
     same(lambda t: t.hvp(t.jit(fun), point, vector))
+
+
+def test_hvp_takes_further_arguments():
+    """They do not move; they may be integers, static, or given by name."""
+
+    def fun(x, index, power=2, *, scale=1.0):
+        return scale * x[index] ** power * x[0]
+
+    jitted = lambda t, **options: t.jit(fun, **options)  # noqa: E731
+    vector = V[::-1] + 1.0
+    for static in ({}, {"static_argnums": 2}, {"static_argnames": "power"}):
+        same(lambda t, static=static: t.hvp(jitted(t, **static), V + 1.0, vector, 2))
+        same(lambda t, static=static: t.hvp(jitted(t, **static), V + 1.0, vector, 1, 3, scale=2.0))
+    same(lambda t: t.hvp(fun, V + 1.0, vector, jnp.array(1), power=4))
+    batch = lambda t: jax.vmap(lambda s: t.hvp(fun, V + 1.0, vector, 1, scale=s))(V)  # noqa: E731
+    same(batch)
+    same(lambda t: t.grad(lambda s: jnp.sum(t.hvp(fun, V + 1.0, vector, 1, scale=s)))(2.0))
 
 
 @pytest.mark.parametrize("name", ["grad", "value_and_grad", "jacfwd", "jacrev", "hessian"])
