@@ -308,6 +308,32 @@ def test_before_a_while_loop() -> None:
     close(dots, {"h": np.cos(X) * X})
 
 
+def test_instead_of_a_while_loop() -> None:
+    """The message about a name in a `while_loop` says what to do: each way gives the numbers."""
+
+    def step(x):
+        return name(2 * x, "h")
+
+    def outside(x):
+        x = name(x, "h")
+        return name(lax.while_loop(lambda x: x < 9, lambda x: 2 * x, x), "h")
+
+    def counted(x):
+        return lax.fori_loop(0, 4, lambda _, x: step(x), x)
+
+    def bounded(x):
+        body = lambda x, _: (lax.cond(x < 9, step, lambda x: x, x), None)  # noqa: E731
+        return lax.scan(body, x, length=6)[0]
+
+    for fun, bars, dots in (
+        (outside, (16.0, 1.0), (1.0, 16.0)),
+        (counted, np.array([8.0, 4, 2, 1]), np.array([2.0, 4, 8, 16])),
+        (bounded, np.array([8.0, 4, 2, 1, 0, 0]), np.array([2.0, 4, 8, 16, 0, 0])),
+    ):
+        close(ft.value_and_adjoints(fun, "h")(1.0), (16.0, {"h": bars}))
+        close(ft.value_and_tangents(fun, "h")((1.0,), (1.0,)), (16.0, 16.0, {"h": dots}))
+
+
 # ---- the first tutorial --------------------------------------------------------------------------
 
 
@@ -406,7 +432,7 @@ own.defjvp(lambda xs, x_dots: (own(xs[0]), 2 * x_dots[0]))
         (
             lambda x, w: lax.while_loop(lambda x: x < 9, lambda x: name(x + 1, "h"), x[0]),
             "h",
-            r"'h' is inside the while_loop at .*test_adjoints.py.* Use a scan, or a fori_loop",
+            r"'h' is inside the while_loop at .*test_adjoints.py.* use a fori_loop .* or a scan",
         ),
         (lambda x, w: jnp.sum(own(x)), "h", r"'h' is inside 'custom_jvp_call'.*test_adjoints.py"),
     ],

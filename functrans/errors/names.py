@@ -42,9 +42,10 @@ def hidden(labels: Sequence[str], primitive: Primitive) -> ValueError:
     said, line = ", ".join(map(repr, labels)), user_line()
     if str(primitive) == "while":
         return ValueError(
-            f"the value named {said} is inside the while_loop at {line}, which has no number of "
-            "steps to stack its values by. Use a scan, or a fori_loop between Python integers; or "
-            "name what goes in or comes out"
+            f"the value named {said} is inside the while_loop at {line}, whose number of steps is "
+            "not known, so that its values cannot be stacked. Name what goes in or comes out; or "
+            "use a fori_loop between Python integers, or a scan of the most steps that there may "
+            "be, with the body lax.cond(goes_on, step, stay, carry)"
         )
     return ValueError(
         f"the value named {said} is inside '{primitive}', whose derivative is not that of the "
