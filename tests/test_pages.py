@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +69,43 @@ def test_an_answer_follows_its_exercise(notebook: Path) -> None:
         assert texts[k].startswith(f"# @title Answer {number}\n")
         assert f"\n**{number}." in "\n" + texts[k - 1]
         assert stored[k]["metadata"]["mystnb"]["code_prompt_show"] == f"Answer {number}"
+
+
+SHOWS_CODE = [path for path in NOTEBOOKS if "getsource(" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("notebook", SHOWS_CODE, ids=lambda path: path.stem)
+def test_the_code_that_a_tutorial_prints_is_that_of_today(notebook: Path) -> None:
+    """We run the statements that print sources, and no others. If this fails, run the notebook."""
+    shown: list[dict] = []
+    names: dict[str, Any] = {"Markdown": lambda text: {"text/markdown": text}, "pathlib": pathlib}
+    names["display"] = lambda data, raw=False: shown.append(data)
+    count = 0
+    for cell in cells(notebook, "code")[1:]:  # the first one installs, and imports `pathlib`
+        shown.clear()
+        for statement in ast.parse("".join(cell["source"])).body:
+            if prints_sources(statement, names):
+                exec(compile(ast.unparse(statement), str(notebook), "exec"), names)
+        stored = [output["data"] for output in cell["outputs"] if "data" in output]
+        stored = [data for data in stored if "```python" in "".join(data.get("text/markdown", ""))]
+        assert len(shown) == len(stored), cell["source"]
+        count += len(shown)
+        for today, before in zip(shown, stored, strict=True):
+            assert {kind: "".join(before[kind]) for kind in today} == today
+    assert count > 0
+
+
+def prints_sources(statement: ast.stmt, names: dict) -> bool:
+    """What prints a source, or what it needs: an import, a function that reads sources."""
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        modules = [getattr(statement, "module", None) or statement.names[0].name]
+        return modules[0].partition(".")[0] in ("functrans", *sys.stdlib_module_names)
+    text = ast.unparse(statement)
+    if text.startswith(("def show(", "source = ")):
+        return "getsource(" in text
+    return text.startswith("display(Markdown(f'```python") or (
+        text.startswith("show(") and "show" in names
+    )
 
 
 def test_the_first_tutorial_shows_five_libraries() -> None:
