@@ -224,7 +224,9 @@ general(eigh_p, eigh_jvp)
 # is added that out of them, which is (1 - U U^H) A_dot V S^-1; and so for V, with A_dot^H.
 #
 # The vectors of the complement, which full matrices have besides, are orthogonal to the others: for
-# them C^H U + U^H C = 0 gives U^H C_dot = -U_dot^H C. Two or more are any basis of it.
+# them C^H U + U^H C = 0 gives U^H C_dot = -U_dot^H C. Two or more are any basis of it: C^H C_dot is
+# arbitrary. A function of the projector C C^H alone would not see it, and its cotangent C_bar has a
+# Hermitian C_bar^T C; but so it may be at one point for other functions, and no tangent tells.
 def svd_jvp(primals, tangents, *, full_matrices, compute_uv, subset_by_index, **params):
     (a,), (a_dot,) = primals, tangents
     m, n = a.shape[-2:]
