@@ -68,7 +68,7 @@ def staged(fun: Callable, *args: Any) -> ClosedJaxpr:
     return stage(lambda *xs: (list(fun(*xs)), None), avals, jx.debug_info("test", fun))[0]
 
 
-X = np.linspace(0.1, 1.0, 8, dtype=np.float32).reshape(2, 4)
+X = np.linspace(0.1, 1.0, 128, dtype=np.float32).reshape(32, 4)
 W = np.linspace(-1.0, 1.0, 16, dtype=np.float32).reshape(4, 4)
 
 
@@ -84,12 +84,15 @@ def test_what_it_costs_to_do_an_equation_again() -> None:
     """In eighths of a byte that is kept."""
     table = [
         (lambda x: [lax.mul(x, x)], 0),
-        (lambda x: [lax.broadcast_in_dim(x, (3, 2, 4), (1, 2))], 0),
-        (lambda x: [lax.exp(x)], 4 * 32),  # half of what it costs to keep 32 bytes
-        (lambda x: [lax.reduce_sum(x, (0,))], 32),
-        (lambda x: [slope(x)], 4 * 32),
-        (lambda x: jax.jit(lambda x: [lax.sin(x) * lax.cos(x)])(x), 8 * 32),
-        (lambda x: [lax.cond(True, lax.sin, lax.neg, x)], 4 * 32),
+        (lambda x: [lax.broadcast_in_dim(x, (3, 32, 4), (1, 2))], 0),
+        (lambda x: [lax.exp(x)], 4 * 512),  # half of what it costs to keep 512 bytes
+        (lambda x: [lax.cos(x)], 16 * 512),
+        (lambda x: [lax.exp(x[0])], None),  # few numbers
+        (lambda x: [lax.reduce_sum(x, (0,))], 512),
+        (lambda x: [slope(x)], 4 * 512),
+        (lambda x: [slope(x[0])], None),
+        (lambda x: jax.jit(lambda x: [lax.tanh(x) * lax.exp(x)])(x), 8 * 512),
+        (lambda x: [lax.cond(True, lax.exp, lax.neg, x)], 4 * 512),
         (lambda x: [lax.dot(x, W)], None),
         (lambda x: jax.jit(lambda x: [lax.sin(x) @ W])(x), None),
         (lambda x: [lax.sort(x)], None),
@@ -105,12 +108,12 @@ def test_what_it_costs_to_do_an_equation_again() -> None:
         equation = staged(fun, X).jaxpr.eqns[-1]
         assert work(equation) == cost, equation
     with jax.enable_x64(True):  # a function of wide numbers costs as much as to keep them
-        assert work(only_equation(lambda x: [lax.exp(x)], X.astype(float))) == 8 * 64
+        assert work(only_equation(lambda x: [lax.exp(x)], X.astype(float))) == 8 * 1024
 
 
 def test_the_names_are_those_of_primitives() -> None:
     """Which this version of JAX has; `call` and `closed_call` are found where they are met."""
-    listed = cuts.IN_PASSING | cuts.FUNCTIONS | cuts.REDUCTIONS | cuts.CALLS
+    listed = cuts.IN_PASSING | cuts.FUNCTIONS | cuts.SINES | cuts.REDUCTIONS | cuts.CALLS
     assert listed - {primitive.name for primitive in RULES} <= {"call", "closed_call"}
 
 
@@ -152,11 +155,32 @@ CARRY = Prices((STACKED,), (STACKED,))
 
 def test_what_arithmetic_makes_of_others_is_made_again() -> None:
     def fun(c):
-        s = lax.sin(c)
+        s = lax.tanh(c)
         slope = lax.mul(s, lax.sub(1.0, s))
         return lax.dot(s, W), s, slope, lax.mul(slope, 3.0)
 
-    assert check(fun, 1, CARRY, X, want=["sin"]) == 32
+    assert check(fun, 1, CARRY, X, want=["tanh"]) == 512
+
+
+def test_a_sine_is_made_again_if_its_loop_needs_it_and_else_kept() -> None:
+    """Each kernel that reads a sine computes it: to keep one that the loop needs saves nothing."""
+
+    def fun(c):
+        z = lax.dot(c, W)
+        s = lax.sin(z)
+        return lax.dot(s, W), z, s, lax.cos(z)
+
+    check(fun, 1, CARRY, X, want=["dot_general", "cos"])
+
+
+def test_a_function_of_few_numbers_is_kept() -> None:
+    def fun(c):
+        z = lax.dot(c, W)
+        y = lax.tanh(z)
+        return lax.dot(y, W), z, y, lax.exp(z)
+
+    check(fun, 1, CARRY, X, want=["dot_general"])
+    check(fun, 1, CARRY, X[:2], want=["dot_general", "tanh", "exp"])
 
 
 def test_of_several_functions_of_one_value_the_value_is_kept() -> None:
@@ -183,8 +207,8 @@ def test_products_are_not_made_again() -> None:
 
     def fun(c):
         p = lax.dot(c, W)
-        q = lax.dot(lax.sin(p), W)
-        return q, lax.cos(p), lax.sin(p), lax.cos(q), lax.sin(q)
+        q = lax.dot(lax.tanh(p), W)
+        return q, lax.exp(p), lax.tanh(p), lax.exp(q), lax.tanh(q)
 
     check(fun, 1, CARRY, X, want=["dot_general", "dot_general"])
 
@@ -208,27 +232,27 @@ def test_what_is_the_same_in_each_step_costs_nothing() -> None:
     """And what is at hand in each step costs little: both serve to make others."""
 
     def fun(k, c, x):
-        s = lax.sin(k)
+        s = lax.tanh(k)
         z = lax.dot(c, W)
-        return z, lax.mul(x, s), lax.mul(lax.cos(x), z), lax.mul(lax.mul(z, x), s)
+        return z, lax.mul(x, s), lax.mul(lax.exp(x), z), lax.mul(lax.mul(z, x), s)
 
     prices = Prices((FIXED, STACKED, THERE), (STACKED,))
-    check(fun, 1, prices, X, X + 1, X + 2, want=["sin", "dot_general", "input"])
+    check(fun, 1, prices, X, X + 1, X + 2, want=["tanh", "dot_general", "input"])
 
 
 def test_a_result_that_is_there_serves() -> None:
     def fun(c):
-        y = lax.sin(c)
+        y = lax.tanh(c)
         return c, y, lax.mul(y, y), lax.sub(1.0, y)
 
-    check(fun, 2, Prices((STACKED,), (STACKED, THERE)), X, want=["sin"])
+    check(fun, 2, Prices((STACKED,), (STACKED, THERE)), X, want=["tanh"])
 
 
 def test_a_broadcast_is_made_again() -> None:
     """Of what is the same in each step, too: what is larger than its origin is not kept."""
 
     def fun(k, c):
-        wide = lax.broadcast_in_dim(k, (2, 4), (1,))
+        wide = lax.broadcast_in_dim(k, c.shape, (1,))
         return lax.dot(lax.add(c, wide), W), lax.add(c, wide), lax.mul(c, wide)
 
     prices = Prices((FIXED, STACKED), (STACKED,))
@@ -238,7 +262,7 @@ def test_a_broadcast_is_made_again() -> None:
 def test_a_call_of_what_is_cheap_is_made_again_as_a_call() -> None:
     def fun(c):
         z = lax.dot(c, W)
-        return z, jax.jit(lambda z: lax.sin(z) * lax.cos(z))(z), slope(z), lax.exp(z)
+        return z, jax.jit(lambda z: lax.tanh(z) * lax.exp(z))(z), slope(z), lax.exp(z)
 
     check(fun, 1, CARRY, X, want=["dot_general"])
 
@@ -246,15 +270,15 @@ def test_a_call_of_what_is_cheap_is_made_again_as_a_call() -> None:
 def test_a_call_of_what_is_not_is_looked_into() -> None:
     @jax.jit
     def layer(c):
-        z = lax.dot(lax.sin(c), W)
-        return lax.tanh(z), lax.exp(z), lax.cos(c)
+        z = lax.dot(lax.tanh(c), W)
+        return lax.tanh(z), lax.exp(z), lax.exp(c)
 
-    check(lambda c: layer(c)[:1] + layer(c), 1, CARRY, X, want=["cos", "dot_general"])
+    check(lambda c: layer(c)[:1] + layer(c), 1, CARRY, X, want=["exp", "dot_general"])
 
 
 def test_of_an_equation_one_result_may_be_kept_and_another_made_again() -> None:
     """The small one, since to make it would take a function of the large one."""
-    both = jax.jit(lambda z: (lax.sin(z), lax.reduce_sum(lax.mul(z, z), (0, 1))))
+    both = jax.jit(lambda z: (lax.tanh(z), lax.reduce_sum(lax.mul(z, z), (0, 1))))
 
     def fun(c):
         z = lax.dot(c, W)
@@ -262,7 +286,7 @@ def test_of_an_equation_one_result_may_be_kept_and_another_made_again() -> None:
         return lax.dot(large, W) * small, lax.exp(z), large, small, lax.cosh(z)
 
     kept = check(fun, 1, CARRY, X, want=["jit", "dot_general"])
-    assert kept == 32 + 4
+    assert kept == 512 + 4
 
 
 def test_what_has_an_effect_is_done_once() -> None:
@@ -270,7 +294,7 @@ def test_what_has_an_effect_is_done_once() -> None:
 
     def fun(c):
         z = io_callback(lambda c: (asked.append(1), c)[1], jax.typeof(c), c)
-        return c, lax.sin(z), lax.cos(z), lax.mul(z, 2.0)
+        return c, lax.tanh(z), lax.exp(z), lax.mul(z, 2.0)
 
     first = staged(fun, X)
     second = doubling(first.out_avals[1:])
@@ -312,14 +336,14 @@ WRAPS: dict[str, Callable] = {"plain": lambda f: f, "jit": jax.jit}
 
 @pytest.mark.parametrize("wrap", WRAPS)
 def test_a_loop_keeps_the_products_and_its_carry(wrap: str) -> None:
-    """Four arrays a step, also where the layers are calls."""
+    """And the slopes of the sines: eight arrays a step, also where the layers are calls."""
 
     def fun(w, x):
         return loop(WRAPS[wrap], w, x)
 
     args = array(16, 16), array(32, 16)
     sizes = [r.shape for r in ft.saved_residuals(fun, *args) if r.shape[:1] == (40,)]
-    assert sizes == [(40, 32, 16)] * 4
+    assert sizes == [(40, 32, 16)] * 8
     assert temporary_memory(ft.grad(fun), *args) <= 0.35 * temporary_memory(jax.grad(fun), *args)
 
 

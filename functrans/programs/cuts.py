@@ -53,9 +53,12 @@ IN_PASSING = _named("""
 """)
 # These take a while for each number of the result:
 FUNCTIONS = _named("""
-    acos acosh asin asinh atan atan2 atanh cbrt cos cosh erf erfc exp exp2 expm1 gather log log1p
-    logistic pow rem rsqrt sin sinh sqrt tan tanh
+    acos acosh asin asinh atan atan2 atanh cbrt cosh erf erfc exp exp2 expm1 gather log log1p
+    logistic pow rem rsqrt sinh sqrt tan tanh
 """)
+# These take five times as long, but XLA thinks them cheap: each kernel that reads the result
+# evaluates them for itself.
+SINES = _named("cos sin")
 # These read many numbers for each number of the result:
 REDUCTIONS = _named("""
     argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor
@@ -70,6 +73,7 @@ def work(equation: JaxprEqn) -> int | None:
     The unit is an eighth of the cost of keeping a byte, that is of writing and reading it.  To
     evaluate a function of numbers of 4 bytes costs half as much as to keep them.  For numbers of
     8 bytes the two cost the same, for a processor computes half as many at a time, in more steps.
+    A function of few numbers takes as long as one of `FEW`: there we keep the result.
     """
     name = equation.primitive.name
     if equation.effects:
@@ -77,9 +81,10 @@ def work(equation: JaxprEqn) -> int | None:
     if name in CALLS:
         inner = [work(e) for program in jaxprs_in_params(equation.params) for e in program.eqns]
         return None if None in inner else sum(filter(None, inner))
-    if name in FUNCTIONS:
-        avals: list[Any] = [variable.aval for variable in equation.outvars]
-        return sum(_size(aval) * aval.dtype.itemsize for aval in avals)
+    if name in FUNCTIONS | SINES:
+        aval: Any = equation.outvars[0].aval
+        cost = _size(aval) * aval.dtype.itemsize
+        return None if aval.size < FEW else 4 * cost if name in SINES else cost
     if name in REDUCTIONS:
         return sum(map(size, equation.invars))
     return 0 if name in IN_PASSING else None
@@ -94,6 +99,8 @@ def size(atom: Any) -> int:
 def _size(aval: Any) -> int:
     return aval.size * aval.dtype.itemsize if hasattr(aval, "dtype") else 0
 
+
+FEW = 64
 
 FIXED, THERE, SHARED, STACKED = 0, 2, 7, 8
 """The cost of keeping a byte: of a value that is the same in each step of a loop; of one that is
@@ -185,8 +192,11 @@ def least(jaxpr: Jaxpr, read: Sequence[Var], prices: Prices) -> list[Var]:
             node.setdefault(var, 2 * len(node) + 2)
         for var in outs:
             edges |= {(node[a] + 1, node[var]): None for a in given}
-            # An equation that the first half no longer needs runs once, and not twice.
-            edges[SOURCE, node[var]] = 0 if cost is not None and var not in needed else cost
+            # An equation that the first half no longer needs runs once, and not twice.  A sine
+            # that it needs runs twice in any case, in two kernels; and another one once, where the
+            # first half keeps it, but several times in the kernels of the second.
+            is_free = (var in needed) == (equation.primitive.name in SINES)
+            edges[SOURCE, node[var]] = 0 if cost is not None and is_free else cost
     for var, n in node.items():
         edges[n, n + 1] = price(var, makers.get(var))
         if var not in makers:
