@@ -111,15 +111,16 @@ def linearize(
 
 def _record(run: Callable, primals: Sequence, moving: Sequence[bool], info: Any, apart: bool):
     """`run(trace, primals, tangents) -> (ys, y_dots, aux)`, with a tape for the tangents."""
-    tape, avals = RecordingTrace(jx.current_trace(), apart), [values.typeof(x) for x in primals]
-    try:
-        new = [tape.new_input(values.tangent_aval(aval)) for aval in values.pick(avals, moving)]
-        tangents = values.with_zeros(new, moving, avals)
+    tape, avals = RecordingTrace(jx.current_trace(), apart), [*map(values.typeof, primals)]
+
+    def linear(*tracers):
+        tangents = values.with_zeros(tracers, moving, avals)
         ys, y_dots, aux = run(LinearizeTrace(tape), primals, tangents)
         moved = values.moving(y_dots)
-        jaxpr, residuals = tape.finish(values.pick(y_dots, moved), info)
-    finally:
-        tape.invalidate()
+        return values.pick(y_dots, moved), (ys, moved, aux)
+
+    dot_avals = map(values.tangent_aval, values.pick(avals, moving))
+    jaxpr, residuals, (ys, moved, aux) = tape.record(linear, dot_avals, info)
     # If the program multiplies before it broadcasts, its transpose sums before it multiplies.
     return ys, aux, LinearProgram(strengthened(broadcast_last(jaxpr), residuals), residuals, moved)
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, set_current_trace
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from functrans import caches, values
 from functrans import jaxpr as jx
@@ -156,14 +156,8 @@ def _apply(
 
 def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> list:
     """Pull cotangents back through a linear function of flat lists with inputs of these types."""
-    tape = RecordingTrace(jx.current_trace())
-    inputs = [tape.new_input(aval) for aval in avals]
-    try:
-        with set_current_trace(tape):
-            outs = fun(*inputs)
-        jaxpr, residuals = tape.finish(outs, jx.debug_info("linear_transpose", fun))
-    finally:
-        tape.invalidate()
+    tape, info = RecordingTrace(jx.current_trace()), jx.debug_info("linear_transpose", fun)
+    jaxpr, residuals, _ = tape.record(lambda *xs: (fun(*xs), None), avals, info)
     jaxpr, pull = strengthened(jaxpr, residuals), jx.within("transpose", transpose)
     return pull(jaxpr, [*residuals, *map(Linear, avals)], cotangents)
 

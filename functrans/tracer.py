@@ -23,7 +23,7 @@ reads equations and pushes tangents through them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.core
@@ -86,9 +86,21 @@ class StagingTrace(Trace):
         self.equations: list[JaxprEqn] = []
         self.constants: dict[int, tuple[Var, Any]] = {}
 
-    def new_input(self, aval: Any, source: Any = None) -> Tracer:
-        self.inputs.append(Var(aval))
-        return Tracer(self, self.inputs[-1], source)
+    def record(
+        self, fun: Callable, avals: Iterable, debug_info: Any, source: Any = None
+    ) -> tuple[Jaxpr, list, Any]:
+        """Run `fun` on new inputs: the jaxpr and the constants of `finish`, and the rest.
+
+        `fun` takes a flat list and returns a pair: a flat list of outputs, and anything else. Then
+        the trace ends. `source` is the line of the inputs.
+        """
+        self.inputs = [*map(Var, avals)]
+        try:
+            with set_current_trace(self):
+                outputs, rest = fun(*[Tracer(self, var, source) for var in self.inputs])
+            return *self.finish(outputs, debug_info), rest
+        finally:
+            self.invalidate()
 
     def owns(self, x: Any) -> bool:
         return isinstance(x, Tracer) and x._trace is self
@@ -228,14 +240,7 @@ def stage(
     `fun` takes a flat list and returns a pair: a flat list of outputs, and anything else, which
     `stage` returns beside the program. Arrays that `fun` closes over become constants.
     """
-    trace = StagingTrace()
     with source_info_util.reset_name_stack():
         source = source_info_util.current()
-        tracers = [trace.new_input(aval, source) for aval in avals]
-        try:
-            with set_current_trace(trace):
-                outputs, aux = fun(*tracers)
-            jaxpr, constants = trace.finish(outputs, debug_info)
-        finally:
-            trace.invalidate()
-    return jx.with_constants(jaxpr, constants), aux
+        jaxpr, constants, rest = StagingTrace().record(fun, avals, debug_info, source)
+    return jx.with_constants(jaxpr, constants), rest

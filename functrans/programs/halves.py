@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, set_current_trace
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from functrans import caches, values
 from functrans import jaxpr as jx
@@ -128,17 +128,15 @@ def divided(program: ClosedJaxpr, linear: Flags, forced: Flags | None = None) ->
 
     def known_part(*known):
         tape = RecordingTrace(jx.current_trace())
-        try:
-            inputs = values.merge(known, map(tape.new_input, linear_avals), linear)
-            with set_current_trace(tape):
-                outs = jx.evaluate(program, *inputs)
-            owned = map(tape.owns, outs)
-            pairs = zip(owned, forced or [False] * len(outs), strict=True)
+
+        def run(*tracers):
+            outs = jx.evaluate(program, *values.merge(known, tracers, linear))
+            pairs = zip(map(tape.owns, outs), forced or [False] * len(outs), strict=True)
             flags = tuple([is_owned or is_forced for is_owned, is_forced in pairs])
             known_outs, linear_outs = values.part(outs, flags)
-            jaxpr, residuals = tape.finish(linear_outs, info)
-        finally:
-            tape.invalidate()
+            return linear_outs, (known_outs, flags)
+
+        jaxpr, residuals, (known_outs, flags) = tape.record(run, linear_avals, info)
         return [*known_outs, *residuals], (jaxpr, flags)
 
     first, (jaxpr, flags) = stage(known_part, known_avals, info)

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, set_current_trace
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
 
 from functrans import caches, values
 from functrans import jaxpr as jx
@@ -178,18 +178,18 @@ def apart(function: Callable, *linear: Any) -> Any:
     It may return other things besides linear values; `apart` returns those too.
     """
     tape = RecordingTrace(jx.current_trace())
-    try:
-        inputs = [tape.new_input(jax.typeof(x)) for x in linear]
-        with set_current_trace(tape):
-            leaves, structure = jax.tree.flatten(function(*inputs), is_leaf=_is_leaf)
+
+    def run(*tracers):
+        leaves, structure = jax.tree.flatten(function(*tracers), is_leaf=_is_leaf)
         owned = [tape.owns(x) for x in leaves]
-        info = jx.debug_info("strong_zeros", function)
-        jaxpr, residuals = tape.finish(values.pick(leaves, owned), info)
-    finally:
-        tape.invalidate()
+        known, outs = values.part(leaves, owned)
+        return outs, (known, owned, structure)
+
+    avals, info = map(jax.typeof, linear), jx.debug_info("strong_zeros", function)
+    jaxpr, residuals, (known, owned, structure) = tape.record(run, avals, info)
     program = strong_program(jx.with_constants(jaxpr, []), _after(residuals, jaxpr))
     outs = jx.evaluate(program, *residuals, *linear)
-    return jax.tree.unflatten(structure, values.merge(values.part(leaves, owned)[0], outs, owned))
+    return jax.tree.unflatten(structure, values.merge(known, outs, owned))
 
 
 def _is_leaf(x: Any) -> bool:
