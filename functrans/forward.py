@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.core
-from jax.extend.core import ClosedJaxpr, Literal, set_current_trace
+from jax.extend.core import ClosedJaxpr, set_current_trace
 from jax.extend.core.primitives import custom_jvp_call_p
 
 from functrans import appearance, caches, values
@@ -132,12 +132,9 @@ class ForwardTrace(Trace):
         pairs = zip(jaxpr.invars, tangents, strict=True)
         dots: Any = {v: self.dot_sink.enter(t) for v, t in pairs if type(t) is not Zero}
 
-        def moves(atom: jx.Atom) -> bool:
-            return type(atom) is not Literal and atom in dots
-
         for equation in jaxpr.eqns:
             xs = self.sink.read(equation.invars, known)
-            moving = tuple([moves(atom) for atom in equation.invars])
+            moving = jx.among(equation.invars, dots)
             if not any(moving):
                 ys = self.sink.bind(equation, xs)
             else:
@@ -147,8 +144,9 @@ class ForwardTrace(Trace):
                 dots.update(zip(values.pick(equation.outvars, moved), y_dots, strict=True))
             known.update(zip(equation.outvars, ys, strict=True))
         ys = [*map(self.sink.leave, self.sink.read(jaxpr.outvars, known))]
-        pairs = zip(ys, jaxpr.outvars, strict=True)
-        return ys, [self.dot_sink.leave(dots[a]) if moves(a) else Zero.like(y) for y, a in pairs]
+        moved = jx.among(jaxpr.outvars, dots)
+        y_dots = [self.dot_sink.leave(dots[atom]) for atom in values.pick(jaxpr.outvars, moved)]
+        return ys, values.with_zeros(y_dots, moved, [*map(jax.typeof, ys)])
 
     # Driver two: a running Python function.
 

@@ -14,7 +14,7 @@ Read next: `caches.py`, the memory of what was derived.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -248,6 +248,11 @@ def environment(program: ClosedJaxpr, inputs: Sequence[Any]) -> dict[Var, Any]:
     """The values of a program's variables before its first equation."""
     variables = [*program.jaxpr.constvars, *program.jaxpr.invars]
     return dict(zip(variables, [*program.consts, *inputs], strict=True))
+
+
+def among(atoms: Iterable[Atom], variables: Collection[Var]) -> tuple[bool, ...]:
+    """Which of the atoms are among these variables."""
+    return tuple([type(a) is not Literal and a in variables for a in atoms])
 
 
 def current_trace() -> Any:

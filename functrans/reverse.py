@@ -75,7 +75,7 @@ class Cotangents:
 
     def take(self, variables: Sequence[Var]) -> tuple[Flags, list]:
         """Which of the variables have a cotangent, and these cotangents; they are forgotten."""
-        moving = tuple([v in self.bars for v in variables])
+        moving = jx.among(variables, self.bars)
         return moving, [self.bars.pop(v) for v in values.pick(variables, moving)]
 
 

@@ -244,7 +244,7 @@ def _saved_between(
     again = giving(again, again.jaxpr.outvars)
     atoms = [*again.jaxpr.outvars, *(a for eqn in again.jaxpr.eqns for a in eqn.invars)]
     read = {atom for atom in atoms if isinstance(atom, Var)}
-    is_read = [var in read for var in again.jaxpr.invars[inputs:]]
+    is_read = jx.among(again.jaxpr.invars[inputs:], read)
     kept = values.pick(whole.jaxpr.outvars[count:], is_read)
     kept_avals = values.pick(saved_avals, is_read)
     end = inputs + len(kept)

@@ -280,7 +280,7 @@ def _meeting(program: ClosedJaxpr, inputs: Sequence, linear: Flags) -> Iterator[
     owned = {v for v, flag in zip(jaxpr.invars, linear, strict=True) if flag}
     for equation in jaxpr.eqns:
         xs = [a.val if type(a) is Literal else known[a] for a in equation.invars]
-        flags = tuple([type(a) is not Literal and a in owned for a in equation.invars])
+        flags = jx.among(equation.invars, owned)
         ys = jx.bind(equation, xs)
         known.update(zip(equation.outvars, ys, strict=True))
         if not any(flags):

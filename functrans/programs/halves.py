@@ -100,7 +100,7 @@ def reached_outputs(program: ClosedJaxpr, inputs: Flags) -> Flags:
     """For each output, whether it depends on one of these inputs; looks into calls."""
     jaxpr = program.jaxpr
     found = reached(jaxpr.eqns, values.pick(jaxpr.invars, inputs), depends)
-    return tuple([isinstance(atom, Var) and atom in found for atom in jaxpr.outvars])
+    return jx.among(jaxpr.outvars, found)
 
 
 class Divided(NamedTuple):

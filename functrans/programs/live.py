@@ -35,7 +35,7 @@ def live_and_free(equations: Sequence[JaxprEqn], outputs: Sequence[Any]) -> tupl
     for equation in reversed(equations):
         if equation.effects or not needed.keys().isdisjoint(equation.outvars):
             if len(equation.outvars) > 1 and not equation.effects:
-                wanted = tuple([variable in needed for variable in equation.outvars])
+                wanted = jx.among(equation.outvars, needed)
                 equation = equation if all(wanted) else trimmed(equation, wanted)
             kept.append(equation)
             for variable in equation.outvars:
@@ -71,7 +71,7 @@ def reading(program: ClosedJaxpr, outputs: Flags) -> tuple[ClosedJaxpr, Flags]:
     equations, outs = shorter.jaxpr.eqns, shorter.jaxpr.outvars
     read = {a for e in equations for a in e.invars if type(a) is not Literal}
     read.update(a for a in outs if type(a) is not Literal)
-    return shorter, tuple([variable in read for variable in shorter.jaxpr.invars])
+    return shorter, jx.among(shorter.jaxpr.invars, read)
 
 
 def taking(program: ClosedJaxpr, inputs: Flags) -> ClosedJaxpr:
@@ -122,7 +122,7 @@ def reached(
     """
     found = set(seeds)
     for equation in equations:
-        flags = [type(atom) is not Literal and atom in found for atom in equation.invars]
+        flags = jx.among(equation.invars, found)
         if any(flags):
             pairs = zip(equation.outvars, depends(equation, flags), strict=True)
             found.update(variable for variable, flag in pairs if flag)

@@ -119,7 +119,7 @@ def strong_program(program: ClosedJaxpr, linear: Flags) -> ClosedJaxpr:
     jaxpr, equations = program.jaxpr, []
     found = {*values.pick(jaxpr.invars, linear)}
     for equation in jaxpr.eqns:
-        flags = tuple([type(atom) is not Literal and atom in found for atom in equation.invars])
+        flags = jx.among(equation.invars, found)
         if any(flags):
             pairs = zip(equation.outvars, depends(equation, flags), strict=True)
             found.update(variable for variable, flag in pairs if flag)

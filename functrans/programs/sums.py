@@ -177,7 +177,7 @@ def _exposed(equation: JaxprEqn, changing: Container) -> list[JaxprEqn]:
     found = _sums_of_products(jaxpr.eqns, reached(jaxpr.eqns, values.pick(jaxpr.invars, flags)))
     if body.consts or found.keys().isdisjoint(a for a in jaxpr.outvars if isinstance(a, Var)):
         return [equation]
-    is_sum = [isinstance(a, Var) and a in found for a in jaxpr.outvars]
+    is_sum = jx.among(jaxpr.outvars, found)
     is_sum = [s and jaxpr.outvars.count(a) == 1 for s, a in zip(is_sum, jaxpr.outvars, strict=True)]
     (kept, sums), (rest, outs) = (
         values.part(atoms, is_sum) for atoms in (jaxpr.outvars, equation.outvars)
