@@ -30,9 +30,8 @@ from functrans.signatures import of_the_arguments, typed_like
 from functrans.transforms import jvp, linearize, vjp, with_gradient
 
 
-def basis_vector(leaves: Sequence, i: Any) -> list:
-    """The `i`-th vector of the standard basis of the space of these arrays."""
-    avals = [jax.typeof(leaf) for leaf in leaves]
+def basis_vector(avals: Sequence, i: Any) -> list:
+    """The `i`-th vector of the standard basis of the space of arrays of these types."""
     starts = [sum(a.size for a in avals[:k]) for k in range(len(avals))]
     return [
         (values.placed(jnp.arange(a.size).reshape(a.shape), a) == i - start).astype(a.dtype)
@@ -40,22 +39,21 @@ def basis_vector(leaves: Sequence, i: Any) -> list:
     ]
 
 
-def over_basis(linear: Callable, leaves: Sequence, chunk_size: int | None) -> Any:
+def over_basis(linear: Callable, avals: Sequence, chunk_size: int | None) -> Any:
     """Stack `linear(e_i)` for each vector of the basis, at most `chunk_size` of them at a time."""
-    basis = jnp.arange(sum(jax.typeof(leaf).size for leaf in leaves))
+    basis = jnp.arange(sum(a.size for a in avals))
     if chunk_size is None or checks.chunk_size(chunk_size) >= len(basis):
-        rest, products = first_products(linear, [*map(jax.typeof, leaves)])
+        rest, products = first_products(linear, avals)
 
         def at(i, *products):
-            return jx.evaluate(rest, *basis_vector(leaves, i), *products)
+            return jx.evaluate(rest, *basis_vector(avals, i), *products)
 
         return jax.vmap(at)(basis, *products)
-    return lax.map(lambda i: linear(basis_vector(leaves, i)), basis, batch_size=chunk_size)
+    return lax.map(lambda i: linear(basis_vector(avals, i)), basis, batch_size=chunk_size)
 
 
-def split_basis(stacked: Any, leaves: Sequence, axis: int) -> list:
-    """Undo the stacking: for each leaf, the axis `axis` becomes the axes of that leaf."""
-    avals = [jax.typeof(leaf) for leaf in leaves]
+def split_basis(stacked: Any, avals: Sequence, axis: int) -> list:
+    """Undo the stacking: for each type, the axis `axis` becomes the axes of that type."""
     parts = lax.split(stacked, [a.size for a in avals], axis)
     before, after = stacked.shape[:axis], stacked.shape[axis + 1 :]
     return [part.reshape(before + a.shape + after) for part, a in zip(parts, avals, strict=True)]
@@ -80,25 +78,32 @@ def _jacobian_at(fun, name, mode, argnums, has_aux, chunk_size, holomorphic, all
         out, linear, *aux = mode(partial, *selected, has_aux=has_aux)
         if by_rows or holomorphic:  # columns may have any type
             checks.outputs(name, out, holomorphic)
+        out_tree, in_tree = tree.structure(out), tree.structure(point)
         with linear.width():
-            blocks = (_rows if by_rows else _columns)(linear, selected, out, chunk_size)
-        jacobian = tree.unflatten(
-            tree.structure(out), [tree.unflatten(tree.structure(point), row) for row in blocks]
-        )
+            if by_rows:
+                rows = _blocks(linear, out, selected, 0, chunk_size)
+                blocks = [[row[i] for row in rows] for i in range(out_tree.num_leaves)]
+            else:
+                blocks = _blocks(linear, selected, out, -1, chunk_size)
+        jacobian = tree.unflatten(out_tree, [tree.unflatten(in_tree, row) for row in blocks])
         return answer(name, out, jacobian, aux)
 
     return of_the_arguments(fun, name, "Jacobian", jacobian_at)
 
 
-def _columns(pushforward: Callable, primals: tuple, out: Any, chunk_size: int | None) -> list:
-    """The blocks of the Jacobian, a list for each output, from its columns `J e_i`."""
-    leaves, in_tree = tree.flatten(primals)
+def _blocks(linear: Any, source: Any, target: Any, axis: int, chunk_size: int | None) -> list:
+    """For each leaf of `target`, its derivatives along the basis of each leaf of `source`.
 
-    def column(vector):
-        return tree.leaves(pushforward(*tree.unflatten(in_tree, vector)))
+    The axes of the basis are the first (`axis=0`: rows `e_i^T J`) or the last (`-1`: `J e_i`).
+    """
+    leaves, structure = tree.flatten(source)
+    avals = [*map(jax.typeof, leaves)]
 
-    columns = map(_typed_like, over_basis(column, leaves, chunk_size), tree.leaves(out))
-    return [split_basis(jnp.moveaxis(c, 0, -1), leaves, c.ndim - 1) for c in columns]
+    def at(vector):
+        return tree.leaves(linear.at(tree.unflatten(structure, vector)))
+
+    stacked = map(_typed_like, over_basis(at, avals, chunk_size), tree.leaves(target))
+    return [split_basis(jnp.moveaxis(x, 0, axis), avals, axis % x.ndim) for x in stacked]
 
 
 def _typed_like(derivatives: Any, value: Any) -> Any:
@@ -106,18 +111,6 @@ def _typed_like(derivatives: Any, value: Any) -> Any:
     aval = jax.typeof(value)
     same = values.is_differentiable(aval) and not aval.weak_type
     return derivatives if same else values.cast(derivatives, aval)
-
-
-def _rows(pullback: Callable, primals: tuple, out: Any, chunk_size: int | None) -> list:
-    """The blocks of the Jacobian, a list for each output, from its rows `e_i^T J`."""
-    leaves, out_tree = tree.flatten(out)
-
-    def row(covector):
-        return tree.leaves(pullback(tree.unflatten(out_tree, covector)))
-
-    rows = map(_typed_like, over_basis(row, leaves, chunk_size), tree.leaves(primals))
-    by_input = [split_basis(r, leaves, 0) for r in rows]
-    return [[blocks[i] for blocks in by_input] for i in range(len(leaves))]
 
 
 def value_and_jacfwd(
