@@ -28,7 +28,7 @@ from functrans import jaxpr as jx
 from functrans import values
 from functrans.errors import checks
 from functrans.errors.tracebacks import with_short_traceback
-from functrans.reverse import transpose, transpose_function
+from functrans.reverse import transpose
 from functrans.tracer import stage
 from functrans.values import Flags, Linear
 
@@ -79,6 +79,7 @@ class LinearFunction:
 
         return stage(run, program.in_avals, program.jaxpr.debug_info)[0]
 
+    @with_short_traceback
     def at(self, vector: Any) -> Any:
         """The value at a tangent or a cotangent, checked."""
         apply = self.compiled or functools.partial(self.apply, self.spec)
@@ -118,12 +119,14 @@ class Pushforward(LinearFunction):
 class Pullback(LinearFunction):
     """`y_bar -> J^T y_bar`, from `vjp`; call it with a cotangent of the output."""
 
+    called: ClassVar[checks.LinearCall] = checks.PULLBACK
+
     def __call__(self, cotangent: Any) -> Any:
         return self.at(cotangent)
 
-    @staticmethod
-    def apply(spec, residuals, vector):
-        given = checks.linear_input(checks.PULLBACK, spec.out_tree, spec.out_avals, vector)
+    @classmethod
+    def apply(cls, spec, residuals, vector):
+        given = checks.linear_input(cls.called, spec.out_tree, spec.out_avals, vector)
         inputs = map(Linear, values.pick(spec.in_avals, spec.moving))
         y_bars = values.pick(given, spec.moved)
         x_bars = jx.within("transpose", transpose)(spec.jaxpr, [*residuals, *inputs], y_bars)
@@ -133,17 +136,7 @@ class Pullback(LinearFunction):
 
 @register_dataclass
 @dataclass(frozen=True, repr=False, eq=False)
-class Transposed(LinearFunction):
+class Transposed(Pullback):
     """`y_bar -> A^T y_bar`, from `linear_transpose` of `A`; its `jaxpr` is that of `A`."""
 
-    @with_short_traceback
-    def __call__(self, cotangent: Any) -> Any:
-        return self.at(cotangent)
-
-    @staticmethod
-    def apply(spec, residuals, vector):
-        given = checks.linear_input(checks.TRANSPOSE, spec.out_tree, spec.out_avals, vector)
-        # On a tape, so that the nonlinear work inside a call runs now.
-        linear = functools.partial(jx.evaluate, jx.with_constants(spec.jaxpr, residuals))
-        x_bars = transpose_function(linear, spec.in_avals, given)
-        return tree.unflatten(spec.in_tree, map(values.result, x_bars))
+    called = checks.TRANSPOSE

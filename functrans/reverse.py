@@ -154,12 +154,18 @@ def _apply(
     return moved, [*map(sink.enter, values.pick(x_bars, moved))]
 
 
-def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> list:
-    """Pull cotangents back through a linear function of flat lists with inputs of these types."""
+def recorded(fun: Callable, avals: Sequence) -> tuple[Jaxpr, list]:
+    """A linear function of flat lists, as a jaxpr of `(*residuals, *inputs)`, and its residuals."""
     tape, info = RecordingTrace(jx.current_trace()), jx.debug_info("linear_transpose", fun)
     jaxpr, residuals, _ = tape.record(lambda *xs: (fun(*xs), None), avals, info)
-    jaxpr, pull = strengthened(jaxpr, residuals), jx.within("transpose", transpose)
-    return pull(jaxpr, [*residuals, *map(Linear, avals)], cotangents)
+    return strengthened(jaxpr, residuals), residuals
+
+
+def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> list:
+    """Pull cotangents back through a linear function of flat lists with inputs of these types."""
+    jaxpr, residuals = recorded(fun, avals)
+    inputs = [*residuals, *map(Linear, avals)]
+    return jx.within("transpose", transpose)(jaxpr, inputs, cotangents)
 
 
 @caches.by_program

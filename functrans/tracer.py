@@ -86,19 +86,17 @@ class StagingTrace(Trace):
         self.equations: list[JaxprEqn] = []
         self.constants: dict[int, tuple[Var, Any]] = {}
 
-    def record(
-        self, fun: Callable, avals: Iterable, debug_info: Any, source: Any = None
-    ) -> tuple[Jaxpr, list, Any]:
+    def record(self, fun: Callable, avals: Iterable, info: Any) -> tuple[Jaxpr, list, Any]:
         """Run `fun` on new inputs: the jaxpr and the constants of `finish`, and the rest.
 
         `fun` takes a flat list and returns a pair: a flat list of outputs, and anything else. Then
-        the trace ends. `source` is the line of the inputs.
+        the trace ends.
         """
-        self.inputs = [*map(Var, avals)]
+        self.inputs, source = [*map(Var, avals)], source_info_util.current()
         try:
             with set_current_trace(self):
                 outputs, rest = fun(*[Tracer(self, var, source) for var in self.inputs])
-            return *self.finish(outputs, debug_info), rest
+            return *self.finish(outputs, info), rest
         finally:
             self.invalidate()
 
@@ -241,6 +239,5 @@ def stage(
     `stage` returns beside the program. Arrays that `fun` closes over become constants.
     """
     with source_info_util.reset_name_stack():
-        source = source_info_util.current()
-        jaxpr, constants, rest = StagingTrace().record(fun, avals, debug_info, source)
+        jaxpr, constants, rest = StagingTrace().record(fun, avals, debug_info)
     return jx.with_constants(jaxpr, constants), rest

@@ -28,6 +28,7 @@ from functrans.forward import forward
 from functrans.jit import Jitted, transformed, transformed_at_primals
 from functrans.linear_functions import LinearFunction, Pullback, Pushforward, Spec, Transposed
 from functrans.linearize import linearize as linearize_flat
+from functrans.reverse import recorded
 from functrans.signatures import of_the_arguments, typed_like
 from functrans.tracer import stage
 
@@ -260,12 +261,13 @@ def linear_transpose(fun: Callable, *primals: Any, reduce_axes: Sequence = ()) -
     leaves, in_tree = tree.flatten(primals)
     avals = [checks.type_of("linear_transpose", x) for x in leaves]
     flat = Flat(fun, in_tree)
-    program, _ = stage(flat, avals, jx.debug_info("linear_transpose", fun))
-    checks.linear_types([*avals, *program.out_avals])
-    jaxpr, constants = jx.constants_first(program, [])
-    ins, outs = (True,) * len(avals), (True,) * len(program.out_avals)
-    spec = Spec(jaxpr, ins, outs, in_tree, flat.out_tree, avals, program.out_avals)
-    return Transposed(constants, spec)
+    # On a tape, so that work on other values runs now.
+    jaxpr, residuals = recorded(lambda *xs: flat(*xs)[0], avals)
+    out_avals = [atom.aval for atom in jaxpr.outvars]
+    checks.linear_types([*avals, *out_avals])
+    ins, outs = (True,) * len(avals), (True,) * len(out_avals)
+    spec = Spec(jaxpr, ins, outs, in_tree, flat.out_tree, avals, out_avals)
+    return Transposed(residuals, spec)
 
 
 def value_and_grad(
