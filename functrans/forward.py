@@ -81,9 +81,6 @@ class ForwardTracer(appearance.Tracer):
 class ForwardTrace(Trace):
     """Makes a pair of each operation; `parent` does the work."""
 
-    program_of: Callable = staticmethod(pushed_program)
-    """Stages what `apply` does, for a template."""
-
     def __init__(self, parent: Any):
         super().__init__()
         self.requires_low = False
@@ -96,7 +93,7 @@ class ForwardTrace(Trace):
 
         `x_dots` are the moving tangents, and `moving` says where they are.
         """
-        if programs := template(self.program_of, operation, moving):
+        if programs := self.template_of(operation, moving):
             return self.run(programs, operation, xs, x_dots)
         own_lines = operation.first_run and "subfuns" in operation.params
         with jx.in_place_of(operation.equation, own_lines=own_lines):
@@ -106,6 +103,9 @@ class ForwardTrace(Trace):
         moved = values.moving(y_dots)
         y_dots = map(self.dot_sink.enter, values.pick(y_dots, moved))
         return [*map(self.sink.enter, ys)], moved, [*y_dots]
+
+    def template_of(self, operation: Operation, moving: Flags) -> Any:
+        return template(pushed_program, operation, moving)
 
     def run(self, programs: Any, operation: Operation, xs: list, x_dots: list) -> tuple:
         """The same, by a template."""
@@ -149,9 +149,6 @@ class ForwardTrace(Trace):
         return ys, values.with_zeros(y_dots, moved, [*map(jax.typeof, ys)])
 
     # Driver two: a running Python function.
-
-    def owns(self, x: Any) -> bool:
-        return isinstance(x, ForwardTracer) and x._trace is self
 
     def primal(self, x: Any) -> Any:
         return x.primal if self.owns(x) else x

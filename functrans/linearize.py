@@ -18,11 +18,10 @@ Read next: `reverse.py`, which reads the linear jaxpr backwards.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, set_current_trace
+from jax.extend.core import ClosedJaxpr, Jaxpr, set_current_trace
 
 from functrans import caches, values
 from functrans import jaxpr as jx
@@ -31,7 +30,7 @@ from functrans.jaxpr import Operation
 from functrans.programs.broadcasts import broadcast_last
 from functrans.programs.strong import strengthened
 from functrans.rules import rule_of
-from functrans.templates import Writing
+from functrans.templates import Writing, template
 from functrans.tracer import RecordingTrace, stage
 from functrans.values import Flags
 
@@ -53,13 +52,10 @@ class Linearized(NamedTuple):
     moved: Flags
 
 
-def linearized_program(operation: Operation, moving: Flags, apart: bool = False) -> Linearized:
+def linearized_program(operation: Operation, moving: Flags, apart: bool) -> Linearized:
     """The meaning of one equation, in two programs."""
     info, avals = jx.debug_info("rule", operation.primitive.bind), operation.avals
     return _staged(lambda trace, *pair: trace.ask(operation, *pair), avals, moving, info, apart)
-
-
-_linearized_apart = functools.partial(linearized_program, apart=True)
 
 
 class LinearizeTrace(ForwardTrace):
@@ -69,10 +65,9 @@ class LinearizeTrace(ForwardTrace):
         super().__init__(tape.parent)
         self.tape, self.dot_sink = tape, Writing(tape)
 
-    def apply(self, operation, xs, moving, x_dots):
-        is_apart = self.tape.apart and rule_of(operation.primitive).carried
-        self.program_of = _linearized_apart if is_apart else linearized_program
-        return super().apply(operation, xs, moving, x_dots)
+    def template_of(self, operation, moving):
+        is_apart = self.tape.apart and rule_of(operation.primitive).carried is not None
+        return template(linearized_program, operation, moving, is_apart)
 
     def ask(self, operation, primals, tangents):
         primitive, params = operation.primitive, operation.params
@@ -85,14 +80,11 @@ class LinearizeTrace(ForwardTrace):
     def run(self, programs, operation, xs, x_dots):
         primal, linear, moved = programs
         outs, count = self.sink.run(primal, xs, operation.equation), len(moved)
-        residuals = map(self.residual, outs[count:], primal.out_avals[count:])
+        residuals = outs[count:]
+        if not isinstance(self.sink, Writing):  # the tape makes constants of values
+            residuals = map(self.tape.atom, residuals, primal.out_avals[count:])
         y_dots = self.dot_sink.run(linear, [*residuals, *x_dots], operation.equation)
         return outs[:count], moved, y_dots
-
-    def residual(self, handle: Any, aval: Any) -> jx.Atom:
-        """A residual as an atom of the tape: a variable of the parent, or a value."""
-        is_atom = type(handle) is Var or type(handle) is Literal
-        return handle if is_atom else self.tape.atom(handle, aval)
 
 
 def linearize(

@@ -165,7 +165,6 @@ class Writing(Sink):
 
     def __init__(self, trace: StagingTrace):
         self.trace, self.enter, self.leave = trace, trace.atom, trace.value
-        self.last: tuple = None, None  # an equation, and its place, which several calls ask for
 
     def read(self, atoms, known):
         return [a if type(a) is Literal else known[a] for a in atoms]
@@ -177,9 +176,7 @@ class Writing(Sink):
         return outputs
 
     def run(self, template, inputs, equation):
-        if equation is None or equation is not self.last[0]:
-            self.last = equation, jx.place_of(equation)
-        return self.copy(template, inputs, self.last[1])
+        return self.copy(template, inputs, jx.place_of(equation))
 
     def copy(self, template: Template, inputs: Sequence[Atom], at: Place | None) -> list[Atom]:
         """A template at one place; for `None`, each equation at its own line."""

@@ -60,6 +60,9 @@ class Trace(jax.core.Trace):
     `shard_map` has a staging rule of its own.
     """
 
+    def owns(self, x: Any) -> bool:
+        return isinstance(x, appearance.Tracer) and x._trace is self
+
     def process_custom_jvp_call(self, primitive, fun, jvp, args, /, **params):
         return self.process_primitive(primitive, args, {"subfuns": (fun, jvp), **params})
 
@@ -87,21 +90,28 @@ class StagingTrace(Trace):
         self.constants: dict[int, tuple[Var, Any]] = {}
 
     def record(self, fun: Callable, avals: Iterable, info: Any) -> tuple[Jaxpr, list, Any]:
-        """Run `fun` on new inputs: the jaxpr and the constants of `finish`, and the rest.
+        """Run `fun` on new inputs, and end the trace.
 
-        `fun` takes a flat list and returns a pair: a flat list of outputs, and anything else. Then
-        the trace ends.
+        `fun` takes a flat list and returns a pair: a flat list of outputs, and anything else.
+
+        Returns the jaxpr, its constants, which are its first inputs, and the rest.
         """
         self.inputs, source = [*map(Var, avals)], source_info_util.current()
         try:
             with set_current_trace(self):
                 outputs, rest = fun(*[Tracer(self, var, source) for var in self.inputs])
-            return *self.finish(outputs, info), rest
+            atoms = [self.atom(x) for x in outputs]
         finally:
             self.invalidate()
+        constants = self.finish(atoms)
+        jaxpr = jx.closed([*constants, *self.inputs], atoms, self.equations, info).jaxpr
+        return jaxpr, [*map(_canonical, constants.values())], rest
 
-    def owns(self, x: Any) -> bool:
-        return isinstance(x, Tracer) and x._trace is self
+    def finish(self, outputs: Sequence[Atom]) -> dict[Var, Any]:
+        """The constants that the jaxpr reads."""
+        read = {a for e in self.equations for a in e.invars if type(a) is not Literal}
+        read.update(a for a in outputs if type(a) is not Literal)
+        return {var: x for var, x in self.constants.values() if var in read}
 
     def atom(self, x: Any, aval: Any = None) -> Atom:
         """The atom for a value: its own, a literal for a Python or NumPy scalar, else a constant's.
@@ -146,18 +156,6 @@ class StagingTrace(Trace):
     def stage_value(self, x: Any, /) -> Tracer:
         """A tracer for a value, without an equation."""
         return x if self.owns(x) else Tracer(self, self.atom(x))
-
-    def finish(self, outputs: Sequence[Any], debug_info: Any) -> tuple[Jaxpr, list]:
-        """Return the jaxpr and its constants; these are its first inputs."""
-        atoms = [self.atom(x) for x in outputs]
-        read = {a for e in self.equations for a in e.invars if type(a) is not Literal}
-        read.update(a for a in atoms if type(a) is not Literal)
-        constants = {var: x for var, x in self.constants.values() if var in read}
-        return self.assemble(constants, atoms, debug_info)
-
-    def assemble(self, constants: dict[Var, Any], atoms: list, info: Any) -> tuple[Jaxpr, list]:
-        program = jx.closed([*constants, *self.inputs], atoms, self.equations, info)
-        return program.jaxpr, [*map(_canonical, constants.values())]
 
 
 class RecordingTrace(StagingTrace):
@@ -207,22 +205,17 @@ class RecordingTrace(StagingTrace):
     def stage_value(self, x, /):
         return x if self.owns(x) else self.parent.stage_value(x)
 
-    def finish(self, outputs, debug_info):
-        """Return the linear jaxpr and its residuals; these are its first inputs.
-
-        It leaves out the equations that no output needs, and their residuals.
-        """
-        atoms = [self.atom(x) for x in outputs]
-        equations, free = live_and_free(self.equations, atoms)
+    def finish(self, outputs):
+        """Leave out the equations that no output needs; return the residuals of the others."""
+        equations, free = live_and_free(self.equations, outputs)
         self.equations = jx.scoped_from(self.scope, equations)
         constants, inputs = dict(self.constants.values()), {*self.inputs}
-        residuals = {
+        assert each_depends(self.equations, inputs), "an equation does not read the tape"
+        return {
             v: constants[v] if v in constants else Tracer(self.parent, v)
             for v in free
             if v not in inputs
         }
-        assert each_depends(self.equations, inputs), "an equation does not read the tape"
-        return self.assemble(residuals, atoms, debug_info)
 
 
 def _canonical(x: Any) -> Any:
