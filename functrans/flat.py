@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax.core
 from jax import tree
 
 from functrans import jaxpr as jx
@@ -31,7 +30,6 @@ class Flat:
         self.__name__ = jx.name_of(fun)
         self.out_tree: Any = None
         self.aux_tree: Any = None
-        self.traced: list[bool] = []  # which leaves of `aux` are traced
 
     def __call__(self, *leaves: Any) -> tuple[list, list]:
         out, aux = self.fun(*tree.unflatten(self.in_tree, leaves)), None
@@ -39,13 +37,11 @@ class Flat:
             out, aux = checks.pair(out)
         outs, self.out_tree = tree.flatten(out)
         aux, self.aux_tree = tree.flatten(aux)
-        self.traced = [isinstance(x, jax.core.Tracer) for x in aux]
         checks.are_values(self.fun, outs)
         return outs, aux
 
     def result(self, outs: Sequence, second: Any, aux: Sequence) -> tuple:
         """`(output, second)`, or `(output, second, aux)`."""
-        aux = [values.result(x) if t else x for x, t in zip(aux, self.traced, strict=True)]
         rest = [tree.unflatten(self.aux_tree, aux)] if self.has_aux else []
         return tree.unflatten(self.out_tree, map(values.result, outs)), second, *rest
 

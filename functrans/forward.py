@@ -195,7 +195,8 @@ class ForwardTrace(Trace):
             with set_current_trace(self):
                 outs, aux = fun(*self.join(primals, moving, values.pick(tangents, moving)))
             y_dots = [x.tangent if self.owns(x) else Zero.like(x) for x in outs]
-            return [*map(self.primal, outs)], y_dots, [*map(self.primal, aux)]
+            kept = [values.result(x.primal) if self.owns(x) else x for x in aux]
+            return [*map(self.primal, outs)], y_dots, kept
         finally:
             self.invalidate()
 
@@ -209,7 +210,7 @@ class ForwardTrace(Trace):
 
         def body(*tracers):
             outs, aux = fun(*values.merge(fixed, tracers, traced))
-            kept = [values.is_value(x) for x in aux]
+            kept = [isinstance(x, jax.core.Tracer) for x in aux]
             rest, found = values.part(aux, kept)
             return [*outs, *found], (len(outs), kept, rest)
 
@@ -218,7 +219,7 @@ class ForwardTrace(Trace):
         if any(e.primitive is custom_jvp_call_p and e.params["num_consts"] for e in program.eqns):
             return None
         ys, y_dots = self.run_jaxpr(program, inputs, values.pick(tangents, traced), True)
-        return ys[:count], y_dots[:count], values.merge(rest, ys[count:], kept)
+        return ys[:count], y_dots[:count], values.merge(rest, map(values.result, ys[count:]), kept)
 
 
 def forward(fun: Callable, primals: Sequence, tangents: Sequence) -> tuple[list, list, list]:
