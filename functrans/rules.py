@@ -209,7 +209,8 @@ class LinearRule(Rule):
         self, transpose: Callable, argnums: int | Sequence | slice | None, jvp: Any = None
     ):
         self.single = isinstance(argnums, int)
-        self.argnums: Any = slice(None) if argnums is None else argnums
+        given = slice(None) if argnums is None else argnums
+        self.argnums: Any = (given,) if self.single else given
         self.pull = _reader(transpose)
         if jvp is not None:
             self.forward = General(jvp).forward
@@ -236,9 +237,7 @@ class LinearRule(Rule):
 
     def places(self, count: int) -> Sequence[int]:
         """The positions of the arguments in which the operation is linear."""
-        if isinstance(self.argnums, slice):
-            return range(count)[self.argnums]
-        return (self.argnums,) if self.single else self.argnums
+        return range(count)[self.argnums] if isinstance(self.argnums, slice) else self.argnums
 
     def is_linear(self, count):
         return len(self.places(count)) == count
@@ -387,20 +386,6 @@ def staging_rule(primitive: Any, simpler: Callable) -> None:
     { lambda ; a:f32[]. let  in (a,) }
     """
     STAGING_RULES[primitive] = simpler
-
-
-def without_name(declare: Callable[[], None]) -> Callable[[], None]:
-    """Declare primitives that JAX's public interface does not name.
-
-    `declare` finds them: it traces a function that binds them. If it fails with some version of
-    JAX, they have no rule; then an error says so where a program uses one, and not where a program
-    imports functrans.
-    """
-    try:
-        declare()
-    except Exception as error:
-        FAILURES.append(f"{declare.__module__}.{declare.__qualname__}: {error!r}")
-    return declare
 
 
 def zero(*primitives: Primitive) -> None:

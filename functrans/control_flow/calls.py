@@ -22,12 +22,12 @@ from jax.extend.core.primitives import call_p, closed_call_p
 
 from functrans import jaxpr as jx
 from functrans import values
-from functrans.derivatives.common import emitted, when_met
+from functrans.derivatives.common import emitted, when_met, without_name
 from functrans.forward import forward, jvp_jaxpr
 from functrans.linearize import LinearizeTrace
 from functrans.programs.halves import reached_outputs
 from functrans.reverse import transpose
-from functrans.rules import NotLinear, Rule, call, without_name
+from functrans.rules import NotLinear, Rule, call
 from functrans.values import Linear, Zero
 
 

@@ -28,14 +28,14 @@ from jax.interpreters import batching, mlir
 from functrans import jaxpr as jx
 from functrans import values
 from functrans.control_flow.calls import InlinedRule, pushed, recorded, transpose_inside
-from functrans.derivatives.common import emitted
+from functrans.derivatives.common import emitted, without_name
 from functrans.errors import operations
 from functrans.linearize import linearize
 from functrans.programs.halves import reached_outputs
 from functrans.programs.replay import replay
 from functrans.programs.strong import pushed_apart
 from functrans.reverse import transpose_function
-from functrans.rules import CALL, NotLinear, Rule, Trimmed, call, staging_rule, without_name
+from functrans.rules import CALL, NotLinear, Rule, Trimmed, call, staging_rule
 from functrans.values import Zero
 
 

@@ -30,9 +30,9 @@ from functrans import jaxpr as jx
 from functrans.control_flow.calls import pushed, recorded, transpose_inside
 from functrans.control_flow.custom import from_symbolic
 from functrans.control_flow.declared import PUSHES, rules_of
-from functrans.derivatives.common import emitted
+from functrans.derivatives.common import emitted, without_name
 from functrans.programs.halves import reached_outputs
-from functrans.rules import Rule, call, staging_rule, without_name
+from functrans.rules import Rule, call, staging_rule
 from functrans.tracer import stage
 from functrans.values import Zero
 

@@ -24,9 +24,9 @@ from jax.extend.core import Primitive
 from jax.lax.linalg import hessenberg, tridiagonal
 
 from functrans.control_flow.calls import pushed, recorded
-from functrans.derivatives.common import emitted
+from functrans.derivatives.common import emitted, without_name
 from functrans.derivatives.linalg import adjoint, diagonal, lower_part, matmul, upper_part
-from functrans.rules import Rule, call, without_name
+from functrans.rules import Rule, call
 
 
 # With x the part of column k that is below the diagonal, and alpha its first entry,

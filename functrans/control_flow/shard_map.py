@@ -38,8 +38,9 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from functrans import caches, values
 from functrans import jaxpr as jx
 from functrans.control_flow.base import CallRule, Roles, transposed_bodies
+from functrans.derivatives.common import without_name
 from functrans.programs.replay import replay
-from functrans.rules import call, staging_rule, without_name
+from functrans.rules import call, staging_rule
 from functrans.tracer import RecordingTrace, StagingTrace, stage
 from functrans.values import Flags
 

@@ -31,7 +31,6 @@ from functrans.rules import (
     cast,
     constant,
     full,
-    without_name,
 )
 
 
@@ -145,6 +144,20 @@ def unnamed(
     if not found and not optional:
         FAILURES.append(f"{name}: {reason}")
     return found[0] if found else Absent(name)
+
+
+def without_name(declare: Callable[[], None]) -> Callable[[], None]:
+    """Declare primitives that JAX's public interface does not name.
+
+    `declare` finds them: it traces a function that binds them. If it fails with some version of
+    JAX, they have no rule; then an error says so where a program uses one, and not where a program
+    imports functrans.
+    """
+    try:
+        declare()
+    except Exception as error:
+        FAILURES.append(f"{declare.__module__}.{declare.__qualname__}: {error!r}")
+    return declare
 
 
 def when_met(name: str) -> Callable[[Callable[[Primitive], None]], Callable[[Primitive], None]]:
