@@ -89,29 +89,23 @@ class StagingTrace(Trace):
         self.equations: list[JaxprEqn] = []
         self.constants: dict[int, tuple[Var, Any]] = {}
 
-    def record(self, fun: Callable, avals: Iterable, info: Any) -> tuple[Jaxpr, list, Any]:
-        """Run `fun` on new inputs, and end the trace.
+    def record(self, fun: Callable, avals: Iterable, debug_info: Any) -> tuple[Jaxpr, list, Any]:
+        """Run `fun` on new inputs, and end the trace: the results of `finish`, and the rest.
 
         `fun` takes a flat list and returns a pair: a flat list of outputs, and anything else.
-
-        Returns the jaxpr, its constants, which are its first inputs, and the rest.
         """
-        self.inputs, source = [*map(Var, avals)], source_info_util.current()
+        source = source_info_util.current()
+        tracers = [self.new_input(aval, source) for aval in avals]
         try:
             with set_current_trace(self):
-                outputs, rest = fun(*[Tracer(self, var, source) for var in self.inputs])
-            atoms = [self.atom(x) for x in outputs]
+                outputs, rest = fun(*tracers)
+            return *self.finish(outputs, debug_info), rest
         finally:
             self.invalidate()
-        constants = self.finish(atoms)
-        jaxpr = jx.closed([*constants, *self.inputs], atoms, self.equations, info).jaxpr
-        return jaxpr, [*map(_canonical, constants.values())], rest
 
-    def finish(self, outputs: Sequence[Atom]) -> dict[Var, Any]:
-        """The constants that the jaxpr reads."""
-        read = {a for e in self.equations for a in e.invars if type(a) is not Literal}
-        read.update(a for a in outputs if type(a) is not Literal)
-        return {var: x for var, x in self.constants.values() if var in read}
+    def new_input(self, aval: Any, source: Any = None) -> Tracer:
+        self.inputs.append(Var(aval))
+        return Tracer(self, self.inputs[-1], source)
 
     def atom(self, x: Any, aval: Any = None) -> Atom:
         """The atom for a value: its own, a literal for a Python or NumPy scalar, else a constant's.
@@ -156,6 +150,19 @@ class StagingTrace(Trace):
     def stage_value(self, x: Any, /) -> Tracer:
         """A tracer for a value, without an equation."""
         return x if self.owns(x) else Tracer(self, self.atom(x))
+
+    def finish(self, outputs: Sequence[Any], debug_info: Any) -> tuple[Jaxpr, list]:
+        """Return the jaxpr and its constants; these are its first inputs."""
+        atoms = [self.atom(x) for x in outputs]
+        constants = self.constants_for(atoms)
+        program = jx.closed([*constants, *self.inputs], atoms, self.equations, debug_info)
+        return program.jaxpr, [*map(_canonical, constants.values())]
+
+    def constants_for(self, outputs: Sequence[Atom]) -> dict[Var, Any]:
+        """The constants that the equations and the outputs read."""
+        read = {a for e in self.equations for a in e.invars if type(a) is not Literal}
+        read.update(a for a in outputs if type(a) is not Literal)
+        return {var: x for var, x in self.constants.values() if var in read}
 
 
 class RecordingTrace(StagingTrace):
@@ -205,8 +212,8 @@ class RecordingTrace(StagingTrace):
     def stage_value(self, x, /):
         return x if self.owns(x) else self.parent.stage_value(x)
 
-    def finish(self, outputs):
-        """Leave out the equations that no output needs; return the residuals of the others."""
+    def constants_for(self, outputs):
+        """The residuals, without the equations that no output needs, and what only these read."""
         equations, free = live_and_free(self.equations, outputs)
         self.equations = jx.scoped_from(self.scope, equations)
         constants, inputs = dict(self.constants.values()), {*self.inputs}
