@@ -52,7 +52,7 @@ class Linearized(NamedTuple):
     moved: Flags
 
 
-def linearized_program(operation: Operation, moving: Flags, apart: bool) -> Linearized:
+def linearized_program(operation: Operation, moving: Flags, apart: bool = False) -> Linearized:
     """The meaning of one equation, in two programs."""
     info, avals = jx.debug_info("rule", operation.primitive.bind), operation.avals
     return _staged(lambda trace, *pair: trace.ask(operation, *pair), avals, moving, info, apart)

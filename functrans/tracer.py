@@ -90,16 +90,16 @@ class StagingTrace(Trace):
         self.constants: dict[int, tuple[Var, Any]] = {}
 
     def record(self, fun: Callable, avals: Iterable, debug_info: Any) -> tuple[Jaxpr, list, Any]:
-        """Run `fun` on new inputs, and end the trace: the results of `finish`, and the rest.
+        """Run `fun` on new inputs, and end the trace: the results of `finish`, and `aux`.
 
-        `fun` takes a flat list and returns a pair: a flat list of outputs, and anything else.
+        `fun` takes a flat list and returns two things: a flat list of outputs, and `aux`.
         """
         source = source_info_util.current()
         tracers = [self.new_input(aval, source) for aval in avals]
         try:
             with set_current_trace(self):
-                outputs, rest = fun(*tracers)
-            return *self.finish(outputs, debug_info), rest
+                outputs, aux = fun(*tracers)
+            return *self.finish(outputs, debug_info), aux
         finally:
             self.invalidate()
 
@@ -239,5 +239,5 @@ def stage(
     `stage` returns beside the program. Arrays that `fun` closes over become constants.
     """
     with source_info_util.reset_name_stack():
-        jaxpr, constants, rest = StagingTrace().record(fun, avals, debug_info)
-    return jx.with_constants(jaxpr, constants), rest
+        jaxpr, constants, aux = StagingTrace().record(fun, avals, debug_info)
+    return jx.with_constants(jaxpr, constants), aux
