@@ -239,9 +239,9 @@ def bind(equation: JaxprEqn, inputs: Sequence[Any]) -> list:
         return results(primitive, primitive.bind(*inputs, **params))
 
 
-def evaluate(program: Any, *inputs: Any, **options: bool) -> list:
+def evaluate(program: Any, *inputs: Any) -> list:
     """Evaluate a jaxpr (closed, or without constants)."""
-    return jax.core.eval_jaxpr(program.jaxpr, program.consts, *inputs, **options)
+    return jax.core.eval_jaxpr(program.jaxpr, program.consts, *inputs)
 
 
 def environment(program: ClosedJaxpr, inputs: Sequence[Any]) -> dict[Var, Any]:

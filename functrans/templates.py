@@ -103,8 +103,7 @@ class Template:
         new = new_outputs(self.program)
         if not new.positions and not self.program.jaxpr.effects:
             return lambda *inputs: new.all_outputs(inputs, ())
-        kept = Template(new.program) if new.program else self
-        function = jax.jit(kept.evaluate)
+        function = jax.jit(functools.partial(jx.evaluate, new.program or self.program))
         if new.program is None:
             return function
         return lambda *inputs: new.all_outputs(inputs, function(*inputs))

@@ -748,7 +748,8 @@ def checked(made: Any, operation_avals: tuple, primitive: Any, params: tuple, fl
     """Check the types of a template against those of its key; the name of its kind."""
     out_avals, _ = jx.abstract_eval(primitive, operation_avals, dict(params))
     if isinstance(made, Linearized):
-        count, (moving,) = len(out_avals), flags
+        count, (moving, is_apart) = len(out_avals), flags
+        assert not is_apart  # only of a program that the equation carries
         assert types(made.primal.out_avals[:count]) == types(out_avals)
         dots = [values.tangent_aval(a) for a in values.pick(operation_avals, moving)]
         given = made.primal.out_avals[count:]

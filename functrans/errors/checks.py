@@ -230,20 +230,11 @@ def rule_result(primitive: Any, returned: Any) -> tuple[list, list]:
 # ---- differentiable arguments --------------------------------------------------------------------
 
 
-def numbers(
-    name: str,
-    what: str,
-    given: Any,
-    named: Named,
-    holomorphic: bool,
-    complex_too: bool = False,
-    allow_int: bool = False,
-) -> None:
-    """Check that inputs or outputs have a dtype with a derivative."""
+def numbers(name: str, what: str, given: Any, named: Named, holomorphic: bool, *allowed: bool):
+    """Check that inputs or outputs have a dtype with a derivative; `allowed` goes to `_fits`."""
 
     def wrong(x: Any) -> bool:
-        aval = jax.typeof(x) if values.is_value(x) else None
-        return not _fits(aval, holomorphic, complex_too, allow_int)
+        return not _fits(jax.typeof(x) if values.is_value(x) else None, holomorphic, *allowed)
 
     if any(map(wrong, tree.leaves(given))):
         label, x = next(pair for pair in named() if wrong(pair[1]))
@@ -251,7 +242,9 @@ def numbers(
 
 
 @functools.lru_cache(maxsize=4096)
-def _fits(aval: Any, holomorphic: bool, complex_too: bool, allow_int: bool) -> bool:
+def _fits(
+    aval: Any, holomorphic: bool, complex_too: bool = False, allow_int: bool = False
+) -> bool:
     if aval is None or isinstance(aval, AbstractRef):
         return False
     if holomorphic or issubdtype(aval.dtype, np.complexfloating):
