@@ -242,9 +242,7 @@ def numbers(name: str, what: str, given: Any, named: Named, holomorphic: bool, *
 
 
 @functools.lru_cache(maxsize=4096)
-def _fits(
-    aval: Any, holomorphic: bool, complex_too: bool = False, allow_int: bool = False
-) -> bool:
+def _fits(aval: Any, holomorphic: bool, complex_too: bool = False, allow_int: bool = False) -> bool:
     if aval is None or isinstance(aval, AbstractRef):
         return False
     if holomorphic or issubdtype(aval.dtype, np.complexfloating):
