@@ -163,7 +163,7 @@ def without_name(declare: Callable[[], None]) -> Callable[[], None]:
 def when_met(name: str) -> Callable[[Callable[[Primitive], None]], Callable[[Primitive], None]]:
     """Declare a primitive of JAX that has no public name, and that no function is known to bind.
 
-    The function below is called with the primitive, when one of this name is first met.
+    We call the function below with the primitive, when we first meet one of this name.
     """
 
     def register(declare: Callable[[Primitive], None]) -> Callable[[Primitive], None]:
@@ -181,8 +181,8 @@ def when_met(name: str) -> Callable[[Callable[[Primitive], None]], Callable[[Pri
 def when_imported(name: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Declare the primitives of a module of `jax.experimental` once it has been imported.
 
-    The function below is called with the module, when a primitive is first met that has no rule: to
-    import functrans imports no such module.
+    We call the function below with the module, when we first meet a primitive without a rule: so
+    importing functrans imports no such module.
     """
 
     def register(declare: Callable[[Any], None]) -> Callable[[Any], None]:

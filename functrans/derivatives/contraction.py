@@ -133,8 +133,8 @@ def ragged_letters(x, w, numbers):
 
 
 def ragged_product(left, right, letters, ragged, group_sizes, params):
-    """The sum over all letters but these, in their order."""
-    # In the batch the dimensions have their old order, which is that of the sizes of the groups.
+    """The sum over all letters but these, with these in their order."""
+    # The dimensions of the batch keep their order, in which the sizes of the groups come too.
     numbers, found = product(left, right, tuple(sorted(letters)))
     found = tuple(a for a in found if a != GROUP)
     if GROUP not in right.letters and ragged not in found:

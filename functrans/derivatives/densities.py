@@ -2,7 +2,7 @@
 
     g(x) = x^(a-1) e^(-x) / Gamma(a),        g(x) = x^(a-1) (1-x)^(b-1) / B(a, b)
 
-In the logarithm of a density with large parameters, huge terms cancel.  What is left of them is
+In the logarithm of a density with large parameters, huge terms cancel.  They leave a rest that is
 known in closed form:
 
     log Gamma(a) = (a - 1/2) log a - a + log sqrt(2 pi) + R(a)              (5.11.1)
@@ -110,9 +110,9 @@ def log_less_digamma_slope(a):
 log_less_digamma.defjvps(lambda a_dot, y, a: mul(log_less_digamma_slope(a), a_dot))
 
 
-# Of what is a difference for each n, the factor b is taken out: 1/(a+k) - 1/(a+b+k) is
-# b / ((a+k) (a+b+k)); and of a polynomial p at two places, p(x) - p(y) = (x - y) q, where Horner's
-# rule finds q as well.
+# Each term of the sum is a difference, of which we take the factor b out: 1/(a+k) - 1/(a+b+k) is
+# b / ((a+k) (a+b+k)). For a polynomial p at two places, p(x) - p(y) = (x - y) q, and Horner's rule
+# finds q as well.
 def log_less_digamma_between(a, b):
     """`(log a - psi(a)) - (log(a+b) - psi(a+b))`, for `a >= 1` and `b > 0`"""
     further, power, inverse = shifted_up(a)

@@ -21,8 +21,8 @@ from functrans.derivatives.common import mul
 from functrans.rules import linear
 
 
-# Of a real signal the frequency n - k is the conjugate of the frequency k: those strictly between
-# 0 and n/2 stand for two.
+# The frequency n - k of a real signal is the conjugate of its frequency k: those strictly between 0
+# and n/2 stand for two.
 def multiplicities(n: int, like: Any) -> Any:
     """How many frequencies each of the first `n // 2 + 1` stands for, along the last axis."""
     counts = np.array([1 if k in (0, n - k) else 2 for k in range(n // 2 + 1)], like.dtype)

@@ -139,8 +139,8 @@ scatter_sub_p = named("scatter_sub")
 linear(scatter_sub_p, scatter_sub_transpose, jvp=scatter_sub_jvp, argnums=(0, 2))
 
 
-# An element that is overwritten has no cotangent. Of several updates to one place one wins, and the
-# others have none either. Each update writes its number; those that then read their own have won.
+# An element that is overwritten has no cotangent. If several updates go to one place, one wins, and
+# the others have none either. Each update writes its number; one that then reads its own has won.
 def scatter_jvp(primals, tangents, **params):
     x, indices, u = primals
     moved = lax.scatter_p.bind(
@@ -172,7 +172,7 @@ linear(lax.scatter_p, scatter_transpose, jvp=scatter_jvp, argnums=(0, 2))
 
 
 # y = x times the product of the updates u_j to that place, hence dy/dx is that product, and dy/du_j
-# is x times the other updates. To divide y by u_j would be wrong where an update is 0.
+# is x times the other updates. We may not divide y by u_j, which may be 0.
 def scatter_mul_jvp(primals, tangents, **params):
     (x, indices, u), (x_dot, _, u_dot) = primals, tangents
     y = lax.scatter_mul_p.bind(x, indices, u, **params)
@@ -195,7 +195,7 @@ def scatter_mul_jvp(primals, tangents, **params):
 #
 # a linear recurrence. The product of those behind k follows in the same way.
 def product_of_others(places, u):
-    """For each element of `u` the product of the other elements that have its place."""
+    """The product of the other elements at the place of each element of `u`."""
     order = lax.iota(np.int32, prod(u.shape))
     places, order, factors = lax.sort(
         (lax.reshape(places, order.shape), order, lax.reshape(u, order.shape)), num_keys=1

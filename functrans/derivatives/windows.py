@@ -78,7 +78,7 @@ class DilatedWindows:
         self.span = (self.padded - self.offsets[-1] - 1) // window_strides * window_strides
 
     def places(self, x: Any, select: Any) -> Any:
-        """For each window the number of the element that is selected, the first of several."""
+        """The number of the element selected in each window, the first of several."""
         pick, worst = (lax.argmax, -np.inf) if select is lax.ge_p else (lax.argmin, np.inf)
         x = lax.pad(x, number(worst, x), self.padding)
         elements = [

@@ -6,8 +6,8 @@
     saved_residuals  : (a -> b), a -> the arrays that reverse mode keeps
     blame            : (a -> b), a -> the equation that first made a nan or an infinity
 
-It may import every other part of functrans, and none of them needs it: Python imports each name at
-its first use.
+This folder may import every other part of functrans, and none of them needs it: Python imports each
+name at its first use.
 
 Read next: `residuals.py`, the arrays that reverse mode keeps.
 """

@@ -3,8 +3,8 @@
     v_k = f(v_i)        v_k_dot = f'(v_i) v_i_dot        v_i_bar = f'(v_i) v_k_bar
 
 The function runs equation by equation, on numbers, with all calls opened: each step of a loop, the
-chosen branch.  The first equation that makes a nan or an infinity of finite numbers is to blame:
-one for the values, and one for the tangents or the adjoints.
+chosen branch.  The first equation that makes a nan or an infinity of finite numbers is to blame.
+There may be two: one for the values, and one for the tangents or the adjoints.
 
 Read next: `../testing.py`, which checks derivatives against JAX and finite differences.
 """
@@ -84,8 +84,8 @@ def blame(fun: Callable, *args: Any, mode: str = "rev") -> Blame:
     """Find the equation that first made a nan or an infinity.
 
     functrans runs the function equation by equation, and opens calls and loops; this takes time and
-    memory for each step. The adjoints are those of the sum of the results, and the tangents those
-    of ones in all arguments.
+    memory for each step. The adjoints start with ones for all results, and the tangents with ones
+    for all arguments.
 
     Args:
       fun: a function of arrays, or pytrees of arrays, to the same.
@@ -129,7 +129,7 @@ def blame(fun: Callable, *args: Any, mode: str = "rev") -> Blame:
 
 
 def _passed(fun: Callable, paths: Sequence, leaves: Sequence) -> Iterator[Culprit]:
-    """The arguments that are not finite themselves."""
+    """A culprit for each argument that is not finite itself."""
     for path, x in zip(paths, leaves, strict=True):
         if not _finite(x):
             name = f"the argument {keystr(path)} of {jx.name_of(fun)}"
@@ -193,7 +193,7 @@ class _Run:
         return None
 
     def pulled(self) -> Culprit | None:
-        """The first culprit in the adjoints, from the results backwards."""
+        """The first culprit in the adjoints, on the way back from the results."""
         for y in self.results:
             if isinstance(y, Variable) and y.moves:
                 aval = values.tangent_aval(y.aval)
@@ -273,8 +273,8 @@ def _culprit(step: Step, kind: str, made: str, numbers: str, remedy: str) -> Cul
 
 
 def _meeting(program: ClosedJaxpr, inputs: Sequence, linear: Flags) -> Iterator[tuple]:
-    """The equations in which something not finite is made of linear values that are finite: each
-    with its inputs, the flags of the linear ones, and the result."""
+    """The equations that make something not finite of linear values that are finite: each with its
+    inputs, the flags of the linear ones, and the result."""
     jaxpr = program.jaxpr
     known = jx.environment(program, inputs)
     owned = {v for v, flag in zip(jaxpr.invars, linear, strict=True) if flag}
@@ -309,7 +309,7 @@ def _has_nan(x: Any) -> bool:
 
 
 def _is_new(y: Any, xs: Sequence) -> bool:
-    """Whether a result is not finite and what it is made of is, or is nan made of infinities."""
+    """Whether a result is not finite, of finite inputs; or nan, of infinities."""
     if all(map(_finite, xs)):
         return not _finite(y)
     return _has_nan(y) and not any(map(_has_nan, xs))
@@ -328,7 +328,7 @@ def _at(x: Any, i: tuple) -> str:
 
 
 def _number_at(x: Any, shape: tuple, i: tuple) -> str:
-    """The element that meets the one at `i` of a result of this shape, if one knows it."""
+    """The element that meets element `i` of a result of this shape, if it is known."""
     array = np.asarray(x)
     if array.ndim and (len(shape) != array.ndim or {*array.shape} - {1, *shape}):
         return ""

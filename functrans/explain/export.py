@@ -24,7 +24,7 @@ class Grid(NamedTuple):
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     parts: Sequence[str]
-    """Of each row the part of the table to which it belongs."""
+    """The part of the table to which each row belongs."""
 
 
 def save(table: Any, path: str | os.PathLike) -> None:
@@ -56,7 +56,7 @@ STYLE = """<style>
 .functrans-table .side-by-side { display: flex; flex-wrap: wrap; gap: 2em; }
 .functrans-table p { margin: 0.3em 0; }
 </style>"""
-"""Rules as in a book's tables: none between columns."""
+"""Lines as in the tables of a book: none between columns."""
 
 
 def html(table: Any) -> str:

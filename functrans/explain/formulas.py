@@ -3,7 +3,7 @@
     v₂ = v₀ × v₁      forward:    v̇₂ = v̇₀ × v₁ + v₀ × v̇₁
                       reverse:    v̄₀ += v̄₂ × v₁,    v̄₁ += v₀ × v̄₂
 
-The step is pushed, or pulled back, on tracers; the jaxpr that this gives is written as mathematics.
+We push the step, or pull it back, on tracers, and write the resulting jaxpr as mathematics.
 
 Read next: `notation.py`, which writes one equation.
 """
@@ -25,17 +25,17 @@ from functrans.tracer import stage
 from functrans.values import Zero
 
 LONGEST = 48
-"""A formula with more letters is given in general terms."""
+"""We write a longer formula in general terms."""
 
 SLOPES: dict[str, Callable] = {
     "sech_squared": lambda y, x: Text(f"1 − {y.inside(ATOM)}²", SUM),
     "logistic_slope": lambda y, x: Text(f"{y.inside(PRODUCT)} × (1 − {y.inside(ATOM)})", PRODUCT),
 }
-"""What the functions are that rules call so as to be exact in the tails."""
+"""The formulas of the functions that rules call so as to be exact in the tails."""
 
 
 def tangent_formulas(step: Step) -> dict[Variable, str]:
-    """For each output that moves its tangent, as the forward interpreter computes it."""
+    """The tangent of each output that moves, as the forward interpreter computes it."""
     moved = moving_variables(step.outputs)
     if not moved:
         return {}
@@ -55,7 +55,7 @@ def tangent_formulas(step: Step) -> dict[Variable, str]:
 
 
 def adjoint_formulas(step: Step) -> dict[int, str]:
-    """For each input that moves, by position, what the reverse interpreter adds to its adjoint."""
+    """The term that the reverse interpreter adds to the adjoint of each input, by its position."""
     pulled, moving = values.moving(y.adjoint for y in step.outputs), step.moving
     positions, avals = values.pick(range(len(moving)), moving), [y.aval for y in step.outputs]
 
@@ -104,9 +104,9 @@ def _written(step: Step, derive: Callable, avals: Sequence, names: Sequence[str]
 
 
 def _texts(step: Step, program: ClosedJaxpr, inputs: Sequence[Text]) -> list[Text | None]:
-    """How the results of a program are written; `None` for what is too long, or has no name.
+    """The texts of the results of a program; `None` for one that is too long, or has no name.
 
-    The equation of the step has its outputs' names.
+    The equation of the step takes the names of its outputs.
     """
     texts: dict[Any, Text] = dict(zip(program.jaxpr.invars, inputs, strict=True))
 

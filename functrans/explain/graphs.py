@@ -2,12 +2,12 @@
 
     w  --->  v₁ = log(v₀)  --->  y          nodes are steps, edges are the values that they read
 
-In reverse mode an edge carries the share of its use in the adjoint of the node where it begins, so
-that the adjoint of a node is the sum over the edges that leave it:
+In reverse mode an edge carries the amount that its use adds to the adjoint of the node where it
+begins.  The adjoint of a node is the sum over the edges that leave it:
 
     v_i_bar = sum over edges i -> k of  v_k_bar dv_k/dv_i
 
-Graphviz finds the layout and draws; PyGraphviz brings it along.
+Graphviz, which PyGraphviz brings along, finds the layout and draws.
 
 Read next: `pictures.py`, the nodes and edges.
 """
@@ -93,8 +93,8 @@ def graph(
         tangent for each argument, or `True` for ones in the arguments `wrt`.
       adjoints: whether each node shows its adjoint, and in a small graph each edge its share of it.
       residuals: whether each node shows which of its values the reverse pass keeps, and in how many
-        bytes: the arrays that `saved_residuals` lists. What `unfold` opens keeps what its equations
-        keep by themselves.
+        bytes: the arrays that `saved_residuals` lists. A call that `unfold` opens keeps the arrays
+        that its equations keep one by one.
       wrt: as in `evaluation_table`.
       cotangent: as in `evaluation_table`.
       unfold: as in `evaluation_table`.

@@ -29,7 +29,7 @@ INDICES |= {"dynamic_update_slice": slice(2, None), "scatter": slice(1, 2)}
 
 
 def folded(unfolded: Unfolded) -> Unfolded:
-    """Put the equations that only make indices for another one into a call before that."""
+    """Put the equations that only make the indices of another one into a call before it."""
     program, places = _without_constants(unfolded)
     jaxpr = program.jaxpr
     groups: dict[int, list[JaxprEqn]] = defaultdict(list)
@@ -52,7 +52,7 @@ def _with_equations(program: ClosedJaxpr, kept: Sequence[tuple[JaxprEqn, Places]
 
 
 def _without_constants(unfolded: Unfolded) -> Unfolded:
-    """Write numbers in the place of the indices that are made of numbers alone."""
+    """Write numbers for the indices that depend on nothing but numbers."""
     jaxpr, known = unfolded.program.jaxpr, {}
     owners = _owners(jaxpr)
     kept: list[tuple[JaxprEqn, Places]] = []
@@ -73,7 +73,7 @@ def _without_constants(unfolded: Unfolded) -> Unfolded:
 
 
 def _owners(jaxpr: Jaxpr) -> dict[int, int]:
-    """For an equation that only makes indices, the equation that they are for."""
+    """The equation that reads the indices, for each equation that only makes indices."""
     readers: dict[Any, set[int]] = defaultdict(set)
     others: dict[Any, set[int]] = defaultdict(set)  # that read it, and not as an index
     for i, equation in enumerate(jaxpr.eqns):
@@ -101,7 +101,7 @@ def _indices(equation: JaxprEqn) -> slice:
 
 
 def _call(equations: list[JaxprEqn], jaxpr: Jaxpr) -> JaxprEqn:
-    """A call of the function `indices`, which these equations are."""
+    """A call of a function `indices`, whose body these equations are."""
     own = {var: None for equation in equations for var in equation.outvars}
     inner = {id(equation) for equation in equations}
     outer = {atom for e in jaxpr.eqns if id(e) not in inner for atom in _variables(e)}

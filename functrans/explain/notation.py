@@ -2,7 +2,7 @@
 
     c:f32[] = mul a b      is written      a × b          (`a`, `b`: the texts of the inputs)
 
-A text knows how tightly it binds, so that texts can stand inside of texts: with `a = u + v` the
+A text knows how tightly it binds, so that it can stand inside another one: with `a = u + v` the
 product is `(u + v) × b`.
 
 Read next: `table.py`, which shows the steps as a table.
@@ -82,7 +82,7 @@ REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "re
 
 
 def expression(equation: JaxprEqn, inputs: Sequence[Text]) -> Text:
-    """What an equation computes from inputs that are written like this."""
+    """The text of an equation, from the texts of its inputs."""
     name = str(equation.primitive)
     if name in INFIX and len(inputs) == 2:
         sign, rank = INFIX[name]
@@ -122,7 +122,7 @@ def is_call(equation: JaxprEqn) -> bool:
 
 
 UNFOLDED = "unfolded"
-"""For what a call has been staged that reads or joins the rows of an opened loop."""
+"""The purpose of a call that reads or joins the rows of an opened loop."""
 
 
 def is_folded(equation: JaxprEqn) -> bool:
@@ -153,7 +153,7 @@ def _reshaped(name: str) -> Callable:
 
 
 def _product(equation: Any, x: Text, y: Text) -> Text | None:
-    """`A @ B` with a transposition sign on what is not contracted as in a matrix product."""
+    """`A @ B`, with a sign of transposition on a factor whose other dimension is contracted."""
     contracted, batch = equation.params["dimension_numbers"]
     ndims = [var.aval.ndim for var in equation.invars]
     if any(batch[0]) or max(ndims) > 2 or len(contracted[0]) != 1:
@@ -188,8 +188,8 @@ WRITERS: dict[str, Callable] = {
         function("where", [which.text, cases[1].text, cases[0].text]) if len(cases) == 2 else None
     ),
 }
-"""For a primitive a function of the equation and its inputs, which returns `None` for those of
-which it knows no better than `name(inputs)`."""
+"""A function of the equation and its inputs for a primitive. It returns `None` where it knows
+nothing better than `name(inputs)`."""
 
 
 # ---- the user's line -----------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def line_of(equation: JaxprEqn) -> Line:
 # ---- values --------------------------------------------------------------------------------------
 
 SMALL = 4
-"""An array of at most so many elements is printed."""
+"""We print an array of at most so many elements."""
 
 
 def is_summarised(aval: Any) -> bool:
@@ -228,10 +228,10 @@ def is_summarised(aval: Any) -> bool:
 
 
 def value(x: Any, is_brief: bool = False) -> str:
-    """A number, a small array, or, of a large one, its type and its norm.
+    """A number, a small array, or the type and the norm of a large array.
 
-    Of what is not known the type. A derivative is written briefly, without the type, which is that
-    of the value.
+    A value that is not known has only a type. A derivative has the type of its value, and so we
+    leave the type out.
     """
     if x is None:
         return ""

@@ -39,7 +39,7 @@ FEW, SOME = 8, 16
 PATTERN = 32, 32
 """The most dots in a row and in a column of the picture of a Jacobian."""
 MANY = 60
-"""Of a graph with more steps those that are repeated are drawn once."""
+"""In a graph with more steps we draw repeated ones once."""
 
 VALUE, TANGENT, DERIVATIVE, NOTE = "#1a7f37", "#0550ae", "#c0392b", "#57606a"
 KEPT = "#9a6700"
@@ -77,7 +77,7 @@ class Picture:
         self.page.node_attr.update(fontsize="12", **NODE)
         self.page.edge_attr.update(EDGE)
         self.home: dict[int, str] = {}
-        """By the id of a variable the node that it leaves; of a step or a result, its own."""
+        """The node that a variable leaves, by its id; and the node of a step or a result."""
 
     def draw(self, title: str) -> str:
         """The picture, with a title and the notes below it; without a title, without both."""
@@ -229,7 +229,7 @@ def number(derivative: Any) -> str:
 
 
 def equated(name: str, derivative: Any) -> str:
-    """`v̄ = 2`, or of a large array `‖v̄‖ = 2`."""
+    """`v̄ = 2`, or `‖v̄‖ = 2` for a large array."""
     text = number(derivative)
     return f"‖{name}‖ = {text.strip('‖')}" if text.startswith("‖") else f"{name} = {text}"
 

@@ -2,8 +2,8 @@
 
     v₋₁, v₀      the inputs          v₁, v₂, ...      one for each output of each equation
 
-The function is staged.  Then calls, loops and branches are opened, where that is asked for; where
-it is not, the arithmetic of indices is folded.
+We stage the function, and open the calls, loops and branches that the user asks for.  We fold the
+arithmetic of indices, unless the user asks for it too.
 
 Read next: `starts.py`, where a derivative starts.
 """
@@ -35,7 +35,7 @@ class Staged(NamedTuple):
 
     function: Flat
     paths: list
-    """Of each leaf of the arguments."""
+    """The paths of the leaves of the arguments."""
     leaves: list
     program: ClosedJaxpr
 
@@ -53,16 +53,16 @@ def staged(name: str, fun: Callable, args: Any) -> Staged:
 
 
 Unfold = bool | str | Collection[str]
-"""What a user may say of what is opened: all, nothing, or some of `CLOSED`."""
+"""The choice of what to open: all, nothing, or some of `CLOSED`."""
 CLOSED = ("calls", "loops", "branches", "indices")
-"""What stands for several equations, unless it is opened."""
+"""The kinds of equations that stand for several, unless they are opened."""
 
 
 def planned(name: str, fun: Callable, args: tuple, unfold: Unfold) -> Run:
-    """The steps of `fun(*args)`; of all variables the inputs and the constants have values.
+    """The steps of `fun(*args)`; so far only the inputs and the constants have values.
 
-    `name` is that of the function that the user has called, for its errors. `unfold` says what is
-    opened: kinds in `CLOSED`, or `True` for all but the arithmetic of indices.
+    `name` is the public function that the user has called, for its errors. `unfold` says what to
+    open: kinds in `CLOSED`, or `True` for all but the arithmetic of indices.
     """
     opens = _opened(name, unfold)
     function, paths, leaves, program = staged(name, fun, args)
@@ -87,7 +87,7 @@ def planned(name: str, fun: Callable, args: tuple, unfold: Unfold) -> Run:
 
 
 def _opened(name: str, unfold: Unfold) -> Collection[str]:
-    """The kinds in `CLOSED` that are opened, if the user has given `unfold` to `name`."""
+    """The kinds in `CLOSED` to open, if the user has given `unfold` to `name`."""
     if isinstance(unfold, bool):
         return CLOSED[:-1] if unfold else ()
     kinds = [unfold] if isinstance(unfold, str) else [*unfold]
@@ -103,7 +103,7 @@ def _is_outermost(_: JaxprEqn, places: Places) -> bool:
 
 
 def known(x: Any) -> Any:
-    """The value of a tracer, if it has one: in `grad` and `jvp` it has, in `jit` it has not."""
+    """The value of a tracer, if it has one: it has one in `grad` and `jvp`, and none in `jit`."""
     value = x.to_concrete_value() if isinstance(x, Tracer) else None
     return x if value is None else value
 

@@ -1,4 +1,4 @@
-"""What is recorded of an evaluation: `Run`, the list of steps that textbooks call a Wengert list.
+"""The record of an evaluation: `Run`, the list of steps that textbooks call a Wengert list.
 
     v_k = f(v_i, v_j)        a step; with each variable its value, its tangent, and its adjoint
 
@@ -67,9 +67,9 @@ class Variable:
     label: str = ""
     """What the user calls an input."""
     value: Any = None
-    """Where it is not known (inside `jit`), its type."""
+    """An array; its type, if the value is not known (inside `jit`)."""
     moves: bool = False
-    """Whether it depends on what is differentiated: in reverse mode only then it has an adjoint."""
+    """Whether it depends on the inputs that move; if not, it has no adjoint in reverse mode."""
 
     def __post_init__(self):
         zero = Zero(values.tangent_aval(self.aval))
@@ -78,7 +78,7 @@ class Variable:
         self.adjoint: Any = zero
         """In reverse mode; a `Zero` until a use contributes to it."""
         self.residuals: list[Residual] = []
-        """Of an input or a constant: itself, if the reverse pass keeps it."""
+        """An input or a constant itself, if the reverse pass keeps it."""
 
     @property
     def text(self) -> Text:
@@ -121,7 +121,7 @@ class Place:
 
 
 Places = tuple[Place, ...]
-"""Places one in another, the outermost first."""
+"""The places around an equation, the outermost first."""
 
 
 @dataclass(eq=False)
@@ -133,11 +133,11 @@ class Step:
     outputs: list[Variable]
     expression: str
     places: Places = ()
-    """The rounds and branches that have been opened, and in which the step is."""
+    """The opened rounds and branches in which the step is."""
     residuals: list[Residual] = field(default_factory=list)
-    """What the reverse pass keeps of it."""
+    """The arrays of it that the reverse pass keeps."""
     contributions: dict[int, Contribution] = field(default_factory=dict)
-    """In reverse mode: by the position of an input, what this use of it contributes."""
+    """The contribution of each use to an adjoint, by the position of the input (reverse mode)."""
 
     @property
     def place(self) -> str:
@@ -165,7 +165,7 @@ class Result:
     label: str
     source: Variable | Number
     seed: Contribution | None = None
-    """In reverse mode: what its cotangent contributes to the adjoint of its source."""
+    """The contribution of its cotangent to the adjoint of its source (reverse mode)."""
 
 
 @dataclass(eq=False)
@@ -181,7 +181,7 @@ class Run:
     jits: int = 0
     """How many times the function is jitted as a whole."""
     residuals: Residuals = field(default_factory=Residuals)
-    """What the reverse pass keeps, if that has been asked for."""
+    """The arrays that the reverse pass keeps, if the user has asked for them."""
 
     @property
     def name(self) -> str:
@@ -202,7 +202,7 @@ class Run:
         return any(is_abstract(v.value) for v in self.variables)
 
     def notes(self, summary: str = "type, ‖norm‖") -> list[str]:
-        """What a picture of this leaves out; `summary` is what it shows of a large array."""
+        """The omissions of a picture of this run; `summary` says how it shows a large array."""
         notes = []
         calls = [step.equation for step in self.steps if notation.is_folded(step.equation)]
         if folded := sum(map(notation.inside, calls)):
@@ -219,7 +219,7 @@ class Run:
 
 
 def moving_variables(xs: Iterable[Variable | Number]) -> list[Variable]:
-    """Those that move, once for each input that they are."""
+    """The variables that move; one that is several inputs comes as often."""
     return [x for x in xs if isinstance(x, Variable) and x.moves]
 
 

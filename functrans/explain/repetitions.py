@@ -1,4 +1,4 @@
-"""Steps that are done several times over, found: `[step] -> [block of steps]`.
+"""Find steps that a program repeats: `[step] -> [block of steps]`.
 
     tanh, matmul, add, tanh, matmul, add, ...      one block of three, and the others of its kind
 
@@ -19,7 +19,7 @@ from functrans.explain.records import Run, Step
 
 
 class Block(NamedTuple):
-    """Steps that one node stands for: a single one, or some that are done several times."""
+    """The steps for which one node stands: a single one, or some that are repeated."""
 
     steps: Sequence[Step]
     times: int
@@ -41,7 +41,7 @@ def blocks(steps: Sequence[Step]) -> list[Block]:
 
 
 def _repetitions(signatures: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """For each period the start and the number of rounds of the longest repetition."""
+    """The start, the period and the number of rounds of the longest repetition of each period."""
     for period in range(1, len(signatures) // 3 + 1):
         same = signatures[:-period] == signatures[period:]
         edges = np.flatnonzero(np.diff(np.concatenate([[0], same, [0]])))
@@ -52,7 +52,7 @@ def _repetitions(signatures: np.ndarray) -> Iterator[tuple[int, int, int]]:
 
 
 def _signature(step: Step) -> tuple:
-    """What two steps have in common that do the same to values of the same types, in one place."""
+    """Equal for two steps that do the same to values of the same types, in one place."""
     types = tuple(x.aval.str_short() for x in [*step.inputs, *step.outputs])
     names = [notation.Text("·")] * len(step.inputs)
     expression = notation.expression(step.equation, names).text

@@ -78,7 +78,7 @@ def _residual(aval: Any, origin: str, what: str = "") -> Residual:
 
 
 def primal_half(program: ClosedJaxpr, moving: Flags) -> tuple[ClosedJaxpr, list[Var]]:
-    """The program that makes the residuals, and which of its variables they are."""
+    """The program that makes the residuals, and their variables in it."""
     first, _, moved = linearize_jaxpr(program, moving, True)
     half = inlined(first)
     kept = [v for v in half.jaxpr.outvars[len(moved) :] if not isinstance(v, Literal)]
@@ -89,7 +89,7 @@ def primal_half(program: ClosedJaxpr, moving: Flags) -> tuple[ClosedJaxpr, list[
 
 
 def mark(run: Run, moving: Flags) -> None:
-    """Say of each input and of each step of a run what the reverse pass keeps of it."""
+    """Add to each input and to each step of a run the arrays that the reverse pass keeps of it."""
     half, kept = primal_half(_numbered(run), moving)
     makers = {var: equation for equation in half.jaxpr.eqns for var in equation.outvars}
     given = _given(run, half)
@@ -106,9 +106,9 @@ def mark(run: Run, moving: Flags) -> None:
 
 
 def _numbered(run: Run) -> ClosedJaxpr:
-    """The program, each equation in a scope of its number, which what is derived from it is in.
+    """The program, each equation in a scope named by its number, which derived equations inherit.
 
-    It is jitted again as the function is: the reverse pass of what XLA compiles keeps less.
+    We jit it as often as the function is: the reverse pass of a compiled function keeps less.
     """
     program = run.program
     numbers = {id(equation): str(i) for i, equation in enumerate(program.jaxpr.eqns)}
@@ -131,7 +131,7 @@ def _step_of(equation: JaxprEqn, run: Run) -> Step | None:
 
 
 def _given(run: Run, half: ClosedJaxpr) -> dict[Var, Variable]:
-    """The inputs and constants of the run, by the variables that they are in the primal half."""
+    """The inputs and constants of the run, by their variables in the primal half."""
     constants = {id(v.value): v for v in run.constants}
     found = dict(zip(half.jaxpr.invars, run.inputs, strict=True))
     pairs = zip(half.jaxpr.constvars, half.consts, strict=True)
@@ -139,7 +139,7 @@ def _given(run: Run, half: ClosedJaxpr) -> dict[Var, Variable]:
 
 
 def _own_names(run: Run, half: ClosedJaxpr, makers: dict[Var, JaxprEqn]) -> dict[Var, str]:
-    """The names of those variables of the primal half that are outputs of steps."""
+    """The names of the variables of the primal half that are outputs of steps."""
     jaxpr = half.jaxpr
     outside = {*jaxpr.outvars[: len(run.results)]}  # what another step reads, or what is a result
     for equation in jaxpr.eqns:
@@ -158,7 +158,7 @@ def _own_names(run: Run, half: ClosedJaxpr, makers: dict[Var, JaxprEqn]) -> dict
 
 
 def _written(equation: JaxprEqn, names: dict[Var, str]) -> str:
-    """What an equation computes, if that is short; or its name."""
+    """The text of an equation, if it is short; or its name."""
     given = [names.get(atom, "") for atom in equation.invars if not isinstance(atom, Literal)]
     name, texts = notation.called(equation), [*map(Text, given)]
     if not all(given) or len(given) < len(equation.invars):

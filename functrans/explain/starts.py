@@ -27,13 +27,13 @@ class Start(NamedTuple):
     mode: str | None
     """`"fwd"`, `"rev"`, or `None` if there is no derivative."""
     words: str
-    """The tangent or the cotangent, as a title says it."""
+    """The tangent or the cotangent, in words for a title."""
     moving: Flags
-    """With respect to which inputs it is the derivative."""
+    """The inputs with respect to which to differentiate."""
     tangents: Sequence = ()
-    """In forward mode: those of the inputs that move."""
+    """The tangents of the inputs that move, in forward mode."""
     cotangents: Sequence = ()
-    """In reverse mode: those of the results."""
+    """The cotangents of the results, in reverse mode."""
 
 
 def nowhere(run: Run) -> Start:
@@ -94,7 +94,7 @@ def pushed(name: str, run: Run, wrt: int | Sequence[int] | None) -> Flags:
 
 
 def argument_numbers(run: Run) -> list[int]:
-    """For each input the number of the argument of which it is a leaf."""
+    """The number of the argument to which each input belongs."""
     arguments = enumerate(run.function.in_tree.children())
     return [i for i, argument in arguments for _ in range(argument.num_leaves)]
 

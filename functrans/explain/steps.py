@@ -3,8 +3,8 @@
     v_k = f(v_i, v_j)      forward:    v_k_dot = df/dv_i v_i_dot + df/dv_j v_j_dot
                            reverse:    v_i_bar += v_k_bar df/dv_i,    the last equation first
 
-The numbers come from functrans's own interpreters, to which the equations are handed one by one:
-`forward` for tangents, `linearize` and `transpose` for adjoints.
+functrans's own interpreters compute the numbers, one equation at a time: `forward` the tangents,
+`linearize` and `transpose` the adjoints.
 
 Read next: `formulas.py`, which writes the derivative of a step as a formula.
 """

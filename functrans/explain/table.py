@@ -35,7 +35,7 @@ HEADERS = {
 
 
 class Row(NamedTuple):
-    """One row of an evaluation table. What a row does not have is `None`, or an empty text."""
+    """One row of an evaluation table; `None` or an empty text fills a gap."""
 
     part: str
     """`"input"`, `"constant"`, `"step"` or `"output"`; of a reverse pass `"seed"`, `"reverse"` or
@@ -65,7 +65,7 @@ class EvaluationTable:
     notes: list[str]
     """The omissions of the table."""
     layout: str = "stacked"
-    """Of both passes of reverse mode: `"stacked"`, or `"side by side"`."""
+    """How the two passes of reverse mode stand: `"stacked"`, or `"side by side"`."""
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the table to a file; its ending (`.html`, `.md`, `.tex`) chooses the format."""
@@ -156,8 +156,8 @@ def evaluation_table(
         function instead of a call, those of the first, a middle and the last round of a loop, and
         those of the branch that a `cond` takes. `"indices"` stands for the arithmetic of
         `x[i, j]`. A `fun` that is itself jitted is always open, and a `checkpoint` never.
-      layout: of reverse mode: `"stacked"`, the pass back below the pass forward, or `"side by
-        side"`.
+      layout: how the two passes of reverse mode stand: `"stacked"`, the pass back below the pass
+        forward, or `"side by side"`.
 
     Returns:
       An `EvaluationTable`: it prints as a table, `rich.print` shows it in color, and a notebook

@@ -3,9 +3,10 @@
     wide:      v₁ = v₀ × w      v̄₀ = v̄₁ × w      2.5      7  y = x * w
     narrow:    v₁               v̄₀ = v̄₁ × w      2.5      7
 
-No number is ever cut.  What stands elsewhere as well goes first: the code of a line, the expression
-of a step that is pulled back, the number of the line, the name of a tangent; and `step 3 of scan`
-becomes `scan 3`.  Then the columns come closer, and only then are formulas broken.
+We never cut a number.  In a narrow terminal we first leave out texts that stand elsewhere as well:
+the code of a line, the expression of a step that is pulled back, the number of the line, the name
+of a tangent; and `step 3 of scan` becomes `scan 3`.  Then we move the columns closer together, and
+at last we break formulas.
 
 Read next: `export.py`, the table as a file.
 """
@@ -27,13 +28,13 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "": NUMBER,
     "line": {"style": "dim", "no_wrap": True},
 }
-"""How rich sets the columns; a formula may be broken."""
+"""The settings of the columns in rich; it may break a formula."""
 COLORS = {"tangent": "blue", "adjoint": "red"}
-"""Of the numbers that follow."""
+"""The color of the numbers that follow such a header."""
 BETWEEN = 4
 """Columns between two tables side by side."""
 SHORTEST = 12
-"""Less of a line's code is not shown."""
+"""We show at least so much of the code of a line, or nothing."""
 
 
 def written(table: Any, console: Any, options: Any) -> Iterator[Any]:
@@ -88,8 +89,8 @@ BRIEF: dict[str, Callable[[str], str]] = {
     "of": lambda cell: cell.partition(" = ")[0],
     "tangent": lambda cell: cell.partition(" = ")[2],
 }
-"""Of a round the loop and its number, of a line its number, of a step its name, of a tangent its
-formula."""
+"""Shorter cells: the loop and the number of a round, the number of a line, the name of a step, the
+formula of a tangent."""
 
 
 def _brief(grid: Grid, *headers: str) -> Grid:
@@ -112,7 +113,7 @@ def _cut(text: str, length: int) -> str:
 
 
 def _width(console: Any, grid: Grid) -> int:
-    """Of a table in which nothing is broken."""
+    """The width of a table in which nothing is broken."""
     measure = rich("measure").Measurement.get
     return measure(console, console.options.update(max_width=10_000), _set(grid)).maximum
 

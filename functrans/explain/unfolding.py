@@ -5,8 +5,8 @@
     cond p, f, g, x           the equations of f, or of g: those of the branch that is taken
 
 Which branch is taken, and how often a `while` goes round, depends on the values; where these are
-not known (inside `jit`), such an equation stays as it is.  Of a loop some rounds are opened, and
-those between them become one call.
+not known (inside `jit`), such an equation stays as it is.  We open some rounds of a loop, and put
+the rounds between them into one call.
 
 Read next: `indices.py`, where the arithmetic of indices is folded.
 """
@@ -52,7 +52,7 @@ class Unfolded(NamedTuple):
 def unfold(
     program: ClosedJaxpr, inputs: Sequence, opens: Callable, rounds: Callable[[int], Sequence[int]]
 ) -> Unfolded:
-    """Open what `opens(equation, its places)` says, and of a loop of `n` rounds `rounds(n)`."""
+    """Open what `opens(equation, its places)` says, and the rounds `rounds(n)` of a loop of `n`."""
     writer = _Writer(opens, rounds)
     variables = [Var(aval) for aval in program.in_avals]
     pairs = zip(variables, inputs, strict=True)
@@ -66,7 +66,7 @@ def unfold(
 
 
 def kind_of(equation: JaxprEqn) -> str:
-    """What an equation is that stands for several."""
+    """The kind, in `CLOSED`, of an equation that stands for several."""
     if equation.primitive in (scan_p, *While.primitives):
         return "loops"
     return "branches" if equation.primitive is cond_p else "calls"
@@ -98,7 +98,7 @@ def called(
 
 
 class _Writer:
-    """Writes equations; inputs and results of its methods are atoms of what is written."""
+    """Writes equations; its methods take and return atoms of the new program."""
 
     def __init__(self, opens: Callable, rounds: Callable[[int], Sequence[int]]):
         self.opens, self.rounds = opens, rounds
@@ -111,7 +111,7 @@ class _Writer:
     def program(
         self, program: ClosedJaxpr, inputs: Sequence, places: Places, source: Any
     ) -> list[jx.Atom]:
-        """Write a program; what has no user's line gets the line of `source`."""
+        """Write a program; an equation without a user's line gets the line of `source`."""
         jaxpr = program.jaxpr
         found: dict[Var, jx.Atom] = dict(zip(jaxpr.invars, inputs, strict=True))
         found |= zip(jaxpr.constvars, map(self.constant, program.consts), strict=True)
@@ -246,7 +246,7 @@ class _Writer:
         return carry
 
     def parted(self, order: range) -> list[int | range]:
-        """The rounds that are opened, and between them those that are not."""
+        """The opened rounds, and between them ranges of the others."""
         opened = [*self.rounds(len(order))]
         parts: list[int | range] = []
         for at, following in zip(opened, [*opened, len(order)][1:], strict=True):
@@ -257,7 +257,7 @@ class _Writer:
 
 
 def _retyped(equation: JaxprEqn, xs: list) -> list | None:
-    """The input of an equation that changes nothing but whether its type is weak."""
+    """The input of an equation that changes only whether a type is weak."""
     if equation.primitive is not convert_element_type_p:
         return None
     (x,), aval = xs, equation.outvars[0].aval
@@ -289,7 +289,7 @@ def _stack(are_rows: Sequence[bool]) -> Callable:
 
 
 def _where(goes_on: Any, *carries: Any) -> list:
-    """Of several examples one that has ended stays as it is."""
+    """An example that has ended stays as it is, while others go on."""
     axes, half = range(goes_on.ndim), len(carries) // 2
     return [
         lax.select(lax.broadcast_in_dim(goes_on, new.shape, axes), new, old)
@@ -298,7 +298,7 @@ def _where(goes_on: Any, *carries: Any) -> list:
 
 
 def _some_of(loop: Scan, part: range) -> Callable:
-    """The rounds of a scan in `part`, as a function of all that the scan takes."""
+    """The rounds `part` of a scan, as a function of all inputs of the scan."""
     first, last = min(part), max(part)
 
     def run(*xs: Any) -> list:
@@ -322,7 +322,7 @@ def _has_several(loop: While) -> bool:
 
 
 def _rounds_of(loop: While, count: int) -> Callable:
-    """So many rounds of a `while`, as a function of all that it takes."""
+    """So many rounds of a `while`, as a function of all inputs of the loop."""
 
     def run(*xs: Any) -> list:
         asked, consts, carry = loop.parts(xs)

@@ -14,7 +14,7 @@ Coloring(8 x 9: 2 forward passes instead of 8)
 Read next: `checks.py`, the checks of a user's arguments.
 """
 
-from functrans.sparse import loops  # noqa: F401  it says what equations do that carry programs
+from functrans.sparse import loops  # noqa: F401  it adds the equations that carry programs
 from functrans.sparse.coloring import Coloring, color
 from functrans.sparse.declared import with_pattern
 from functrans.sparse.evaluation import (

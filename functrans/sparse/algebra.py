@@ -2,8 +2,8 @@
 
     (A B)_ik  =  or over j  (A_ij and B_jk)
 
-They are matrices of SciPy, whose products of booleans are these.  What would have too many nonzeros
-to be called sparse is an error, which names the line of the user's that has made it.
+They are matrices of SciPy, which multiplies booleans in this way.  A pattern with too many nonzeros
+to be called sparse is an error, which names the user's line.
 
 Read next: `moving.py`, patterns of equations that move elements.
 """
@@ -40,7 +40,7 @@ def identity(size: int) -> Matrix:
 
 
 def selection(columns: np.ndarray, width: int, is_read: np.ndarray | None = None) -> Matrix:
-    """Row i reads `columns[i]`, or nothing if it has no flag."""
+    """Row i reads column `columns[i]`; without a flag it reads nothing."""
     kept = columns if is_read is None else columns[is_read]
     counts = np.ones(columns.size, np.int64) if is_read is None else is_read.astype(np.int64)
     ends = np.concatenate([[0], np.cumsum(counts)])

@@ -2,8 +2,8 @@
 
     y_i = sum_j w_ij x_j        y_i reads x_j   where w_ij may differ from zero
 
-They are products of arrays (`dot_general`), those with a stored matrix, and convolutions.  A factor
-that is known says where it is zero; one that is not is taken to be zero nowhere.
+They are products of arrays (`dot_general`), products with a stored matrix, and convolutions.  A
+factor that is known says where it is zero; we take one that is not known to be zero nowhere.
 
 Read next: `local.py`, the pattern of any equation.
 """
@@ -74,7 +74,7 @@ def stored_product(equation, at, inputs):
 
 
 def _raveled(places: np.ndarray, shape: Sequence[int], dims: Sequence[int]) -> np.ndarray:
-    """The numbers of places in these dimensions."""
+    """The number of each place in these dimensions."""
     number = np.zeros(len(places), np.int64)
     for d in dims:
         number = number * shape[d] + places[:, d]

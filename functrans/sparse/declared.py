@@ -7,8 +7,8 @@ those of
 
     y  =  sin(P x)          P the pattern, as a matrix of zeros and ones
 
-Element i depends on those x_j where row i of P has a one, and on no other, to all orders: second
-derivatives pair all of these.  The value of the function stays the same.
+Element i depends on the x_j for which row i of P has a one, and on no other, to all orders: second
+derivatives pair all of them.  The value of the function stays the same.
 
 Read next: `coloring.py`, the columns or rows of one pass.
 """

@@ -51,11 +51,11 @@ class Value(NamedTuple):
 
     shape: tuple[int, ...]
     rows: Matrix | None = None
-    """The inputs on which each element depends; `None` if there are none."""
+    """The inputs on which each element depends; `None` if no element depends on any."""
     known: Callable | None = None
-    """Gives the value, if it depends on no input at all."""
+    """A function that computes the value, if it depends on no input."""
     support: Callable | None = None
-    """Of a value that is not known: says in which elements it may differ from zero."""
+    """A function to the elements in which a value that is not known may differ from zero."""
 
     @property
     def now(self) -> Any:
@@ -90,7 +90,7 @@ def detected(fun: Callable, likes: Sequence, argnum: int = 0) -> Matrix:
         checks.real_output(y)
         return y_dot
 
-    # With strong zeros there are no more nonzeros, and other primitives.
+    # Strong zeros add no nonzeros, and would bring other primitives.
     with strong_zeros(False), DETECTING(True):
         program: Any = extend.staged(push, x, *likes).program
     sizes = [prod(np.shape(leaf)) for leaf in tree.leaves(x)]
@@ -136,7 +136,7 @@ def meaning(equation: Equation, inputs: list[Value]) -> list[Value]:
 
 
 def implementation(equation: Equation) -> Any:
-    """The program by which a primitive is evaluated, if it is one of other primitives."""
+    """The program of other primitives that evaluates a primitive, if there is one."""
     primitive, params = equation.primitive, equation.params
     types = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars]
 
@@ -145,7 +145,7 @@ def implementation(equation: Equation) -> Any:
 
     try:
         program = extend.staged(evaluate, *types).program
-    except Exception:  # it is no function of arrays of JAX: it may raise anything
+    except Exception:  # the implementation takes no tracers: it may raise anything
         return None
     return None if primitive in primitives_of(program) else program
 
@@ -171,7 +171,7 @@ def still(equation: Equation, inputs: list[Value]) -> list[Value]:
 
 
 def _linear_in(equation: Equation) -> Sequence[int]:
-    """Inputs in which an equation is linear, all together; a gather that fills is not."""
+    """The inputs in which an equation is linear, jointly; a gather that fills is not."""
     primitive, count = equation.primitive, len(equation.invars)
     fills = primitive is lax.gather_p and equation.params["mode"] == FILL
     if fills or not jax.dtypes.issubdtype(equation.outvars[0].aval.dtype, np.inexact):
@@ -185,7 +185,7 @@ def _linear_in(equation: Equation) -> Sequence[int]:
     return [i for i, partial in partials if partial is LINEAR][:1]
 
 
-# An equation that is linear passes on a support as it passes on rows: those of one column.
+# A linear equation passes a support on as it passes rows on: a support has one column.
 def _support(equation: Equation, inputs: list[Value], group: Sequence[int]) -> Callable | None:
     if all(x.known is None and x.support is None for x in inputs):
         return None
@@ -248,7 +248,7 @@ def _elementwise(equation: Equation, inputs: list[Value]) -> Matrix | None:
 
 
 def _mask(equation: Equation, at: int, inputs: list[Value]) -> np.ndarray | None:
-    """Where an equation that is linear in this input reads it, if known zeros can tell."""
+    """The elements of the result that read this input, as far as known zeros tell."""
     still = [(x, v) for x, v in zip(inputs, equation.invars, strict=True) if x.rows is None]
     if any(
         x.known is None and not jax.dtypes.issubdtype(v.aval.dtype, np.inexact) for x, v in still
@@ -265,7 +265,7 @@ def _mask(equation: Equation, at: int, inputs: list[Value]) -> np.ndarray | None
 
 
 def coefficient(x: Value, atom: Any) -> Any:
-    """A number that is not zero where an input may differ from zero."""
+    """Numbers that are not zero where an input may differ from zero."""
     if x.known is not None:
         return x.now
     found = np.ones(x.shape, bool) if x.nonzero is None else x.nonzero
@@ -273,4 +273,4 @@ def coefficient(x: Value, atom: Any) -> Any:
 
 
 CALLS: dict[Any, Callable[[Equation, list[Value]], list[Value]]] = {}
-"""For equations that carry programs: a function of the equation and its inputs."""
+"""A function of the equation and its inputs, for each primitive that carries programs."""

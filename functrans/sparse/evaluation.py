@@ -32,7 +32,7 @@ from functrans.transforms import grad, linearize, vjp
 FORMATS = ("bcoo", "dense", "values")
 
 CONSTANT = 1 << 20
-"""The vectors are constants of the program up to this many elements in all."""
+"""Up to this many elements in all, the vectors are constants of the program."""
 
 
 def jacobian_pattern(fun: Callable, *likes: Any, argnum: int = 0) -> Pattern:
@@ -49,7 +49,7 @@ def jacobian_pattern(fun: Callable, *likes: Any, argnum: int = 0) -> Pattern:
 
     Raises:
       TypeError: if the argument or a result does not consist of real numbers.
-      ValueError: if the pattern itself would not be sparse, and too large.
+      ValueError: if the pattern itself is too large, because it is not sparse.
 
     See also:
       `jacobian`, which evaluates these elements; `hessian_pattern`, for second derivatives.
@@ -79,7 +79,7 @@ def hessian_pattern(fun: Callable, *likes: Any, argnum: int = 0) -> Pattern:
     Raises:
       TypeError: if `fun` does not return a scalar, or the argument does not consist of real
         numbers.
-      ValueError: if the pattern itself would not be sparse, and too large.
+      ValueError: if the pattern itself is too large, because it is not sparse.
 
     See also:
       `hessian`, which evaluates these elements; `jacobian_pattern`, for first derivatives.
@@ -236,8 +236,8 @@ def _fits(shape: tuple, out: Any, x: Any) -> None:
 
 
 def _deviation(pattern: Pattern, data: Any, column: Callable) -> Any:
-    """The deviation of `J v`, from the nonzeros, from the product itself: for each row, relative to
-    the sum of its terms."""
+    """How far `J v`, computed from the nonzeros, is from the product itself: for each row, relative
+    to the sum of its terms."""
     m, n = pattern.shape
     v = jnp.asarray(np.random.default_rng(0).normal(size=n), data.dtype)
     terms = data * v[pattern.columns]
@@ -379,7 +379,7 @@ def _derivative(fun, likes, argnum, pattern, mode, format, check, order) -> Spar
 
 
 def _at_likes(fun: Callable, likes: tuple, argnum: int, order: int, pattern: Any) -> None:
-    """Check a pattern that was given, where the arguments are known already."""
+    """Check a given pattern at once, if the arguments are known already."""
     given = pattern.pattern if isinstance(pattern, Coloring) else Pattern(pattern)
 
     def probe(*args):

@@ -2,8 +2,8 @@
 
     local : equation, which input  ->  [the pattern of dy/dx]
 
-An equation `y = A x` of a tangent program has a pattern that is the same for all tangents, and its
-kind says most of it:
+An equation `y = A x` of a tangent program has the same pattern for all tangents, and the kind of
+the equation says most of it:
 
     elementwise     y_i reads x_i
     moving          the equation is run on the *numbers* of the elements, and they show where each
@@ -61,7 +61,7 @@ def local(equation: Equation, at: int, inputs: Sequence) -> list[Matrix] | None:
 
 
 def along(dims: Callable) -> Callable:
-    """The pattern of an operation that computes along `dims(params, x)`, and nowhere else."""
+    """The pattern of an operation that computes along the dimensions `dims(params, x)` alone."""
 
     def pattern(equation, at, inputs):
         x, y = equation.invars[at].aval, equation.outvars[0].aval
@@ -108,7 +108,7 @@ def _dynamic_slice(equation, at, inputs):
 
 
 def _dynamic_update_slice(equation, at, inputs):
-    """Of what it is written over, an element stays, or not."""
+    """An element of the array that is written over stays, or not."""
     (x, update, *_), starts = (v.aval for v in equation.invars), inputs[2:]
     if any(start.known is None for start in starts):
         return _at_starts(equation, starts, x, update).T.tocsr() if at == 1 else identity(x.size)
@@ -164,5 +164,5 @@ PATTERNS: dict[Any, Callable] = {
     lax.conv_general_dilated_p: convolution,
 }
 PATTERNS_BY_NAME = {"bcoo_dot_general": stored_product, "bcsr_dot_general": stored_product}
-"""A function of the equation, the position of the input and the known values, to the pattern, or
-to `None` where it has nothing to say."""
+"""A function of the equation, the position of the input and the known values for each primitive. It
+returns the pattern, or `None` where it has nothing to say."""

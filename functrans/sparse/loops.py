@@ -5,9 +5,10 @@
     scan     each of the steps in turn
     while    the union over any number of steps: a fixed point
 
-A body of a loop is linear in the tangents as well, hence it has a pattern: that of `(consts, carry,
-x) -> (carry, y)`, found once.  A step is then a product of patterns.  But where the steps are few
-and read something that is known (a counter, an index), each is interpreted with its own values.
+The body of a loop is linear in the tangents as well, and so it has a pattern: that of `(consts,
+carry, x) -> (carry, y)`, which we find once.  A step is then a product of patterns.  If the steps
+are few and read something that is known (a counter, an index), we interpret each with its own
+values.
 
 Read next: `declared.py`, patterns that a user gives.
 """
@@ -37,7 +38,7 @@ from functrans.sparse.detection import (
 from functrans.sparse.numbers import Equation
 
 FEW = 4_000
-"""The most equations, over all steps, for which each step is interpreted with its own values."""
+"""We interpret each step with its own values up to this many equations in all steps."""
 
 
 def run(program: ClosedJaxpr, inputs: Sequence[Value]) -> list[Value]:
@@ -51,7 +52,7 @@ def checkpoint(equation: Equation, inputs: list[Value]) -> list[Value]:
 
 
 def linear_solve(equation: Equation, inputs: list[Value]) -> list[Value]:
-    """What the solver reads of the right-hand side; the system itself does not move."""
+    """The pattern of the solver in the right-hand side; the system itself does not move."""
     lengths, solver = equation.params["const_lengths"], equation.params["jaxprs"].solve
     start = lengths.matvec + lengths.vecmat
     return run(solver, [*inputs[start : start + lengths.solve], *inputs[sum(lengths) :]])
@@ -83,7 +84,7 @@ class Step(NamedTuple):
 
 
 def step_of(program: ClosedJaxpr, inputs: Sequence[Value], reached: Sequence[bool]) -> Step:
-    """The pattern of a program in those inputs that are `reached`."""
+    """The pattern of a program in the inputs that are `reached`."""
     sizes = [np.prod(x.shape, dtype=int) if r else 0 for x, r in zip(inputs, reached, strict=True)]
     starts, width = np.cumsum([0, *sizes]).tolist(), sum(sizes)
     given = [
@@ -102,7 +103,7 @@ def stacked(rows: Sequence[Matrix], width: int) -> Matrix:
 
 
 def settled(program: ClosedJaxpr, inputs: list[Value], carry: slice) -> tuple[list[bool], Step]:
-    """Which inputs tangents reach in some step, and the pattern for them."""
+    """The inputs that tangents reach in some step, and the pattern in them."""
     reached = [x.rows is not None for x in inputs]
     while True:
         step = step_of(program, inputs, reached)
@@ -133,13 +134,13 @@ def _is_integer(aval: Any) -> bool:
 
 
 def _count(jaxpr: Any) -> int:
-    """How many equations there are, also in the programs inside."""
+    """How many equations there are, with those of the programs inside."""
     inner = (program for e in jaxpr.eqns for program in jaxprs_in_params(e.params))
     return len(jaxpr.eqns) + sum(map(_count, inner))
 
 
 def element(x: Value, t: int) -> Value:
-    """Row `t` of what a loop runs over."""
+    """Row `t` of an array over which a loop runs."""
     shape, size = x.shape[1:], int(np.prod(x.shape[1:]))
     rows = None if x.rows is None else present(x.rows[t * size : (t + 1) * size])
     return Value(shape, rows, x.known and (lambda: np.asarray(x.now)[t]))

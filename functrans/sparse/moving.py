@@ -3,8 +3,8 @@
     moving       run the equation on the numbers of the elements: where has each of them come from?
     transposed   run its transpose: sums are transposes of copies, scatter-adds those of gathers
 
-An index that is not known may point to any place along the dimensions that it runs over: there the
-elements of x are one class, and all of a class are read where one of them is.
+An index that is not known may point to any place along the dimensions over which it runs.  There
+the elements of x form a class: an equation that reads one of them reads the whole class.
 
 Read next: `contractions.py`, products of arrays.
 """
@@ -30,10 +30,10 @@ def is_unknown_index(atom: Any, x: Any) -> bool:
 
 
 def _coefficients(equation: Equation, at: int, inputs: Sequence) -> list | None:
-    """What stands for the other inputs where numbers of elements are moved.
+    """The other inputs, as they enter when numbers of elements are moved.
 
-    The support of a number; ones, if it is not known; an index as it is. `None` if an index is not
-    known.
+    A factor enters by its support, or by ones if it is not known; an index as it is. `None` if an
+    index is not known.
     """
     found: list = []
     for i, (atom, x) in enumerate(zip(equation.invars, inputs, strict=True)):
@@ -104,13 +104,13 @@ WRITES: dict[Any, Callable] = {
     lax.scatter_add_p: _of_scatter,
 }
 RUNS_OVER = READS | WRITES
-"""The dimensions of the operand over which the indices run that are not known."""
+"""The dimensions of the operand over which unknown indices run."""
 
 
 def with_unknown_indices(equation: Equation, at: int, inputs: Sequence) -> Matrix:
     """All elements along these dimensions are one class, of which any may be read or written."""
     operand, primitive = equation.invars[0].aval, equation.primitive
-    if at == 0 and primitive in WRITES:  # what is not overwritten stays
+    if at == 0 and primitive in WRITES:  # an element that is not overwritten stays
         return identity(operand.size)
     first = np.arange(operand.size).reshape(operand.shape)
     for d in RUNS_OVER[primitive](equation, inputs):

@@ -2,14 +2,14 @@
 
     moves : ([number] -> [number]),  how many  ->  from where each result has come
 
-An operation that moves elements without computing with them does to their numbers what it does to
-them.  It is run on two numberings that have nothing to do with each other:
+An operation that moves elements without computing with them moves their numbers in the same way.
+We run it on two numberings that have nothing to do with each other:
 
     y = run(1, 2, 3, ...),    z = run(h(1), h(2), h(3), ...)       moving:    z = h(y)
 
 or y and z are the same constant.  A sum fails the test, because `h(i + j) != h(i) + h(j)`.
 
-XLA compiles for longer than such an operation runs, so that NumPy runs the most frequent ones.
+XLA would compile for longer than such an operation runs, and so NumPy runs the frequent ones.
 
 Read next: `algebra.py`, patterns as matrices.
 """
@@ -26,19 +26,19 @@ from jax import lax
 from functrans import extend
 
 Equation = Any
-"""One of a jaxpr. Its inputs and outputs are arrays, which their types in JAX do not say."""
+"""An equation of a jaxpr. Its inputs and outputs are arrays; their types in JAX do not say so."""
 
 
 def moves(run: Callable, size: int) -> list | None:
-    """From where an operation takes each element of its results.
+    """Find from where an operation takes each element of its results.
 
     Args:
       run: takes `size` integers, and returns arrays.
       size: how many elements it moves.
 
     Returns:
-      For each result the number of the element that each of its elements is, and whether it is one;
-      or `None` if the operation does not merely move elements, or does not take integers.
+      A pair for each result: the number of the input element that each of its elements is, and
+      whether it is one. `None` if the operation computes with elements, or takes no integers.
     """
     numbers = np.arange(1, size + 1, dtype=np.int32)
     other = -1 - _scrambled(numbers)
@@ -71,7 +71,7 @@ def _scrambled(x: np.ndarray) -> np.ndarray:
 
 
 def evaluated(equation: Equation, inputs: Sequence) -> list:
-    """What an equation computes, on NumPy arrays."""
+    """The results of an equation, as NumPy arrays."""
     function = NUMPY.get(equation.primitive)
     if function is not None and not any(map(_is_extended, inputs)):
         return [function(*map(np.asarray, inputs), equation)]
@@ -80,7 +80,7 @@ def evaluated(equation: Equation, inputs: Sequence) -> list:
 
 
 def _is_extended(x: Any) -> bool:
-    """Whether it is an array of what are no numbers, such as the keys of random numbers."""
+    """Whether the elements of an array are no numbers, but keys of random numbers, say."""
     return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
 
 
@@ -142,7 +142,7 @@ def _iota(e):
 
 
 def _result(function: Callable) -> Callable:
-    """A function of arrays, whose result has the type that the equation says."""
+    """The function; its result gets the type that the equation says."""
     return lambda *args: np.asarray(function(*args[:-1])).astype(args[-1].outvars[0].aval.dtype)
 
 

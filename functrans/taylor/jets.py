@@ -4,8 +4,8 @@
 
     derivatives f (x, v)        =  [d^k/dt^k f(x + t v) at t = 0, for k = 0, 1, ...]
 
-Nested `jvp`s compute the same in a time that doubles with each order; here it grows with the square
-of the order.
+Here the time grows with the square of the order.  Nested `jvp`s compute the same in a time that
+doubles with each order.
 
 Read next: `laplacian.py`, second derivatives in many directions at once.
 """
@@ -47,8 +47,8 @@ def jet(
         x_2, ...]` in the place of each array. They have its shape and dtype; those that are missing
         are zero. An integer has none: `[]`.
       order: how many coefficients to compute; by default, as many as the longest list has.
-      factorial: whether all coefficients, of inputs and results, are multiplied by `k!`. They are
-        derivatives then, as in `jax.experimental.jet.jet`.
+      factorial: whether the coefficients of inputs and results include the factor `k!`. Then they
+        are derivatives, as in `jax.experimental.jet.jet`.
 
     Returns:
       `(output, series)`. The series has the structure of the output, with a list of `order`
@@ -125,14 +125,14 @@ def _derivatives(fun: Callable, name: str, order: int) -> Callable:
         outs, result = pushed(fun, name, (x,), columns, order)
         return [result([scaled(y[k], factorial_of(k)) for y in outs]) for k in range(order + 1)]
 
-    derivatives_at.__qualname__ = derivatives_at.__name__  # an error of Python's says it
+    derivatives_at.__qualname__ = derivatives_at.__name__  # for the errors of Python
     return derivatives_at
 
 
 def pushed(
     fun: Callable, name: str, args: tuple, columns: Sequence, order: int
 ) -> tuple[list, Callable]:
-    """The coefficients of each leaf of the output, and what makes an output of leaves."""
+    """The coefficients of each leaf of the output, and the function from leaves to an output."""
     program = extend.staged(fun, *args)
     if not program.program.out_avals:
         raise wording.no_array(name, program.result([]))
@@ -143,7 +143,7 @@ def pushed(
 
 
 def columns_of(name: str, primals: tuple, series: tuple) -> list[list]:
-    """For each leaf of the primals its coefficients, itself first."""
+    """The coefficients of each leaf of the primals, itself first."""
     if len(primals) != len(series):
         raise TypeError(
             f"{name}: primals and series must have one entry for each argument, but they have "

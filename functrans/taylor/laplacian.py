@@ -232,7 +232,7 @@ def from_column(column: Sequence) -> Any:
 
 
 def unit_vectors(leaves: Sequence) -> list:
-    """For each array its part of all unit vectors."""
+    """The part of all unit vectors in each array."""
     sizes = [x.size for x in leaves]
     count, starts = sum(sizes), [sum(sizes[:i]) for i, _ in enumerate(sizes)]
     return [
@@ -242,7 +242,7 @@ def unit_vectors(leaves: Sequence) -> list:
 
 
 def split(firsts: Any, leaves: Sequence) -> list:
-    """The reverse: for each array the derivatives in its elements, in axes that come last."""
+    """The reverse: the derivatives in the elements of each array, in axes that come last."""
     ends = np.cumsum([x.size for x in leaves])[:-1]
     parts = jnp.split(jnp.moveaxis(firsts, 0, -1), ends, axis=-1)
     shape = firsts.shape[1:]
@@ -254,7 +254,7 @@ def unweighted(vectors: Any) -> Any:
 
 
 def weighing(weights: Any, leaves: Sequence, structure: Any) -> Callable:
-    """What takes all `v_i` to all `sum_j w_ij v_j`; the directions are the elements of `leaves`."""
+    """The map of all `v_i` to all `sum_j w_ij v_j`; the directions are the elements of `leaves`."""
     if weights is None:
         return unweighted
     given, shapes, sizes = tree.leaves(weights), [x.shape for x in leaves], [x.size for x in leaves]
@@ -370,7 +370,7 @@ def _laplacian(
 
 
 class WithAux:
-    """A function of arrays to pairs of arrays; it remembers what else is in `aux`."""
+    """A function of arrays to pairs of arrays; it remembers the rest of `aux`."""
 
     def __init__(self, fun: Callable, has_aux: bool):
         self.fun, self.has_aux = fun, has_aux
