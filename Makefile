@@ -27,14 +27,14 @@ help:  ## show this list
 demo: $(VENV)/.installed-demo  ## install if needed, train and cross-check a real model
 	$(BIN)/python -m functrans $(ARGS)
 
-# All rows of the table of rules run with the oldest JAX. With another one each primitive has one row
-# for each kind of number, real and complex.
+# All tests run with the oldest JAX. With another one each primitive has one row in each test of the
+# table of rules, and other tables are shorter too: tests/repeated.py.
 REPEATED := $(if $(filter 3.11,$(VERSION)),,-m "not repeated")
 
 test: $(VENV)/.installed-test  ## install if needed, run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) $(REPEATED) $(ARGS)
 
-test-all: $(VENV)/.installed-test  ## the same, with every row of the table of rules on any Python
+test-all: $(VENV)/.installed-test  ## the same, with every row of every table on any Python
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 bench: $(VENV)/.installed-bench  ## install if needed, measure against JAX, write docs/benchmarks.md

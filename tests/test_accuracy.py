@@ -35,6 +35,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core.primitives import add_jaxvals_p
 from mpmath import mp
+from repeated import repeated_after
 
 import functrans as ft
 from functrans.rules import RULES, Elementwise
@@ -159,7 +160,7 @@ if hasattr(lax, "log2_p"):
     ROWS["one_minus_square"] = row(lax.one_minus_square, lambda x: 1 - x * x)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", repeated_after(1, WIDTHS))
 @pytest.mark.parametrize("name", ROWS)
 def test_every_order_at_every_magnitude(name: str, width: type) -> None:
     fun, exact, where, margin = ROWS[name]
@@ -181,7 +182,7 @@ HOLOMORPHIC = [name for name in ROWS if name in ELEMENTWISE and len(ROWS[name].w
 HOLOMORPHIC = sorted({*HOLOMORPHIC} - REAL)
 
 
-@pytest.mark.parametrize("width", [np.complex64, np.complex128])
+@pytest.mark.parametrize("width", repeated_after(1, [np.complex64, np.complex128]))
 @pytest.mark.parametrize("name", HOLOMORPHIC)
 def test_complex_numbers(name: str, width: type) -> None:
     check(ROWS[name].fun, reference(ROWS[name].exact), complex_numbers(width), margin=1e6)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from repeated import repeated_after
 
 import functrans as ft
 from benchmarks import budgets, fields, measure, report
@@ -32,7 +33,9 @@ def close(ours, theirs, is_double: bool) -> None:
 
 # At a small size the stack of 12 layers is that of 6.
 @pytest.mark.parametrize(
-    "workload", [w for w in WORKLOADS if w.name != "transformer-12"], ids=lambda w: w.name
+    "workload",
+    repeated_after(12, [w for w in WORKLOADS if w.name != "transformer-12"]),
+    ids=lambda w: w.name,
 )
 def test_derivatives_are_those_of_jax(workload):
     """The first kind that is measured, at a small size."""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from repeated import repeated_after
 
 import functrans as ft
 from functrans.programs.broadcasts import broadcast_last
@@ -323,7 +324,7 @@ FUNCTIONS: dict[str, tuple[Callable, tuple]] = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", repeated_after(1, [True, False]))
 @pytest.mark.parametrize("mode", ["jacfwd", "jacrev"])
 def test_jacobians_are_those_of_jax(name, jit, mode):
     fun, args = FUNCTIONS[name]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from repeated import repeated_after
 
 import functrans as ft
 from benchmarks import models
@@ -203,7 +204,7 @@ def operations(fun: Callable, *args: Any) -> dict[str, int]:
     return {name: len(re.findall(rf" {name}\(", text)) for name in names}
 
 
-@pytest.mark.parametrize("fun", [block, scanned_block, branching_block])
+@pytest.mark.parametrize("fun", repeated_after(1, [block, scanned_block, branching_block]))
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_checkpoint_computes_again_what_its_policy_says(fun, policy):
     """Counted in the compiled program; as many as in JAX's."""

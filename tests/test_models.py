@@ -18,6 +18,7 @@ import optax
 import pytest
 from flax import nnx
 from jax import lax
+from repeated import repeated_after
 
 import functrans as ft
 
@@ -159,7 +160,9 @@ def test_eager_and_compiled_by_jax() -> None:
     close(jax.jit(ft.grad(jax.jit(loss)))(params, IMAGES, LABELS), want)
 
 
-@pytest.mark.parametrize("name", ["linen MLP", "linen CNN", "linen attention", "by hand"])
+@pytest.mark.parametrize(
+    "name", repeated_after(1, ["linen MLP", "linen CNN", "linen attention", "by hand"])
+)
 def test_three_steps_of_training(name: str) -> None:
     loss, params = MODELS[name]()
     # Adam divides by the size of a gradient: without `eps` the rounding of a zero would be seen.
@@ -185,7 +188,7 @@ def test_three_steps_of_training(name: str) -> None:
     chex.assert_trees_all_close(params_ours, params_jax, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["linen CNN", "by hand", "Optax losses"])
+@pytest.mark.parametrize("name", repeated_after(1, ["linen CNN", "by hand", "Optax losses"]))
 def test_gradients_for_each_example(name: str) -> None:
     loss, params = MODELS[name]()
 
@@ -196,7 +199,9 @@ def test_gradients_for_each_example(name: str) -> None:
     close(*jax.jit(lambda: (each(ft.grad), each(jax.grad)))())
 
 
-@pytest.mark.parametrize("name", ["linen MLP", "linen attention", "by hand", "NNX"])
+@pytest.mark.parametrize(
+    "name", repeated_after(1, ["NNX", "linen MLP", "linen attention", "by hand"])
+)
 def test_the_hessian_times_a_vector(name: str) -> None:
     loss, params = MODELS[name]()
     leaves, structure = jax.tree.flatten(params)

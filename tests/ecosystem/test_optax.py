@@ -19,6 +19,7 @@ import optax
 import pytest
 from compare import answering_jax, close
 from optax import contrib
+from repeated import repeated_after
 
 import functrans as ft
 
@@ -102,7 +103,7 @@ LOSS = {ft: answering_jax(loss), jax: loss}
 # Optax's own: `optimistic_adam` has a successor, and `dpsgd` calls what has a newer signature.
 @pytest.mark.filterwarnings("ignore:`optimistic_adam` is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings('ignore:"seed" is deprecated:DeprecationWarning')
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", repeated_after(12, OPTIMIZERS))
 def test_three_steps(name: str) -> None:
     def trained(ad: ModuleType) -> list:
         optimizer = made(name)
