@@ -230,11 +230,20 @@ def rule_result(primitive: Any, returned: Any) -> tuple[list, list]:
 # ---- differentiable arguments --------------------------------------------------------------------
 
 
-def numbers(name: str, what: str, given: Any, named: Named, holomorphic: bool, *allowed: bool):
-    """Check that inputs or outputs have a dtype with a derivative; `allowed` goes to `_fits`."""
+def numbers(
+    name: str,
+    what: str,
+    given: Any,
+    named: Named,
+    holomorphic: bool,
+    complex_too: bool = False,
+    allow_int: bool = False,
+) -> None:
+    """Check that inputs or outputs have a dtype with a derivative."""
 
     def wrong(x: Any) -> bool:
-        return not _fits(jax.typeof(x) if values.is_value(x) else None, holomorphic, *allowed)
+        aval = jax.typeof(x) if values.is_value(x) else None
+        return not _fits(aval, holomorphic, complex_too, allow_int)
 
     if any(map(wrong, tree.leaves(given))):
         label, x = next(pair for pair in named() if wrong(pair[1]))
@@ -242,7 +251,7 @@ def numbers(name: str, what: str, given: Any, named: Named, holomorphic: bool, *
 
 
 @functools.lru_cache(maxsize=4096)
-def _fits(aval: Any, holomorphic: bool, complex_too: bool = False, allow_int: bool = False) -> bool:
+def _fits(aval: Any, holomorphic: bool, complex_too: bool, allow_int: bool) -> bool:
     if aval is None or isinstance(aval, AbstractRef):
         return False
     if holomorphic or issubdtype(aval.dtype, np.complexfloating):
