@@ -108,11 +108,13 @@ BUDGETS = (
 LAPACK = "XLA does not count the operations of LAPACK; nearly all others belong to the gradient."
 FLOOR = "XLA writes this dense Hessian in one pass: `f` itself takes more than 1/80 of its time."
 THIRD = "We take three products a step, one to compute the carry again; the stored scan takes two."
+BY_HAND = "The same written by hand takes as long: see `run laplacian vs by hand`."
 EXPLAINED = {
     ("svd", "operations grad / f"): LAPACK,
     ("gaussian-process", "operations grad / f"): LAPACK,
     ("sparse-chain", "sparse / dense hessian"): FLOOR,
     ("until-product", "run grad"): THIRD,
+    **{(f"laplacian-{name}", "run laplacian"): BY_HAND for name in ("tanh", "gelu", "softplus")},
 }
 
 

@@ -142,6 +142,8 @@ def row(workload="perceptron", metric="run grad", ratio=1.0, equations=60, other
         (row("sparse-rod", "sparse / dense hessian", ratio=0.02), "no"),
         (row("sparse-chain", "sparse / dense hessian", ratio=0.02), "explained"),
         (row("sparse-bratu", "sparse jacobian vs asdex", ratio=1.1), "no"),
+        (row("laplacian-tanh", "run laplacian", ratio=0.61), "explained"),
+        (row("laplacian-tanh", "run laplacian vs by hand", ratio=1.11), "no"),
     ],
 )
 def test_verdicts(found, verdict):
