@@ -106,33 +106,47 @@ def bound(
     """Bind a kernel of columns. The columns of results have all places that an input has."""
     if params["mesh"] is not None:
         raise operations.no_rule(primitive)
-    kernel, grid = jx.closed_of(params["jaxpr"]), params["grid_mapping"]
-    length, aliases = max(map(len, columns)), params["input_output_aliases"]
+    grid, aliases = params["grid_mapping"], params["input_output_aliases"]
+    length = max(map(len, columns))
     # If an output begins as an input, its column begins as that of the input.
     for i, _ in aliases:
         types = column_of_types(values.typeof(columns[i][0]), length)
         columns[i] = filled([columns[i]], ((True,) * len(types),), [types])[0]
-    sizes, given = shape_of(columns[: grid.num_dynamic_grid_bounds]), shape_of(columns)
-    refs = [column_of_types(aval, length) for aval in kernel.in_avals]
-    made = shape_of(refs[len(given) - len(sizes) :])
-    groups = given[len(sizes) :], made[: grid.num_outputs], made[grid.num_outputs :]
-    avals = [there(*pair) for pair in zip(refs, (*groups[0], *made), strict=True)]
-    with grid.trace_env():  # where a kernel may ask for its place in the grid
-        program = walked(kernel, walk, settings, tuple(avals)).program
+    given, kernel = shape_of(columns), jx.closed_of(params["jaxpr"])
+    ins = given[grid.num_dynamic_grid_bounds :]
+    program, outs, scratch = kernel_of_columns(kernel, grid, ins, length, walk, settings)
     if program.consts:  # a kernel has no constants
         raise operations.no_rule(primitive)
-    pairs = [(start(given, i), start(made, j), range(sum(made[j]))) for i, j in aliases]
-    aliased = tuple([(i + n, j + n) for i, j, places in pairs for n in places])
     out_types = [column_of_types(aval, length) for aval in params["out_avals"]]
     derived = {
         "jaxpr": program.jaxpr,
-        "grid_mapping": with_columns(grid, *groups),
+        "grid_mapping": with_columns(grid, ins, outs, scratch),
         "out_avals": tuple(arrays(out_types)),
-        "input_output_aliases": aliased,
+        "input_output_aliases": aliases_of_columns(aliases, given, outs),
         "cost_estimate": multiplied(params["cost_estimate"], length),
     }
-    outs = primitive.bind(*arrays(columns), **params | derived)
-    return columns_of(outs, groups[1])
+    return columns_of(primitive.bind(*arrays(columns), **params | derived), outs)
+
+
+def kernel_of_columns(
+    kernel: ClosedJaxpr, grid: Any, ins: Shape, length: int, *how: Any
+) -> tuple[Any, Shape, Shape]:
+    """The kernel that a transform makes, and the columns of its outputs and of its scratch."""
+    refs = [column_of_types(aval, length) for aval in kernel.in_avals]
+    made = shape_of(refs[len(ins) :])
+    avals = [there(*pair) for pair in zip(refs, (*ins, *made), strict=True)]
+    with grid.trace_env():  # where a kernel may ask for its place in the grid
+        program = walked(kernel, *how, tuple(avals)).program
+    return program, made[: grid.num_outputs], made[grid.num_outputs :]
+
+
+def aliases_of_columns(aliases: tuple, ins: Shape, outs: Shape) -> tuple:
+    """Each array of an output begins as that of the input."""
+    found = []
+    for i, j in aliases:
+        first = start(ins, i), start(outs, j)
+        found += [(first[0] + place, first[1] + place) for place in range(sum(outs[j]))]
+    return tuple(found)
 
 
 def column_of_types(aval: Any, length: int) -> tuple:
