@@ -182,8 +182,9 @@ class ForwardTrace(Trace):
         Returns the outputs, their tangents, and the primals of `aux`.
         """
         moving = values.moving(tangents)
-        # If the parent writes a jaxpr and all inputs are tracers, no Python code needs a value. So
-        # we stage the function first and then read its equations, with handles for tracers.
+        # If the parent writes a jaxpr and all moving inputs are tracers, no Python code needs the
+        # value of one. So we stage the function first and then read its equations, with handles for
+        # tracers.
         tracers = all(isinstance(x, jax.core.Tracer) for x in values.pick(primals, moving))
         may_stage = tracers and isinstance(self.sink, Writing)
         if may_stage and (result := self.run_staged(fun, primals, tangents)):

@@ -102,7 +102,7 @@ def linearize(
 
 
 def _record(run: Callable, primals: Sequence, moving: Sequence[bool], info: Any, apart: bool):
-    """`run(trace, primals, tangents) -> (ys, y_dots, aux)`, with a tape for the tangents."""
+    """Run `run(trace, primals, tangents) -> (ys, y_dots, aux)`, and record the work on tangents."""
     tape, avals = RecordingTrace(jx.current_trace(), apart), [*map(values.typeof, primals)]
 
     def linear(*tracers):

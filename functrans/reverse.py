@@ -7,8 +7,8 @@ equations read a value, its cotangent is the sum of their contributions:
 
     x_bar += A^T y_bar
 
-A `Linear` stands for an input that has a type and no value; `transpose` returns the cotangents of
-these inputs.
+The class `Linear` marks an input that has a type and no value; `transpose` returns the cotangents
+of these inputs.
 
 Read next: `jit.py`, which compiles all of this.
 """

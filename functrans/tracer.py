@@ -213,7 +213,7 @@ class RecordingTrace(StagingTrace):
         return x if self.owns(x) else self.parent.stage_value(x)
 
     def constants_for(self, outputs):
-        """The residuals, without the equations that no output needs, and what only these read."""
+        """Leave out the equations that no output needs; return the residuals of the others."""
         equations, free = live_and_free(self.equations, outputs)
         self.equations = jx.scoped_from(self.scope, equations)
         constants, inputs = dict(self.constants.values()), {*self.inputs}
@@ -233,7 +233,7 @@ def _canonical(x: Any) -> Any:
 def stage(
     fun: Callable[..., tuple[Sequence[Any], Any]], avals: Sequence[Any], debug_info: Any
 ) -> tuple[ClosedJaxpr, Any]:
-    """Run `fun` on tracers of the given types, and return the program that they wrote.
+    """Run `fun` on tracers of the given types, and return the program that the trace writes.
 
     `fun` takes a flat list and returns a pair: a flat list of outputs, and anything else, which
     `stage` returns beside the program. Arrays that `fun` closes over become constants.

@@ -5,7 +5,7 @@
 A kernel returns nothing.  Its derivative takes a second reference for each one that moves, and
 does to it, with tangents, what the kernel does to the first.  A Taylor series takes a column of
 references, one for each coefficient.  We cannot transpose a kernel, since a read depends on the
-time: there is no reverse mode, neither here nor in JAX.
+writes before it: there is no reverse mode, neither here nor in JAX.
 
 Read next: `columns.py`, calls in any other transform.
 """
@@ -43,14 +43,15 @@ from functrans.values import Flags, Zero
 class ReferenceRule(Rule):
     """The first input is a reference: do the same to the reference of its tangent.
 
-    `stored` finds the inputs that the operation writes there, or reads instead.
+    `stored` gives the positions of the inputs to replace by their tangents: the value to write, or
+    the one to take where a mask forbids to read.
     """
 
     def __init__(self, stored: Callable):
         self.stored = stored
 
     def forward(self, primitive, primals, tangents, params):
-        if type(tangents[0]) is Zero:  # it writes a moving value where nothing moves
+        if type(tangents[0]) is Zero:  # a moving value goes where no tangent is
             raise operations.no_rule(primitive)
         moved = [tangents[0], *primals[1:]]
         for i in self.stored(len(primals), params):
@@ -63,7 +64,7 @@ class ReferenceRule(Rule):
 
 
 class PallasRule(Rule):
-    """Binds a kernel with a column of references in the place of each."""
+    """Binds a kernel with a column of references in the place of each reference."""
 
     def forward(self, primitive, primals, tangents, params):
         dots = [None if type(t) is Zero else t for t in tangents]
@@ -103,19 +104,22 @@ def pushed(kernel: ClosedJaxpr, columns: Sequence[Column]) -> list:
 def bound(
     primitive: Any, params: dict, columns: list, walk: Callable, settings: tuple
 ) -> list[tuple]:
-    """Bind a kernel of columns. The columns of results have all places that an input has."""
+    """Bind a kernel with columns of references.
+
+    The column of a differentiable result is as long as the longest column of an input.
+    """
     if params["mesh"] is not None:
         raise operations.no_rule(primitive)
     grid, aliases = params["grid_mapping"], params["input_output_aliases"]
     length = max(map(len, columns))
-    # If an output begins as an input, its column begins as that of the input.
+    # If an output begins as an input, so does its column: empty places of the input get zeros.
     for i, _ in aliases:
         types = column_of_types(values.typeof(columns[i][0]), length)
         columns[i] = filled([columns[i]], ((True,) * len(types),), [types])[0]
     given, kernel = shape_of(columns), jx.closed_of(params["jaxpr"])
     ins = given[grid.num_dynamic_grid_bounds :]
     program, outs, scratch = kernel_of_columns(kernel, grid, ins, length, walk, settings)
-    if program.consts:  # a kernel has no constants
+    if program.consts:  # a kernel cannot close over arrays
         raise operations.no_rule(primitive)
     out_types = [column_of_types(aval, length) for aval in params["out_avals"]]
     derived = {
@@ -134,7 +138,7 @@ def kernel_of_columns(
     """The kernel that a transform makes, and the columns of its outputs and of its scratch."""
     refs = [column_of_types(aval, length) for aval in kernel.in_avals]
     made = shape_of(refs[len(ins) :])
-    avals = [there(*pair) for pair in zip(refs, (*ins, *made), strict=True)]
+    avals = [types_at(*pair) for pair in zip(refs, (*ins, *made), strict=True)]
     with grid.trace_env():  # where a kernel may ask for its place in the grid
         program = walked(kernel, *how, tuple(avals)).program
     return program, made[: grid.num_outputs], made[grid.num_outputs :]
@@ -144,7 +148,7 @@ def aliases_of_columns(aliases: tuple, ins: Shape, outs: Shape) -> tuple:
     """Each array of an output begins as that of the input."""
     found = []
     for i, j in aliases:
-        first = start(ins, i), start(outs, j)
+        first = offset(ins, i), offset(outs, j)
         found += [(first[0] + place, first[1] + place) for place in range(sum(outs[j]))]
     return tuple(found)
 
@@ -155,11 +159,12 @@ def column_of_types(aval: Any, length: int) -> tuple:
     return aval, *[values.tangent_aval(aval)] * dots
 
 
-def there(types: tuple, flags: Flags) -> tuple:
+def types_at(types: tuple, flags: Flags) -> tuple:
+    """The types, with `None` where a column has no array."""
     return tuple([aval if flag else None for aval, flag in zip(types, flags, strict=False)])
 
 
-def start(shape: Shape, at: int) -> int:
+def offset(shape: Shape, at: int) -> int:
     """The position of the first array of a column among all arrays."""
     return sum(map(sum, shape[:at]))
 
@@ -172,8 +177,8 @@ def with_columns(grid: Any, ins: Shape, outs: Shape, scratch: Shape) -> Any:
     return dataclasses.replace(
         grid,
         block_mappings=tuple([block for block, flags in pairs for _ in range(sum(flags))]),
-        num_inputs=start(ins, len(ins)),
-        num_outputs=start(outs, len(outs)),
+        num_inputs=offset(ins, len(ins)),
+        num_outputs=offset(outs, len(outs)),
         scratch_avals=tuple([a for pair in scratch_types for a in column_of_types(*pair)]),
     )
 
@@ -186,7 +191,7 @@ def multiplied(cost: Any, n: int) -> Any:
 
 
 def stored_in(what: str) -> Callable:
-    """The position of the value among the inputs of a masked operation.
+    """A function that finds the `value` of a masked write, or the `other` of a masked read.
 
     They are `(reference, indices, value, mask)` where it writes, and `(reference, indices, mask,
     other)` where it reads.
@@ -200,6 +205,7 @@ def stored_in(what: str) -> Callable:
     return stored
 
 
+# JAX has no public names for these primitives: `unnamed` finds each in a function that binds it.
 def read(x):
     return jax.new_ref(x)[...]
 

@@ -1,4 +1,4 @@
-"""Cut a program in two so that the fewest bytes pass between the halves: a minimum cut.
+"""Move the cut between two halves of a program to where it costs the least: a minimum cut.
 
     x -> (y, r),  (r, x_dot) -> y_dot      becomes      x -> (y, s),  (g(s), x_dot) -> y_dot
 
@@ -9,12 +9,12 @@ of the first half.  Among all such `s` we choose the one that minimizes
 
 This is a minimum cut of a network.  Each variable is an edge of capacity `keep(v)`, followed by the
 variables computed from it.  A source flows without bound into the variables that no cheap equation
-gives (inputs, results of products, ...), and with capacity `work(v)` into all others.  The reads of
-the second half flow into a sink.  Then the sum above is the capacity of a cut between source and
-sink, its minimum is the maximum flow (L. R. Ford and D. R. Fulkerson, Maximal flow through a
-network, Canadian Journal of Mathematics 8, 1956), and the edges of the cut are `s`.  H. He and
-S. Yu do the same with graphs of PyTorch: Transcending runtime-memory tradeoffs in checkpointing by
-being fusion aware, MLSys 2023.
+gives (inputs, results of products, ...), and into all others with capacity `work(v)`, or 0 where
+nothing is evaluated more often (see `least`).  The reads of the second half flow into a sink.  Then
+the sum above is the capacity of a cut between source and sink, its minimum is the maximum flow
+(L. R. Ford and D. R. Fulkerson, Maximal flow through a network, Canadian Journal of Mathematics 8,
+1956), and the edges of the cut are `s`.  H. He and S. Yu do the same with graphs of PyTorch:
+Transcending runtime-memory tradeoffs in checkpointing by being fusion aware, MLSys 2023.
 
 Read next: `sums.py`, sums that follow a loop.
 """
@@ -56,7 +56,7 @@ FUNCTIONS = _named("""
     acos acosh asin asinh atan atan2 atanh cbrt cosh erf erfc exp exp2 expm1 gather log log1p
     logistic pow rem rsqrt sinh sqrt tan tanh
 """)
-# These take five times as long, but XLA thinks them cheap: each kernel that reads the result
+# These take several times as long, but XLA thinks them cheap: each kernel that reads the result
 # evaluates them for itself.
 SINES = _named("cos sin")
 # These read many numbers for each number of the result:
@@ -73,7 +73,8 @@ def work(equation: JaxprEqn) -> int | None:
     The unit is an eighth of the cost of keeping a byte, that is of writing and reading it.  To
     evaluate a function of numbers of 4 bytes costs half as much as to keep them.  For numbers of
     8 bytes the two cost the same, for a processor computes half as many at a time, in more steps.
-    A function of few numbers takes as long as one of `FEW`: there we keep the result.
+    A function of few numbers takes as long as one of `FEW`: there we keep the result.  A sine costs
+    four times as much as another function, and a reduction an eighth of each byte that it reads.
     """
     name = equation.primitive.name
     if equation.effects:
@@ -115,7 +116,7 @@ class Prices(NamedTuple):
 
 
 def cut(first: ClosedJaxpr, second: ClosedJaxpr, prices: Prices) -> tuple[ClosedJaxpr, ClosedJaxpr]:
-    """Cut two halves elsewhere, so that the fewest bytes pass.
+    """Cut two halves elsewhere, at the least cost of bytes kept and of work done again.
 
     Args:
       first: `x -> (y, r)`.
@@ -192,9 +193,10 @@ def least(jaxpr: Jaxpr, read: Sequence[Var], prices: Prices) -> list[Var]:
             node.setdefault(var, 2 * len(node) + 2)
         for var in outs:
             edges |= {(node[a] + 1, node[var]): None for a in given}
-            # An equation that the first half no longer needs runs once, and not twice.  A sine
-            # that it needs runs twice in any case, in two kernels; and another one once, where the
-            # first half keeps it, but several times in the kernels of the second.
+            # Computing again is free where it adds no evaluation.  An equation that y does not need
+            # moves to the second half, and still runs once.  XLA evaluates a sine in each kernel
+            # that reads it: one that y needs runs in two kernels even if we keep it; one that y
+            # does not need runs once if we keep it, and else in several kernels of the second half.
             is_free = (var in needed) == (equation.primitive.name in SINES)
             edges[SOURCE, node[var]] = 0 if cost is not None and is_free else cost
     for var, n in node.items():
@@ -211,7 +213,7 @@ def sink_side(edges: dict[tuple[int, int], int | None]) -> set[int]:
     Args:
       edges: from pairs of nodes to capacities; `None` is without bound.
     """
-    # Imported here, since a program without loops does not need it.
+    # Imported here, since most programs need no cut.
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
@@ -225,7 +227,7 @@ def sink_side(edges: dict[tuple[int, int], int | None]) -> set[int]:
 
 
 def _pricing(jaxpr: Jaxpr, prices: Prices) -> Callable:
-    """The cost of keeping a variable that an equation computed."""
+    """A function that gives the cost of keeping a variable."""
     given = [*zip(jaxpr.invars, prices.inputs, strict=True), *((v, FIXED) for v in jaxpr.constvars)]
     varying = changing(jaxpr, [var for var, price in given if price != FIXED])
     named = dict(given)
@@ -236,7 +238,7 @@ def _pricing(jaxpr: Jaxpr, prices: Prices) -> Callable:
     def cost(var: Var, maker: JaxprEqn | None) -> int:
         if maker is None or var in varying:
             return named.get(var, STACKED) * size(var)
-        # A value that is the same in each step is kept once, unless it is larger than its origin.
+        # A value that is the same in each step is kept once, for what it has more than its inputs.
         return max(0, size(var) - sum(map(size, maker.invars)))
 
     return cost

@@ -14,7 +14,7 @@ the first case that fits:
     a product            (x y)_k = sum_i x_i y_(k-i)
     a power              is a product of powers, or  x y' = p x' y,  or  z' = z (y log x)'
     a quotient           A y = x   =>   A_0 y_k = x_k - sum_(i>0) A_i y_(k-i)
-    constant slopes      y_k = J x_k,  or  y' = J x'
+    constant slopes      y_k = J x_k;  and J takes x' to y', and an integral of x to one of y
     any other            y_k = 1/k (J_f(x) x')_(k-1)
 
 Sources: A. Griewank and A. Walther, Evaluating Derivatives (2008), chapter 13; M. D. McIlroy, Power
@@ -48,8 +48,9 @@ def coefficients(program: ClosedJaxpr, columns: Sequence[Sequence], order: int) 
 
     Args:
       program: a closed jaxpr.
-      columns: for each of its inputs the first coefficients; `None` stands for one that is zero,
-        and so are those that are missing.
+      columns: for each of its inputs the first coefficients; `None` stands for zero, and missing
+        ones are zero too.
+      order: the last coefficient to compute.
 
     Returns:
       For each of its outputs `order + 1` coefficients, in the same way; one, if it does not move.
@@ -73,8 +74,8 @@ def total(terms: Sequence, zero: Zero) -> Any:
     return reduce(extend.add, terms, zero)
 
 
-# (x y)_k = sum_i x_i y_(k-i), and twice one half of it if both are the same. Of a stream times its
-# own derivative the integral is one half of that square.
+# (x y)_k = sum_i x_i y_(k-i).  For x = y the terms come in equal pairs, around a middle one if k is
+# even.  And  x x' = (x^2 / 2)'.
 def product(node: Node) -> Later | None:
     """An operation that is linear in each of two inputs that move."""
     rule = extend.rule_of(node.equation.primitive)
@@ -91,7 +92,7 @@ def product(node: Node) -> Later | None:
         return extend.bind(node.equation, given)[0]
 
     def halves_of_square(k, n):
-        """One half of the coefficient of `x^2`, or both."""
+        """`n / 2` times coefficient `k` of `x^2`, for `n` = 1 or 2."""
         half = total([term(i, k - i) for i in range((k + 1) // 2)], zero)
         middle = term(k // 2, k // 2) if k % 2 == 0 else zero
         return [total([scaled(half, n), divided(middle, 2 // n)], zero)]
@@ -135,11 +136,11 @@ def power_program(aval: Any, n: int) -> ClosedJaxpr:
 #
 #     k x_0 y_k = sum_(i>0) (p i - (k - i)) x_i y_(k-i)
 #
-# Near x_0 = 0 these are huge, or too small for a number, and so they are computed of x(c t) / x_0,
-# which begins with 1, for c = x_0 or, where x_0 is large, for c = 1.  But where p is a whole number
-# they cancel, as y has no pole there: then the last case is exact.
+# Near x_0 = 0 the y_k are huge, or too small for a number.  So we take  u(t) = x(c t) / x_0,  which
+# begins with 1, compute (u^p)_k, and multiply by x_0^p / c^k; here c = x_0, or 1 if |x_0| > 1.
+# Close to p = 0, 1, 2, ... the terms cancel, as y has no pole at x_0 = 0: we take the last case.
 def fixed_power(node: Node) -> Later | None:
-    """A power whose exponent is a number, but not a whole one."""
+    """`x^p` for one fixed number `p` that is not close to 0, 1, 2, ..."""
     if node.equation.primitive is not lax.pow_p or node.flags != (True, False):
         return None
     (x, _), p = node.inputs, node.inputs[1][0]
@@ -158,7 +159,7 @@ def fixed_power(node: Node) -> Later | None:
         return extend.bind(node.equation, [start, full(power, x.aval)])[0]
 
     def later(k):
-        scales.append(lax.mul(scales[-1], start) if k > 1 else one)  # c^(k-1)
+        scales.append(lax.mul(scales[-1], start) if k > 1 else one)  # x_0^(k-1)
         factor = lax.select(is_far, inverse, scales[k])
         moved.append(x[k] if type(x[k]) is Zero else lax.mul(factor, x[k]))
         terms = [
@@ -174,11 +175,11 @@ def fixed_power(node: Node) -> Later | None:
     return later
 
 
-# The rule of x^y is exact where the power is too small for a number, and so are the coefficients by
-# the last case.  But where the exponent moves its slopes are a family of two indices, and this is
-# one recurrence:  z' = z w'  for  w = y log x.  Of the constant 0 all powers are 0, or not numbers.
+# For x^y the last case is exact even where z is too small for a number.  But if y moves, its slopes
+# form a family with two indices; one recurrence is cheaper:  z' = z w'  with  w = y log x.  If x is
+# the constant 0, we take log x = 0: then z does not move.
 def real_power(node: Node) -> Later | None:
-    """A power whose exponent moves; nan where a base that moves has no normal number for it."""
+    """A power whose exponent moves; nan where `z_0` is 0 or subnormal and the base moves too."""
     if node.equation.primitive is not lax.pow_p or not node.flags[1]:
         return None
     (x, y), (z,) = node.inputs, node.outputs
@@ -220,9 +221,10 @@ def like(aval: Any) -> Any:
 
 # A y = x, where A and x move, has the coefficients  sum_i A_i y_(k-i) = x_k.  The rule knows A:
 # its derivative program gives  A_0^-1 x_dot  of a tangent of x, and  -A_0^-1 A_dot y  of one of A.
-# A matrix that a user's function computes is another matter: there A_dot is not A_i.
+# In a `linear_solve` the matrix may be a nonlinear function of moving values: then A_i does not
+# follow from x_i alone, and we take the last case.
 def quotient(node: Node) -> Later | None:
-    """The solution of an equation that is linear: a quotient, or that of a linear system."""
+    """A quotient, or the solution of a linear system."""
     if node.equation.primitive not in QUOTIENTS:
         return None
     divides = [moves and reads_results(node, i) for i, moves in enumerate(node.flags)]
@@ -256,7 +258,7 @@ def reads_results(node: Node, i: int) -> bool:
 
 
 def bends(node: Node) -> bool:
-    """Whether the matrix is no linear function of what moves: the user's, which closes over it."""
+    """Whether the matrix of a `linear_solve` is a nonlinear function of the moving values."""
     if node.equation.primitive is not lax.linear_solve_p:
         return False
     params, known = node.equation.params, node.flags
@@ -267,8 +269,8 @@ def bends(node: Node) -> bool:
     return any(extend.tangents_of(slopes, (*moving, *still, *[False] * sum(moving))).moved)
 
 
-# The same holds of the derivatives of the streams, and of their integrals. We push the one that the
-# equations before have computed, so that nothing is multiplied by k to be divided by k again.
+# J also takes x' to y', and an integral of x to one of y.  We push whichever an earlier equation
+# has computed, so that nothing is multiplied by k and then divided by k.
 def constant_slopes(node: Node) -> Later | None:
     """Where `J` does not move: `y_k = J x_k`."""
     if slopes_move(node):
@@ -334,7 +336,7 @@ def integrated(node: Node, slopes: Sequence[Stream]) -> Later:
     def later(k):
         for slope in slopes:
             slope.reach(k - 1)
-        if k == 1:  # A slope knows its integral from here on.
+        if k == 1:  # the slope may not have chosen its case yet, and with it its integral
             return [slope[0] for slope in slopes]
         return [partial(slope.integral.__getitem__, k) for slope in slopes]
 
@@ -343,6 +345,7 @@ def integrated(node: Node, slopes: Sequence[Stream]) -> Later:
 
 def differentiated(node: Node, later: Later) -> Later:
     """`y_k = (k + 1) z_(k+1)`, where `later` gives the coefficients of the integrals `z`."""
+    # z_1 = y_0; and z_0 is arbitrary, and nobody reads it.
     areas = node.streams(lambda k: later(k) if k > 1 else [y[0] for y in node.outputs])
     for y, area in zip(node.outputs, areas, strict=True):
         y.integral = area

@@ -46,7 +46,8 @@ def jet(
       series: a tuple or list with the structure of `primals`, and a list of coefficients `[x_1,
         x_2, ...]` in the place of each array. They have its shape and dtype; those that are missing
         are zero. An integer has none: `[]`.
-      order: how many coefficients to compute; by default, as many as the longest list has.
+      order: how many coefficients to compute after the value; by default, as many as the longest
+        list has.
       factorial: whether the coefficients of inputs and results include the factor `k!`. Then they
         are derivatives, as in `jax.experimental.jet.jet`.
 
@@ -173,7 +174,7 @@ def columns_of(name: str, primals: tuple, series: tuple) -> list[list]:
 
 
 def typed_like(primal: Any, x: Any) -> Any:
-    """The coefficient, in the weak type of its primal: that of a Python number."""
+    """The coefficient, in the weak type of its primal, if that is a Python number."""
     aval = typeof(primal).to_tangent_aval()
     return x if type(x) is Zero or typeof(x).weak_type == aval.weak_type else cast(x, aval)
 

@@ -3,8 +3,8 @@
     node : equation, streams of its inputs  ->  streams of its results
 
 A node computes coefficient `k` of all its results at once, by the function that `equations.py`
-chooses for it.  Equations with the same primitive and params on the same streams are one node: the
-sine needs the cosine, and this one the sine again.
+chooses for it.  An equation of a derivative program that repeats one on the same streams is the
+same node: the sine needs the cosine, and the cosine needs the sine.
 
 Read next: `equations.py`, how a coefficient follows from those before it.
 """
@@ -26,14 +26,14 @@ from functrans.rules import LINEAR
 from functrans.taylor.streams import Stream
 
 Later = Callable[[int], list]
-"""From `k > 0` to the coefficients `k` of the results, those before it being known."""
+"""From `k > 0` to the coefficient `k` of each result, all earlier ones being there."""
 
 
 class Run:
-    """Shared by the equations of one evaluation.
+    """The memory of one evaluation: its nodes, its constants and its derivative programs.
 
-    `evaluate` is the evaluation of a program, for those that an equation carries; and `cases` are
-    functions from a node to its coefficients, or to `None` if the case does not fit.
+    `evaluate` evaluates a program inside an equation. A case takes a node to its `Later`, or to
+    `None` if it does not fit.
     """
 
     def __init__(self, order: int, evaluate: Callable, cases: Sequence[Callable]):
@@ -51,10 +51,7 @@ class Run:
         return self.constants[key][0]
 
     def node(self, equation: JaxprEqn, inputs: list[Stream]) -> Node:
-        """The node of an equation on these streams: the one that there is, if there is one.
-
-        The sine needs the cosine, and this one the sine again.
-        """
+        """The node of an equation on these streams: the one that there is, if there is one."""
         key = key_of(equation, inputs)
         found = None if key is None else self.nodes.get(key)
         return found or Node(self, equation, inputs)
@@ -71,7 +68,10 @@ class Run:
         return nodes, outs
 
     def derivative(self, equation: JaxprEqn, flags: Sequence[bool]) -> Any:
-        """`extend.derivative_program`; those of a user's rules are kept as long as this lives."""
+        """`extend.derivative_program`, kept here too: no cache keeps that of a user's own rule.
+
+        The entry holds the equation, so that no other one gets its id.
+        """
         key = id(equation), tuple(flags)
         if key not in self.derivatives:
             self.derivatives[key] = extend.derivative_program(equation, flags), equation
@@ -115,8 +115,8 @@ class Node:
     def reach(self, k: int) -> None:
         """Compute all coefficients up to this one.
 
-        Who walks a program lets its equations do so in their order: the inputs of each have theirs
-        then, and Python's recursion grows with the order and not with the program.
+        Call this for the equations of a program in their order. Then each finds the coefficients of
+        its inputs, and Python's recursion grows with the order and not with the program.
         """
         writes = any(self.flags) and not self.outputs  # to a reference
         k = k if writes or any(y.moves for y in self.outputs) else 0
@@ -138,7 +138,7 @@ class Node:
     def at_zero(self) -> list:
         """The results at `t = 0`."""
         zero = [type(x[0]) is Zero for x in self.inputs]
-        if any(zero):  # of a derivative the first coefficient may be zero
+        if any(zero):  # the first coefficient of a derivative may be
             rule = extend.rule_of(self.equation.primitive)
             is_zero = LINEAR in pick(partials_of(rule), zero)
             if is_zero or (all(zero) and rule.is_linear(len(zero))):
@@ -146,7 +146,7 @@ class Node:
         return extend.bind(self.equation, [x.value for x in self.inputs])
 
     def streams(self, later: Later) -> list[Stream]:
-        """Streams beside the results, which these coefficients make of them."""
+        """New streams, one for each result, with the coefficients that `later` gives."""
         made = [Stream(y.zero.aval, source=lambda k: reach(k)) for y in self.outputs]
 
         def reach(k: int) -> None:
@@ -158,7 +158,7 @@ class Node:
         return made
 
     def pushed(self, results: Sequence, dots: Sequence) -> list:
-        """`J_f(x_0) x_dot`, where these are the results to be read, and some tangents are zero."""
+        """`J_f(x_0) x_dot`; the derivative program reads these results, and a `Zero` stays."""
         moving = extend.moving(dots)
         if not any(moving):
             return [y.zero for y in self.outputs]
@@ -168,7 +168,10 @@ class Node:
         return extend.with_zeros(outs, moved, [y.aval for y in self.outputs])
 
     def of_call(self, k: int) -> list:
-        """The coefficients that are missing, of as many as the inputs have; at least up to `k`."""
+        """The missing coefficients, up to `k`, or as far as those of the inputs go.
+
+        A call computes all of its coefficients whenever we bind it, from the first.
+        """
         available = min(x.available() for x in pick(self.inputs, self.flags))
         k = max(k, min(self.run.order, available - 1))
         columns = [[x.value, *x.column(k)[1:]] for x in self.inputs]
@@ -178,5 +181,5 @@ class Node:
 
 
 def partials_of(rule: Any) -> Sequence:
-    """The partial derivatives, or transposes, of an elementwise or multilinear rule."""
+    """For each input of an elementwise or multilinear rule its partial derivative, or `LINEAR`."""
     return getattr(rule, "partials", ())

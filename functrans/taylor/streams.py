@@ -6,9 +6,8 @@ These are the coefficients themselves, not derivatives: the product of two funct
 coefficients `sum_i x_i y_(k-i)`, without binomials.  A coefficient that is known to be zero is a
 `Zero`, and costs nothing.
 
-The derivative of a stream is *one* stream, however many readers it has, and so is everything else
-here: equations on the same streams are the same equation, computed once.  Of a stream, its
-derivative and its integral one is computed, and the others follow from it by scaling, if at all.
+The derivative of a stream is *one* stream, however many readers it has.  An equation computes a
+stream, its derivative or its integral, and the others follow by scaling, when somebody reads them.
 
 Read next: `nodes.py`, the equations that compute them.
 """
@@ -27,17 +26,18 @@ from functrans.rules import constant
 
 
 class Stream:
-    """Coefficients that are known, and how to get more of them."""
+    """Coefficients, and how to get more of them."""
 
     def __init__(self, aval: Any, known: Sequence = (), source: Callable | None = None):
         self.aval = aval
         self.zero = Zero(aval.to_tangent_aval())
         self.known: list[Any] = [self.zero if x is None else x for x in known]
+        """Arrays and zeros; or a `partial`, which computes the coefficient at its first use."""
         self.source = source
         """Makes coefficients known, up to the one that it is called with; without it all others are
         zero."""
         self.moves = source is not None or any(type(x) is not Zero for x in self.known[1:])
-        """Whether a coefficient other than the first may not be zero."""
+        """Whether a coefficient after the first may differ from zero."""
 
     def __getitem__(self, k: int) -> Any:
         self.reach(k)
@@ -61,7 +61,7 @@ class Stream:
         return inf if self.source is None else len(self.known)
 
     def column(self, k: int) -> list:
-        """The coefficients up to this one, with `None` for zero; one, if none other moves."""
+        """The coefficients up to this one, with `None` for zero; only the first if none moves."""
         return [
             None if type(x) is Zero else x for x in map(self.__getitem__, range(k * self.moves + 1))
         ]
@@ -73,7 +73,7 @@ class Stream:
 
     @cached_property
     def integral(self) -> Stream:
-        """A stream that has this one as its derivative; without its first coefficient."""
+        """A stream with this one as its derivative; its first coefficient has no meaning."""
         return Integral(self)
 
 
