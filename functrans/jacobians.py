@@ -304,7 +304,7 @@ def hessian(fun: Callable, **given: Any) -> Callable:
     return _jacobian("hessian", linearize, fun=gradient, **given)
 
 
-def hvp(fun: Callable, x: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
+def hvp(fun: Callable, x: Any, v: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Multiply the Hessian of a scalar function by a vector, at the cost of a few evaluations.
 
     In a formula, `hvp f x v = d/dt grad f (x + t v)` at `t = 0`: forward mode over reverse mode.
@@ -344,7 +344,7 @@ def hvp(fun: Callable, x: Any, v: Any, *args: Any, **kwargs: Any) -> Any:
 def _hvp(fun: Callable) -> Callable:
     gradient = with_gradient("hvp", fun, 0, ())
 
-    def hvp_at(x, v, *args, **kwargs):
+    def hvp_at(x, v, /, *args, **kwargs):
         checks.inputs("hvp", fun, 0, (x,), (x,), False, True)
         checks.tangents(*tree.flatten(x), v, "hvp", "v")
         return jvp(lambda x: gradient(x, *args, **kwargs), (x,), (v,))[1]

@@ -51,6 +51,16 @@ def in_a_loop(x, y):
     lax.fori_loop(0, 4, step, 1.0)
 
 
+def in_a_while_loop(x, y):
+    y[...] = jnp.zeros_like(y)
+
+    def step(i):
+        y[i] = jnp.sin(x[i]) + y[i]
+        return i + 1
+
+    lax.while_loop(lambda i: y[0] + i < 5.5, step, 0)
+
+
 def through_scratch(x, y, scratch):
     scratch[...] = x[...] ** 2
     y[...] = scratch[...] * x[...]
@@ -85,6 +95,10 @@ KERNELS: dict[str, tuple[Callable, Callable]] = {
     "loop": (
         called(in_a_loop),
         lambda x: jnp.concatenate([x[:4] ** 2 * STEPS, x[4:]]),
+    ),
+    "while": (
+        called(in_a_while_loop),
+        lambda x: jnp.where(jnp.arange(8) < 6, jnp.sin(x), 0.0),
     ),
     "scratch": (
         called(through_scratch, scratch_shapes=[tpu.VMEM((8,), jnp.float32)]),
@@ -139,6 +153,22 @@ def test_a_series_in_a_kernel_is_not_nested() -> None:
     assert many - some <= 4.5 * (some - few)
 
 
+def test_an_operand_for_prefetch_must_stay() -> None:
+    def scaled(s, x, y):
+        y[...] = x[...] * s[0]
+
+    half = pallas.BlockSpec((4,), lambda i, s: (i,))
+    grid = tpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=1, grid=(2,), in_specs=[half], out_specs=half
+    )
+    out = jax.ShapeDtypeStruct((8,), jnp.float32)
+    fun = pallas.pallas_call(scaled, out_shape=out, grid_spec=grid, interpret=True)
+    s = jnp.full(1, 3.0)
+    np.testing.assert_allclose(ft.jvp(lambda x: fun(s, x), (X,), (X,)), (3 * X, 3 * X))
+    with pytest.raises(NotImplementedError, match="an operand for scalar prefetch that moves"):
+        ft.jvp(lambda s: fun(s, X), (s,), (s,))
+
+
 def test_as_jax_where_it_can() -> None:
     """Of kernels without a grid that read whole arrays, in which everything moves."""
 
@@ -153,6 +183,27 @@ def test_as_jax_where_it_can() -> None:
 def test_eager_and_columns() -> None:
     fun, function = KERNELS["sum"]
     np.testing.assert_allclose(ft.jacfwd(fun)(X), jax.jacfwd(function)(X), rtol=1e-6)
+
+
+def test_a_grid_whose_size_is_traced() -> None:
+    """Its size is an input before those that may alias an output."""
+
+    def scaled(x, y, z):
+        z[...] = jnp.sin(x[...]) * z[...]
+
+    specs: Any = {"in_specs": [HALF, HALF], "out_specs": HALF}
+
+    @jax.jit
+    def fun(n, x, y):
+        return called(scaled, grid=(n,), input_output_aliases={1: 0}, **specs)(x, y)
+
+    def both(x):
+        return fun(2, x, x**2), jnp.sin(x) * x**2
+
+    (y, z), dots = ft.jvp(both, (X,), (jnp.cos(X),))
+    np.testing.assert_allclose((y, dots[0]), (z, dots[1]), rtol=1e-5)
+    y, (y_1, y_2) = ft.jet(lambda x: fun(2, X, x), (X,), ([X, X],))
+    np.testing.assert_allclose((y, y_1, y_2), [jnp.sin(X) * X] * 3, rtol=1e-5)
 
 
 def test_an_input_that_stays() -> None:

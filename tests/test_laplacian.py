@@ -94,6 +94,16 @@ cosine.defvjp(lambda x: (jnp.cos(x), x), lambda x, y_bar: (-jnp.sin(x) * y_bar,)
 
 
 @jax.custom_jvp
+def two_results(x):
+    return jnp.sin(x), x**2
+
+
+two_results.defjvp(
+    lambda xs, x_dots: (two_results(*xs), (jnp.cos(xs[0]) * x_dots[0], 2 * xs[0] * x_dots[0]))
+)
+
+
+@jax.custom_jvp
 def mixing(x):
     return W @ x
 
@@ -164,7 +174,7 @@ FUNCTIONS: dict[str, dict[str, Callable]] = {
     },
     "rules": {
         "custom_jvp": lambda x: sine(W @ x) * sine(x), "not elementwise": lambda x: mixing(x * x),
-        "of two in a run": of_one_base,
+        "of two in a run": of_one_base, "of two results": lambda x: sum(two_results(W @ x)),
         "gradient": jax.grad(lambda x: jnp.sum(jnp.tanh(W @ x) ** 3)),
         "our gradient": ft.grad(lambda x: jnp.sum(jnp.tanh(W @ x) ** 3)),
         "determinant": determinant, "solve": lambda x: jnp.linalg.solve(W + jnp.diag(x), x),

@@ -170,7 +170,7 @@ MISTAKES: dict[str, tuple[type[Exception], str, Callable]] = {
     # Which argument.
     "no argument": (TypeError, "argnum=0, but 0 arguments are given", lambda: jacobian(jnp.sin)),
     "beyond the arguments": (
-        TypeError, "argnum=1, but 1 arguments are given: pass one for each",
+        TypeError, "argnum=1, but 1 argument is given: pass one for each",
         lambda: jacobian(jnp.sin, X, argnum=1)),
     "no argument when it is called": (
         TypeError, "argnum=0, but 0 arguments are given", lambda: jacobian(jnp.sin, X)()),

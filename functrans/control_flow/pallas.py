@@ -111,13 +111,14 @@ def bound(
     if params["mesh"] is not None:
         raise operations.no_rule(primitive)
     grid, aliases = params["grid_mapping"], params["input_output_aliases"]
-    length = max(map(len, columns))
+    length, head = max(map(len, columns)), grid.num_dynamic_grid_bounds  # which aliases leave out
     # If an output begins as an input, so does its column: empty places of the input get zeros.
-    for i, _ in aliases:
+    for i in (head + i for i, _ in aliases):
         types = column_of_types(values.typeof(columns[i][0]), length)
         columns[i] = filled([columns[i]], ((True,) * len(types),), [types])[0]
-    given, kernel = shape_of(columns), jx.closed_of(params["jaxpr"])
-    ins = given[grid.num_dynamic_grid_bounds :]
+    ins, kernel = shape_of(columns[head:]), jx.closed_of(params["jaxpr"])
+    if any(sum(flags) > 1 for flags in ins[: grid.num_index_operands]):
+        raise operations.moving_prefetch()
     program, outs, scratch = kernel_of_columns(kernel, grid, ins, length, walk, settings)
     if program.consts:  # a kernel cannot close over arrays
         raise operations.no_rule(primitive)
@@ -126,7 +127,7 @@ def bound(
         "jaxpr": program.jaxpr,
         "grid_mapping": with_columns(grid, ins, outs, scratch),
         "out_avals": tuple(arrays(out_types)),
-        "input_output_aliases": aliases_of_columns(aliases, given, outs),
+        "input_output_aliases": aliases_of_columns(aliases, ins, outs),
         "cost_estimate": multiplied(params["cost_estimate"], length),
     }
     return columns_of(primitive.bind(*arrays(columns), **params | derived), outs)

@@ -27,6 +27,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Primitive
 from jax.extend.core.primitives import while_p
+from jax.ref import AbstractRef
 
 from functrans import caches, values
 from functrans import jaxpr as jx
@@ -87,7 +88,10 @@ class Loop(NamedTuple):
         body_of, consts = _staged(body, self.body, consts, carry)
         counts = {"cond_nconsts": len(asked), "body_nconsts": len(consts)}
         programs = {"cond_jaxpr": condition_of, "body_jaxpr": body_of}
-        return until_p.bind(*asked, *consts, *carry, **programs, **counts)
+        # JAX looks into its own loop alone for references, as kernels have.
+        has_references = any(isinstance(values.typeof(x), AbstractRef) for x in [*asked, *consts])
+        primitive = while_p if has_references else until_p
+        return primitive.bind(*asked, *consts, *carry, **programs, **counts)
 
     def refuse_order(self) -> None:
         """Complain about an ordered effect, which would happen again out of order."""

@@ -74,6 +74,13 @@ def no_reverse(what: str, advice: str) -> ValueError:
     return ValueError(f"{what} has no reverse-mode derivative, at {user_line()}. {advice}")
 
 
+def moving_prefetch() -> NotImplementedError:
+    return NotImplementedError(
+        f"the pallas_call at {user_line()} has an operand for scalar prefetch that moves. Such an "
+        "operand says which blocks to take: pass numbers to compute with as one more input"
+    )
+
+
 def ordered_effect() -> ValueError:
     return ValueError(
         f"a loop has an ordered effect in its body, at {user_line()}. Reverse mode runs the steps "

@@ -179,7 +179,9 @@ def is_one_run(carried: Sequence[Carried]) -> bool:
 
 
 def is_elementwise(equation: JaxprEqn, moving: Sequence[bool]) -> bool:
-    """Whether each element of the result depends on one element of each input that moves."""
+    """Whether each element of one result depends on one element of each input that moves."""
+    if len(equation.outvars) != 1:
+        return False
     function = equation.params.get("call_jaxpr")
     if function is None:
         return acts_on_elements(equation, moving)
