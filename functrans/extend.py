@@ -384,6 +384,7 @@ def _reading_results(program: ClosedJaxpr, inputs: int, count: int) -> ClosedJax
     dots = reached(jaxpr.eqns, jaxpr.invars[inputs:])
     for e in jaxpr.eqns:
         outs = [Var(v.aval) if v in given else v for v in e.outvars]
+        # An equation without results writes to a reference: to that of the values it did before.
         writes_dots = not outs and not dots.isdisjoint(a for a in e.invars if isinstance(a, Var))
         if writes_dots or not given.issuperset(e.outvars):
             equations.append(jx.copied(e, e.invars, outs, e.source_info, e.ctx))

@@ -102,6 +102,7 @@ def _size(aval: Any) -> int:
 
 
 FEW = 64
+"""To evaluate a function of fewer numbers takes no less time."""
 
 FIXED, THERE, SHARED, STACKED = 0, 2, 7, 8
 """The cost of keeping a byte: of a value that is the same in each step of a loop; of one that is

@@ -100,7 +100,7 @@ class Integral(Stream):
 
     def __init__(self, of: Stream):
         super().__init__(of.aval, [None], self.compute)
-        self.moves, self.derivative = True, of
+        self.derivative = of
 
     def compute(self, k: int) -> None:
         self.derivative.reach(k - 1)
@@ -108,9 +108,6 @@ class Integral(Stream):
 
     def at(self, k: int) -> Any:
         return divided(self.derivative[k - 1], k)
-
-    def available(self) -> float:
-        return self.derivative.available() + 1
 
 
 def scaled(x: Any, k: int) -> Any:
