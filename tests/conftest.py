@@ -74,6 +74,15 @@ def every_object() -> Iterator[None]:
     gc.freeze()
 
 
+@pytest.fixture
+def few_objects() -> Iterator[None]:
+    """`gc` looks only at what the test makes: for one that collects garbage again and again, as
+    `jax.checking_leaks` does, what the tests before it have left behind takes most of the time."""
+    gc.collect()
+    gc.freeze()
+    yield
+
+
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
     """Thousands of tiny programs are compiled: what XLA's optimizer makes of them is not what is

@@ -109,6 +109,7 @@ def agree(got: dict, want: dict) -> None:
         chex.assert_trees_all_close(got[name], expected, rtol=3e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("few_objects")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_under_each_option_and_afterwards(name: str, without: dict[str, Any]) -> None:
     """Under it, without it, and under it again: what is remembered serves each time."""

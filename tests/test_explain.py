@@ -369,6 +369,7 @@ def test_inside_jit_there_are_types() -> None:
     assert part(table, "output")[0].value.shape == (3,)
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_a_table_leaves_nothing_behind() -> None:
     def fun(x):
         evaluation_table(loss, x, W2, mode="rev")

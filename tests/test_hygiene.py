@@ -475,6 +475,7 @@ def live_tracers() -> int:
     return sum(isinstance(x, jax.core.Tracer) for x in gc.get_objects())
 
 
+@pytest.mark.usefixtures("few_objects")
 @pytest.mark.parametrize("jit", [lambda f: f, ft.jit], ids=["eager", "jitted"])
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_no_tracer_leaks(name: str, jit: Callable) -> None:

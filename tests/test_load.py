@@ -114,18 +114,19 @@ KINDS: dict[str, Callable] = LOOPS | {
 
 # A thousand functions.
 
+MEMORIES = [x for x in gc.get_objects() if type(x) is WeakKeyDictionary]
+"""Where our results are kept that live as long as a program does."""
+
 
 def census() -> Counter:
     """How many objects of each type are alive; and executables, and entries of our caches."""
     for _ in range(3):  # JAX lets go of some when the first has ended
         gc.collect()
-    objects = gc.get_objects()
-    count = Counter(type(x).__name__ for x in objects)
+    count = Counter(type(x).__name__ for x in gc.get_objects())
     for weak in ("ReferenceType", "builtin_function_or_method"):  # and its callback
         del count[weak]
     count["executables"] = len(get_backend().live_executables())
-    count["entries"] = len(OF_FUNCTIONS)
-    count["entries"] += sum(len(x) for x in objects if type(x) is WeakKeyDictionary)
+    count["entries"] = len(OF_FUNCTIONS) + sum(map(len, MEMORIES))
     return count
 
 
@@ -160,6 +161,7 @@ COMPILED: dict[str, Callable] = {
 }
 
 
+@pytest.mark.usefixtures("few_objects")
 @pytest.mark.parametrize("kind", KINDS)
 def test_functions_are_forgotten(kind: str) -> None:
     """With all that was derived from them: a thousand functions in all, of which each is traced.
@@ -180,6 +182,7 @@ def test_functions_are_forgotten(kind: str) -> None:
     assert max(grown.values(), default=0) < functions / 4, grown.most_common(8)
 
 
+@pytest.mark.usefixtures("few_objects")
 @pytest.mark.parametrize("transform", COMPILED)
 def test_compiled_functions_are_forgotten(transform: str) -> None:
     """And their executables.
@@ -662,6 +665,7 @@ def test_an_exception_leaves_nothing_behind(place: Callable, way: str) -> None:
     chex.assert_trees_all_close(gradient(X), jnp.cos(X), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("few_objects")
 def test_nothing_leaks_after_exceptions() -> None:
     """No tracer is alive, and JAX's own check finds nothing in the gradients that come next."""
     alive = len(tracers())

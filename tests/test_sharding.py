@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -218,6 +217,7 @@ def own_ends(w: Any, x: Any) -> list[str]:
 
 
 def on_four_devices() -> dict[str, list[str]]:
+    jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_enable_x64", True)
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
@@ -245,12 +245,8 @@ def on_four_devices() -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, list[str]]:
-    devices = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
-    command = [sys.executable, "-W", "error", __file__]
-    done = subprocess.run(command, env=devices, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def found(run_once: Callable[[str], Path]) -> dict[str, list[str]]:
+    return json.loads((run_once(__file__) / "found.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", [*PROGRAMS, "eager", "ft.jit", "each device its own end"])
@@ -259,4 +255,4 @@ def test_types_and_values_are_those_of_jax(name: str, found: dict[str, list[str]
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(on_four_devices()))
+    (Path(sys.argv[1]) / "found.json").write_text(json.dumps(on_four_devices()), encoding="utf-8")

@@ -690,6 +690,7 @@ def _with_its_jvp(fun: Callable) -> Callable:
     return wrapped
 
 
+@pytest.mark.usefixtures("few_objects")
 @pytest.mark.parametrize("name", WRAPS)
 def test_programs_die(name: str) -> None:
     """Those of a function that is gone, and all that was derived from them."""

@@ -349,6 +349,7 @@ def test_an_exception_leaves_nothing_set(transform):
     assert float(ft.grad(jnp.square)(3.0)) == 6
 
 
+@pytest.mark.usefixtures("few_objects")
 @every_transform
 def test_no_tracer_outlives_its_transform(transform):
     seen: list = []
