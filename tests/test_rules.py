@@ -88,8 +88,8 @@ def test_vmapped_and_eager_in_single_precision(case: Case, kind: str) -> None:
     """Of a batch of two, against `jax.vmap` of what JAX derives or, where it has none, against our
     own, one by one.
 
-    The first row of each primitive also one by one: what runs eagerly is the program that `jit`
-    compiles, so that one row tells.
+    The first row of each primitive also eagerly: what runs then is the program that `jit` compiles,
+    so that one row tells.
     """
     reference, modes = (jax, case.jax_modes) if case.jax_modes else (ft, case.modes)
     ours, theirs = (derivatives(ad, case.fun, modes) for ad in (ft, reference))
@@ -101,8 +101,7 @@ def test_vmapped_and_eager_in_single_precision(case: Case, kind: str) -> None:
     got, want = both(*stacked(batch))
     assert_close(case, got, want)
     if case in FIRST_CASES:
-        eager = jax.tree.map(lambda *xs: np.stack(xs), *(ours(*args) for args in batch))
-        assert_close(case, eager, want)
+        assert_close(case, ours(*batch[0]), jax.tree.map(lambda x: x[0], want))
 
 
 def stacked(batch: list) -> tuple:
