@@ -232,8 +232,8 @@ def sech_squared(y, x):
     return square(mul(add(1, y), exp(neg(x))))
 
 
-# The product with the tangent comes first: it is the tangent of y, and known; and that of y with it
-# is half of the tangent of a square.
+# We multiply by the tangent first: this product is the tangent of y, which is known already, and y
+# times it is half of the tangent of a square.
 @partial(sech_squared.defjvp, symbolic_zeros=True)
 def sech_squared_jvp(primals, tangents):
     slope = sech_squared(*primals)
@@ -302,8 +302,8 @@ def atanh_slope(y, x):
     return mul(r, div(r, w))
 
 
-# The product of two roots, not the root of the product, has the branch cuts of acosh. Where the sum
-# of their derivatives cancels, near 0, there are complex numbers only.
+# The product of two roots, not the root of the product, has the branch cuts of acosh. The sum of
+# their derivatives cancels near 0, where the function takes complex numbers only.
 def acosh_slope(y, x):
     slope = mul(rsqrt(sub(x, 1)), rsqrt(add(x, 1)))
     if not is_complex(x):

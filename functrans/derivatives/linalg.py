@@ -64,7 +64,7 @@ def adjoint(x: Any) -> Any:
 
 
 def places(x: Any) -> tuple[Any, Any]:
-    """For each entry of a matrix the number of its row, and of its column."""
+    """The row number and the column number of each entry of a matrix."""
     rows = lax.broadcasted_iota(np.int32, x.shape, x.ndim - 2)
     return rows, lax.broadcasted_iota(np.int32, x.shape, x.ndim - 1)
 
@@ -95,7 +95,7 @@ def diagonal(x: Any) -> Any:
 
 
 def spread(s: Any, x: Any, axis: int) -> Any:
-    """A vector as a matrix like `x`, whose entries it gives along `axis` (-2: down a column)."""
+    """A vector as a matrix of the type of `x`, which varies along `axis` (-2: down a column)."""
     dimensions = (*range(x.ndim - 2), x.ndim + axis)
     return lax.broadcast_in_dim(lax.convert_element_type(s, x.dtype), x.shape, dimensions)
 
@@ -157,8 +157,8 @@ def minus(tangent: Any, change: Any) -> Any:
 # ---- triangular systems --------------------------------------------------------------------------
 
 
-# op(A) x = b  =>  x_dot = op(A)^-1 (b_dot - op(A_dot) x), where of A_dot, as of A, one triangle is
-# read. The transpose of op(A)^-1 is op(A)^-T: what was conjugated stays so.
+# op(A) x = b  =>  x_dot = op(A)^-1 (b_dot - op(A_dot) x). The solver reads one triangle of A, and we
+# read the same one of A_dot. The transpose of op(A)^-1 is op(A)^-T: it conjugates as op does.
 def triangular_solve_jvp(primals, tangents, *, left_side, lower, unit_diagonal, transpose_a,
                          conjugate_a):  # fmt: skip
     (a, b), (a_dot, b_dot) = primals, tangents
@@ -226,8 +226,9 @@ linear(tridiagonal_solve_p, tridiagonal_solve_transpose, jvp=tridiagonal_solve_j
 #
 # which is lower triangular with a real diagonal. So X is the lower half of the left side.
 #
-# Of A one triangle is read, and so is of A_dot: the other one is its conjugate. (`jnp.linalg` makes
-# A Hermitian first; where `jax.scipy.linalg` does not, the cotangent is that of the triangle.)
+# The primitive reads one triangle of A, and we read the same one of A_dot: the other one is its
+# conjugate. (`jnp.linalg` makes A Hermitian first; where `jax.scipy.linalg` does not, the cotangent
+# is that of the triangle.)
 def cholesky_jvp(primals, tangents):
     l = cholesky_p.bind(*primals)
     return l, cholesky_tangent(lower_part(l), hermitian(tangents[0]))
@@ -293,7 +294,7 @@ def lu_jvp(primals, tangents):
 
 
 def lu_tangent(lu, a_dot):
-    """The tangents of both factors, in one matrix as the factors are, from that of `L U`."""
+    """The tangents of both factors, packed in one matrix as they are, from that of `L U`."""
     m, n = lu.shape[-2:]
     lower, upper = resized(lu, m, m), upper_part(resized(lu, n, n))
     lower = add(lower_part(lower, -1), eye_like(lower))

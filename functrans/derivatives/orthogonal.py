@@ -157,8 +157,8 @@ linear(ormqr_p, ormqr_transpose, jvp=ormqr_jvp, argnums=2)
 # ---- QR, with Q left as reflections --------------------------------------------------------------
 
 
-# The k first columns of Q = 1 - V T V^H are E - V T V1^H, where E and V1 are the k first columns of
-# the identity and rows of V. So
+# The first k columns of Q = 1 - V T V^H are E - V T V1^H, where E holds the first k columns of the
+# identity, and V1 the first k rows of V. So
 #
 #     E - Q = V U        with  U = T V1^H
 #
@@ -166,7 +166,7 @@ linear(ormqr_p, ormqr_transpose, jvp=ormqr_jvp, argnums=2)
 # diagonal of U is tau. A real square matrix has tau_k = 0; nothing in V depends on that column of
 # U, and a 1 in its place keeps U invertible.
 def reflectors_tangent(packed, taus, a_dot):
-    """The tangents of R and V, in one matrix as R and V are stored, and those of the taus."""
+    """The tangents of R and V, packed in one matrix as R and V are, and those of the taus."""
     m, n = packed.shape[-2:]
     k = taus.shape[-1]
     v = reflectors(packed, k)

@@ -8,8 +8,8 @@ is E or E^T, and a product of a sparse and a dense array is, with its answer, th
 
     <d, x, y>  =  sum_k  d_k x[c_k] y[c_k]
 
-which is linear in each of the three: the cotangent of one is made of the other two, and nothing
-dense is made that was not there.  The rules are declared once the module has been imported.
+which is linear in each of the three: the cotangent of one is made of the other two, and a rule
+makes no dense array that was not there.  The rules are declared once the module has been imported.
 
 Read next: `../control_flow/__init__.py`, the primitives that carry jaxprs.
 """
@@ -30,11 +30,11 @@ from functrans.rules import General, Zero, call, general, instantiate, linear, m
 
 
 class Places:
-    """E, of values with these indices in an array of this shape.
+    """The map E for values with these indices, in an array of this shape.
 
-    Each value has an index for each of the first dimensions; it may itself be an array, of the
-    others, which are dense. The values are numbered by batch, and within it. In a product of
-    arrays, each dimension has a label: those of the array with the values are 0, 1, 2, ...
+    Each value has an index for each of the first dimensions. It may itself be an array, over the
+    other dimensions, which are dense. The values are numbered by batch, and within it. In a product
+    of arrays, each dimension has a label: those of the array with the values are 0, 1, 2, ...
     """
 
     def __init__(self, indices: Any, shape: Sequence[int]):
@@ -54,7 +54,7 @@ class Places:
         return [*first, *rest], [self.at[labels[i]] for i in first]
 
     def read(self, x: Any, labels: Sequence[int]) -> tuple[Any, list[int]]:
-        """`E^T x`: for each value what `x` has at its place; and the labels of that."""
+        """`E^T x`, the entry of `x` at the place of each value; and the labels of the result."""
         order, at = self.order(labels)
         x, rest = jnp.transpose(x, order), [labels[i] for i in order[len(at) :]]
         if at:
@@ -107,7 +107,8 @@ def of_row_and_column(row, column):
 
 
 # The values of a row stand together, and row i begins at pointer i: the row of value k is the
-# number of pointers up to k, less one. Behind the last pointer that is no row, and nothing is read.
+# number of pointers up to k, less one. Values behind the last pointer get a row that does not
+# exist, where nothing is read.
 def of_pointers(columns, pointers):
     *batch, _ = pointers.shape
     starts = Places(pointers[..., None], (*batch, columns.shape[-1]))
@@ -138,8 +139,8 @@ def read_at(y_bar: Any, indices: Any, d: Any) -> Any:
 
 
 def declare_extract(primitive: Any, indices_of: Callable, count: int) -> None:
-    """`d = E^T a`. With `assume_unique=False` only the first value at a place is read, which shows
-    in what is read of an array of ones."""
+    """`d = E^T a`. With `assume_unique=False` the operation reads only the first value at a place;
+    the entries that it reads from an array of ones tell which."""
 
     def transpose(d_bar, *inputs, **params):
         *structure, a = inputs
@@ -153,8 +154,8 @@ def declare_extract(primitive: Any, indices_of: Callable, count: int) -> None:
 
 
 def declare_fromdense(primitive: Any, indices_of: Callable, pads_inside: bool) -> None:
-    """`d = E^T a`, where E depends on what is zero in `a`. Values that are left over are zero; one
-    format lets them stand at a place inside of the array."""
+    """`d = E^T a`, where E depends on which entries of `a` are zero. Values that are left over are
+    zero; one format gives them a place inside the array."""
 
     def jvp(primals, tangents, **params):
         d, *structure = primitive.bind(*primals, **params)
@@ -167,7 +168,7 @@ def declare_fromdense(primitive: Any, indices_of: Callable, pads_inside: bool) -
 
 
 def declare_todense_of_any(primitive: Any, indices_of: dict) -> None:
-    """`y = E d`, of an array in any of the formats, or of a dense one."""
+    """`y = E d`, for an array in any of the formats, or for a dense one."""
 
     def transpose(y_bar, d, *structure, tree):
         kind = type(tree.unflatten([d, *structure]))
@@ -180,7 +181,7 @@ def declare_todense_of_any(primitive: Any, indices_of: dict) -> None:
 
 
 def labels_of(lhs: int, rhs: int, dimension_numbers: tuple) -> tuple[list[int], list[int]]:
-    """Of a product of arrays with so many dimensions the labels of the right and of the answer."""
+    """The labels of the right factor, and of the product, for factors of so many dimensions."""
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
     paired = {*lhs_contract, *lhs_batch}
     right = [lhs + i for i in range(rhs)]
@@ -226,7 +227,7 @@ def of_csr(*, shape, transpose):
 
 
 def declare_sampled(primitive: Any) -> None:
-    """`d = E^T (a b)`: of a product of dense arrays what stands at the places."""
+    """`d = E^T (a b)`: the entries of a product of dense arrays at given places."""
 
     def parts(a, b, indices, dimension_numbers):
         right, out = labels_of(a.ndim, b.ndim, dimension_numbers)
@@ -252,10 +253,10 @@ def declare_sampled(primitive: Any) -> None:
 
 
 class Rearranged(General):
-    """`d' = A(places) d`: values at places that are computed, from places alone.
+    """`d' = A(places) d`: values at new places, which depend on the old places alone.
 
-    The operation is bound on the primals. On tangents its implementation runs, which is written
-    with operations that have a transpose.
+    We bind the operation on the primals. On tangents we run its implementation, which consists of
+    operations that have a transpose.
     """
 
     may_split = True
@@ -298,7 +299,7 @@ def declare_spsolve(primitive: Any, csr_matvec: Any) -> None:
             right = right - csr_matvec.bind(d_dot, columns, pointers, x, **size)
         return x, primitive.bind(d, columns, pointers, right, **params)
 
-    # The rows of A^T are the columns of A: the values in their order, and how many there are.
+    # The rows of A^T are the columns of A: we sort the values by column, and count them.
     def transpose(x_bar, d, columns, pointers, b, **params):
         (n,) = b.shape
         rows = of_pointers(columns, pointers)[..., 0].astype(columns.dtype)

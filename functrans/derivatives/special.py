@@ -24,15 +24,15 @@ from functrans.rules import elementwise
 # ---- the error function (DLMF 7.2) ---------------------------------------------------------------
 
 
-# As a square it becomes too small for floating point only where its derivatives are that, too.
+# Written as a square, it underflows only where its derivatives do.
 def bell(x):
     """`e^(-x^2)`"""
     return square(exp(mul(-0.5, square(x))))
 
 
-# y' = sqrt(pi)/2 e^(y^2), in which a relative error of y counts 2 y^2 times, up to 70 times at the
-# ends. A step of Newton's method finds by how much y is off. It contributes a factor near 1, which
-# mends errors of rounding, and so has no derivative.
+# y' = sqrt(pi)/2 e^(y^2), which multiplies a relative error of y by 2 y^2, up to 70 at the ends. A
+# step of Newton's method finds the error of y. It contributes a factor near 1, which corrects the
+# rounding, and so has no derivative.
 def erf_inv_slope(y, x):
     z = lax.abs(y)
     slope = mul(sqrt_of(pi) / 2, exp(square(z)))
@@ -50,15 +50,15 @@ elementwise(lax.erf_inv_p, erf_inv_slope)
 # ---- the modified Bessel functions, scaled: e^(-|x|) I_0(x) and e^(-|x|) I_1(x) (10.32, 10.40) ---
 
 
-# At 0 from the right, as for `abs`, so that e^|x| times them has the derivative of I_0 and I_1.
+# At 0 we take it from the right, as for `abs`: so e^|x| times these functions has the derivatives of
+# I_0 and I_1.
 def slope_of_abs(x):
     return sub(1, mul(2, indicator(lax.lt(x, lax.full_like(x, 0)), x)))
 
 
-# For x >= 0 it is e^(-x) I_m(x) = 1/pi int_0^pi cos(m t) e^(-c x) dt with c = 1 - cos t. The
-# derivative has another factor -c, and so have the next ones: differences of I_0 and I_1 would
-# cancel more and more. The midpoint rule of N points is exact up to I_(2N)(x), and for large x
-# there is the asymptotic series
+# For x >= 0, e^(-x) I_m(x) = 1/pi int_0^pi cos(m t) e^(-c x) dt with c = 1 - cos t. Each derivative
+# brings another factor -c. (Differences of I_0 and I_1 would cancel more with each order.) The
+# midpoint rule of N points is exact up to I_(2N)(x), and for large x there is the asymptotic series
 #
 #     e^(-x) I_m(x) = (2 pi x)^(-1/2) sum_k (-1)^k a_k x^(-k),
 #     a_k = (4 m^2 - 1) (4 m^2 - 9) ... (4 m^2 - (2k-1)^2) / (k! 8^k)

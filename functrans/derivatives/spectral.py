@@ -8,15 +8,15 @@ so that `w_dot` is the diagonal of the left side, and `X_ij = (V^-1 A_dot V)_ij 
 Where two eigenvalues are equal, their vectors are any basis of a plane, and have no derivative. The
 values and the vectors alone cannot tell the derivative of a result in which the choice of that
 basis cancels, such as `V f(w) V^H`: with `V = 1` its tangent has entries `f'(w) (A_dot)_ij` that no
-`w_dot` and no `V_dot` contain.  So nothing is claimed of such vectors, in either mode:
+`w_dot` and no `V_dot` contain.  So functrans claims nothing about such vectors, in either mode:
 
     - their tangents are NaN;
     - a cotangent that reaches them makes that of A NaN.
 
-All other vectors, and all eigenvalues where the vectors are not used, are right as ever.  Of equal
+All other vectors are right, and so are all eigenvalues if the function uses no vectors.  For equal
 eigenvalues `w_dot` is the diagonal in the basis that `V` happens to be, as in JAX: the symmetric
-functions of the eigenvalues, their sum say, have the right derivatives.  Values are equal if they
-are so up to the rounding of the largest.  The same holds of singular values.
+functions of the eigenvalues, such as their sum, have the right derivatives.  Two values count as
+equal if they differ by at most the rounding of the largest.  The same holds for singular values.
 
 Read next: `fft.py`, the Fourier transforms.
 """
@@ -82,7 +82,7 @@ def gap_reciprocals(values: Any) -> Any:
 
 
 def equal_pairs(values: Any) -> Any:
-    """Which two values are equal, of all pairs of them."""
+    """For each pair of different places, whether the values there are equal."""
     rows, columns = pairs(values)
     equal = near_zero(sub(columns, rows), values)
     return lax.bitwise_and(equal, lax.ne(*places(equal)))
@@ -118,10 +118,10 @@ def only_whole(subset: Any, what: str) -> None:
 # ---- vectors that have no derivative -------------------------------------------------------------
 
 
-# Forward, the tangents of these vectors are NaN. Transposed, NaN times a cotangent would be NaN
-# also where the cotangent is zero, since the function reads other vectors only. To look at
-# cotangents is not linear, and `custom_linear_solve` is the way to declare a transpose of one's
-# own: here of the identity, `1 x = b`. It passes the cotangents on, or else NaN in their place.
+# Forward, the tangents of these vectors are NaN. Transposed, NaN times a cotangent would be NaN also
+# where the cotangent is zero, because the function reads only other vectors. A rule that looks at
+# cotangents is not linear; `custom_linear_solve` lets us declare a transpose of our own, here for
+# the identity, `1 x = b`. It passes the cotangents on, or puts NaN in their place.
 #
 # Zero cotangents of undetermined vectors say that the function does not read them, or that it is a
 # `V f(w) V^H` with f(w) = 0. At A = 1 that is log A, and without full rank a matrix put together
@@ -130,14 +130,16 @@ def only_whole(subset: Any, what: str) -> None:
 #     - undetermined vectors, and the values that belong to them, have none,
 #     - and others have some, which shows that the function reads those;
 #
-# or if no vectors are used, only values. To see that, `uses`, copies of the tangents of the
-# values, are multiplied by NaN and added to the undetermined vectors. That makes these NaN, and the
-# cotangent of a copy is NaN if the vectors are used, and else zero.
+# or if the function uses no vectors, only values. To see that, we multiply copies of the tangents of
+# the values, `uses`, by NaN, and add them to the undetermined vectors. So these become NaN, and the
+# cotangent of a copy is NaN if the function uses the vectors, and zero if it does not.
 def with_undetermined(
     w_dot: Any, vectors_dot: list, masks: list, complement: int | None = None
 ) -> tuple[Any, list]:
-    """The tangents of values, and of vectors (or their motions in the basis that they are), of
-    which those in the masks are undetermined. Those of a `complement` have no values."""
+    """The tangents of values, and of vectors (or of their motions within their own basis).
+
+    The masks say which vectors are undetermined. Those at the place `complement` have no values.
+    """
 
     def transpose(_, cotangents):
         w_bar, vectors_bar, uses_bar = cotangents
@@ -191,7 +193,8 @@ def any_moves(x_bar: Any) -> Any:
 
 
 # V is unitary, V^-1 = V^H, and so the motion of V, X = V^H V_dot, is skew-Hermitian. Its diagonal,
-# which turns the phases of complex vectors, is arbitrary, and here zero. Of A one triangle is read.
+# which turns the phases of complex vectors, is arbitrary; here it is zero. The primitive reads one
+# triangle of A.
 def eigh_jvp(primals, tangents, *, lower, subset_by_index, **params):
     only_whole(subset_by_index, "eigenvectors of a Hermitian matrix")
     v, w = eigh_p.bind(*primals, lower=lower, subset_by_index=subset_by_index, **params)
@@ -220,13 +223,13 @@ general(eigh_p, eigh_jvp)
 #     P+_ij = (X + Y)_ij (s_j - s_i) / 2,        P-_ij = (X - Y)_ij (s_j + s_i) / 2.
 #
 # On the diagonal P+ = S_dot, and P- gives X - Y as above, while X + Y, which turns the phases of
-# both vectors, is arbitrary; here it is such that Y is zero. To the motion of U within its columns
-# is added that out of them, which is (1 - U U^H) A_dot V S^-1; and so for V, with A_dot^H.
+# both vectors, is arbitrary; here it is such that Y is zero. U also moves out of the space of its
+# columns, by (1 - U U^H) A_dot V S^-1; so does V, with A_dot^H.
 #
-# The vectors of the complement, which full matrices have besides, are orthogonal to the others: for
-# them C^H U + U^H C = 0 gives U^H C_dot = -U_dot^H C. Two or more are any basis of it: C^H C_dot is
-# arbitrary. A function of the projector C C^H alone would not see it, and its cotangent C_bar has a
-# Hermitian C_bar^T C; but so it may be at one point for other functions, and no tangent tells.
+# Full matrices add the vectors C of the complement, which are orthogonal to the others: U^H C = 0
+# gives U^H C_dot = -U_dot^H C. Two or more of them are any basis of it, and C^H C_dot is arbitrary.
+# A function of the projector C C^H alone does not see it: its cotangent C_bar has a Hermitian
+# C_bar^T C. But at one point other functions may have that too, and no tangent tells them apart.
 def svd_jvp(primals, tangents, *, full_matrices, compute_uv, subset_by_index, **params):
     (a,), (a_dot,) = primals, tangents
     m, n = a.shape[-2:]
@@ -267,7 +270,7 @@ def svd_jvp(primals, tangents, *, full_matrices, compute_uv, subset_by_index, **
             dots.append(neg(matmul(x, matmul(adjoint(x_dot), rest))))
             masks.append(lax.expand_dims(any_of(near_zero(s, s), -1), (s.ndim - 1,)))
         else:
-            # Zero, and yet linear in A_dot, so that its cotangents are looked at.
+            # Zero, but linear in A_dot, so that the transpose sees the cotangents.
             first = lax.index_in_dim(s_dot, 0, s.ndim - 1, keepdims=False)
             first = lax.broadcast_in_dim(mul(0, first), rest.shape, range(first.ndim))
             dots.append(lax.convert_element_type(first, rest.dtype))
@@ -318,14 +321,14 @@ def eig_jvp(primals, tangents, *, compute_left_eigenvectors, compute_right_eigen
 
 
 def is_defective(w, v):
-    """Whether vectors of equal eigenvalues are parallel, at each place of the matrix."""
+    """Whether any vectors of equal eigenvalues are parallel, as a mask of the shape of `v`."""
     parallel = lax.ge(lax.abs(matmul(adjoint(v), v)), 1 - float(np.finfo(v.dtype).eps) ** 0.5)
     found = any_of(lax.bitwise_and(equal_pairs(w), parallel), -1, -2)
     return lax.broadcast_in_dim(found, v.shape, range(found.ndim))
 
 
-# Each vector has length 1, and its largest component, number k, is real. What of v_dot = (V X)_j
-# would change that, a multiple c of v, is taken away:
+# Each vector has length 1, and its largest component, number k, is real. We subtract the part of
+# v_dot = (V X)_j that would change this, a multiple c of v:
 #
 #     Re v^H (v_dot - c v) = 0        =>    Re c = Re v^H v_dot
 #     Im (v_dot - c v)_k = 0          =>    Im c = Im (v_dot)_k / v_k
