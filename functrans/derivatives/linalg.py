@@ -157,8 +157,8 @@ def minus(tangent: Any, change: Any) -> Any:
 # ---- triangular systems --------------------------------------------------------------------------
 
 
-# op(A) x = b  =>  x_dot = op(A)^-1 (b_dot - op(A_dot) x). The solver reads one triangle of A, and we
-# read the same one of A_dot. The transpose of op(A)^-1 is op(A)^-T: it conjugates as op does.
+# op(A) x = b  =>  x_dot = op(A)^-1 (b_dot - op(A_dot) x). The solver reads one triangle of A, and
+# we read the same one of A_dot. The transpose of op(A)^-1 is op(A)^-T: it conjugates as op does.
 def triangular_solve_jvp(primals, tangents, *, left_side, lower, unit_diagonal, transpose_a,
                          conjugate_a):  # fmt: skip
     (a, b), (a_dot, b_dot) = primals, tangents

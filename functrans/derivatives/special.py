@@ -50,8 +50,8 @@ elementwise(lax.erf_inv_p, erf_inv_slope)
 # ---- the modified Bessel functions, scaled: e^(-|x|) I_0(x) and e^(-|x|) I_1(x) (10.32, 10.40) ---
 
 
-# At 0 we take it from the right, as for `abs`: so e^|x| times these functions has the derivatives of
-# I_0 and I_1.
+# At 0 we take it from the right, as for `abs`: so e^|x| times these functions has the derivatives
+# of I_0 and I_1.
 def slope_of_abs(x):
     return sub(1, mul(2, indicator(lax.lt(x, lax.full_like(x, 0)), x)))
 

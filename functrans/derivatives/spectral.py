@@ -118,10 +118,10 @@ def only_whole(subset: Any, what: str) -> None:
 # ---- vectors that have no derivative -------------------------------------------------------------
 
 
-# Forward, the tangents of these vectors are NaN. Transposed, NaN times a cotangent would be NaN also
-# where the cotangent is zero, because the function reads only other vectors. A rule that looks at
-# cotangents is not linear; `custom_linear_solve` lets us declare a transpose of our own, here for
-# the identity, `1 x = b`. It passes the cotangents on, or puts NaN in their place.
+# Forward, the tangents of these vectors are NaN. Transposed, NaN times a cotangent would be NaN
+# also where the cotangent is zero, because the function reads only other vectors. A rule that looks
+# at cotangents is not linear; `custom_linear_solve` lets us declare a transpose of our own, here
+# for the identity, `1 x = b`. It passes the cotangents on, or puts NaN in their place.
 #
 # Zero cotangents of undetermined vectors say that the function does not read them, or that it is a
 # `V f(w) V^H` with f(w) = 0. At A = 1 that is log A, and without full rank a matrix put together
@@ -130,9 +130,9 @@ def only_whole(subset: Any, what: str) -> None:
 #     - undetermined vectors, and the values that belong to them, have none,
 #     - and others have some, which shows that the function reads those;
 #
-# or if the function uses no vectors, only values. To see that, we multiply copies of the tangents of
-# the values, `uses`, by NaN, and add them to the undetermined vectors. So these become NaN, and the
-# cotangent of a copy is NaN if the function uses the vectors, and zero if it does not.
+# or if the function uses no vectors, only values. To see that, we multiply copies of the tangents
+# of the values, `uses`, by NaN, and add them to the undetermined vectors. So these become NaN, and
+# the cotangent of a copy is NaN if the function uses the vectors, and zero if it does not.
 def with_undetermined(
     w_dot: Any, vectors_dot: list, masks: list, complement: int | None = None
 ) -> tuple[Any, list]:
