@@ -140,22 +140,31 @@ def orders(arguments: int, highest: int = 3) -> Iterator[Orders]:
             yield each
 
 
-def forward(fun: Callable, argnum: int) -> Callable:
-    """One argument moves; to the others no tangent is given, not even zero."""
+def forward(fun: Callable, argnum: int, has_aux: bool = False) -> Callable:
+    """One argument moves; to the others no tangent is given, not even zero.
+
+    With `has_aux`, `fun` also returns a tuple, and so does its slope: `fun`'s value, and that.
+    """
 
     def slope(*xs):
         def of_one(x):
             return fun(*xs[:argnum], x, *xs[argnum + 1 :])
 
-        return ft.jvp(of_one, (xs[argnum],), (jnp.ones_like(xs[argnum]),))[1]
+        x_dot = jnp.ones_like(xs[argnum])
+        y, y_dot, *aux = ft.jvp(of_one, (xs[argnum],), (x_dot,), has_aux=has_aux)
+        return (y_dot, (y, *aux[0])) if has_aux else y_dot
 
     return slope
 
 
-def reverse(fun: Callable, argnum: int) -> Callable:
+def reverse(fun: Callable, argnum: int, has_aux: bool = False) -> Callable:
     def slope(*xs):
-        y, pull = ft.vjp(lambda x: fun(*xs[:argnum], x, *xs[argnum + 1 :]), xs[argnum])
-        return pull(jnp.ones_like(y))[0]
+        def of_one(x):
+            return fun(*xs[:argnum], x, *xs[argnum + 1 :])
+
+        y, pull, *aux = ft.vjp(of_one, xs[argnum], has_aux=has_aux)
+        [x_bar] = pull(jnp.ones_like(y))
+        return (x_bar, (y, *aux[0])) if has_aux else x_bar
 
     return slope
 
@@ -164,17 +173,27 @@ MODES = {"forward": forward, "reverse": reverse}
 
 
 def derivatives(fun: Callable, wanted: Sequence[Orders]) -> Callable:
-    """One function for all of them: `xs -> {(mode, orders): values}`."""
+    """One function for all of them: `xs -> {(mode, orders): values}`.
+
+    The slope of a derivative comes with its value, so that the highest orders bring the others.
+    """
 
     def all_of_them(*xs):
         found = {}
-        for (mode, slope), each in itertools.product(MODES.items(), wanted):
-            derived = fun
-            for argnum, order in enumerate(each):
-                for _ in range(order):
-                    derived = slope(derived, argnum)
-            found[mode, each] = derived(*xs)
-        return found
+        for mode, each in itertools.product(MODES, sorted(wanted, key=sum, reverse=True)):
+            if (mode, each) not in found:
+                found |= {(mode, lower): y for lower, y in chain(mode, each, xs)}
+        return {(mode, each): found[mode, each] for mode in MODES for each in wanted}
+
+    def chain(mode: str, each: Orders, xs: tuple) -> Iterator[tuple[Orders, Any]]:
+        """This derivative, and those on the way to it, which takes one argument after another."""
+        derived, way = lambda *xs: (fun(*xs), ()), [(0,) * len(each)]
+        for argnum, order in enumerate(each):
+            for _ in range(order):
+                derived = MODES[mode](derived, argnum, has_aux=True)
+                way.append((*way[-1][:argnum], way[-1][argnum] + 1, *way[-1][argnum + 1 :]))
+        y, lower = derived(*xs)
+        return zip(reversed(way), (y, *lower), strict=True)
 
     return all_of_them
 
@@ -190,7 +209,7 @@ def mistakes(
     dtype = points[0].dtype
     wanted = list(orders(len(points))) if wanted is None else wanted
     with jax.enable_x64(True):
-        found = jax.device_get(jax.jit(derivatives(fun, wanted))(*points))
+        found = jax.device_get(ft.jit(derivatives(fun, wanted))(*points))
     wrong = []
     for each, (i, xs) in itertools.product(wanted, enumerate(zip(*points, strict=True))):
         want = exact(each, *xs)

@@ -362,12 +362,21 @@ NO_RULE = ("zeta", "igamma_grad_a")
 """JAX has none."""
 
 
-def jax_forward(fun: Callable, argnum: int) -> Callable:
-    return lambda x, *rest: jax.jvp(lambda x: fun(x, *rest), (x,), (jnp.ones_like(x),))[1]
+def jax_forward(fun: Callable, argnum: int, has_aux: bool) -> Callable:
+    def slope(x, *rest):
+        x_dot = jnp.ones_like(x)
+        y, y_dot, lower = jax.jvp(lambda x: fun(x, *rest), (x,), (x_dot,), has_aux=True)
+        return y_dot, (y, *lower)
+
+    return slope
 
 
-def jax_reverse(fun: Callable, argnum: int) -> Callable:
-    return lambda x, *rest: jax.vjp(lambda x: fun(x, *rest), x)[1](jnp.ones_like(x))[0]
+def jax_reverse(fun: Callable, argnum: int, has_aux: bool) -> Callable:
+    def slope(x, *rest):
+        y, pull, lower = jax.vjp(lambda x: fun(x, *rest), x, has_aux=True)
+        return pull(jnp.ones_like(y))[0], (y, *lower)
+
+    return slope
 
 
 @pytest.mark.parametrize(
