@@ -407,8 +407,10 @@ def test_a_matrix_put_together_again_without_full_rank(shape: tuple[int, int], r
             v = jnp.linalg.eigh(b)[1][:, 0]
             return jnp.outer(v, v)
 
-        for jacobian in (ft.jacfwd, ft.jacrev):
-            close(jacobian(null)(turned), ft.jacfwd(projector)(turned))
+        derivatives = (ft.jacfwd(null), ft.jacrev(null), ft.jacfwd(projector))
+        *found, want = jax.jit(lambda a: [of(a) for of in derivatives])(turned)
+        for got in found:
+            close(got, want)
 
 
 def test_the_product_of_the_factors() -> None:
@@ -688,21 +690,47 @@ def test_full_matrices_of_singular_vectors(flip: bool) -> None:
 
         return of
 
-    (u, s, vt), tangents = jax.jit(lambda a: ft.jvp(full, (a,), (direction,)))(a)
-    del u, vt
-    want = ft.jvp(thin, (a,), (direction,))[1]
+    @jax.jit
+    def derivatives(a):
+        """Each of the full and of the thin form: the last is of the values alone."""
+        values, rest = 1, 2 if flip else 0
+        pairs = [
+            [
+                ft.jvp(svd, (a,), (direction,)),
+                ft.grad(loss(svd))(a),
+                ft.hvp(loss(svd), a, direction),
+                ft.grad(lambda a, svd=svd: jnp.sum(svd(a)[values]))(a),
+            ]
+            for svd in (full, thin)
+        ]
+        return pairs, ft.grad(lambda a: jnp.sum(full(a)[rest]))(a)
+
+    (of_full, of_thin), of_rest = derivatives(a)
+    ((_, s, _), tangents), (_, want) = of_full[0], of_thin[0]
     close(tangents[0][..., :3], want[0])
     close(tangents[1], want[1])
     close(tangents[2][..., :3, :], want[2])
     assert np.all(np.isnan(tangents[2][..., 3:, :] if flip else tangents[0][..., 3:]))
-    close(ft.grad(loss(full))(a), ft.grad(loss(thin))(a))
-    hessians = (ft.hvp(loss(svd), a, direction) for svd in (full, thin))
-    close(*hessians)
-    # The values alone, and a complement that is read.
-    close(ft.grad(lambda a: jnp.sum(full(a)[1]))(a), ft.grad(lambda a: jnp.sum(thin(a)[1]))(a))
+    for got, want in zip(of_full[1:], of_thin[1:], strict=True):
+        close(got, want)
     assert s.shape == (2, 3)
-    of_rest = ft.grad(lambda a: jnp.sum(full(a)[2 if flip else 0]))(a)
-    assert np.all(np.isnan(of_rest))
+    assert np.all(np.isnan(of_rest))  # a complement that is read
+
+
+@jax.jit
+def of_the_form_of_schur(a: Any, a_dot: Any, weights: Any) -> tuple:
+    """The form and its tangent; of a loss, the gradient, what moves it, and the slope of both."""
+
+    def loss(a):
+        t, q = lax.linalg.schur(a)
+        return jnp.sum(weights * jnp.sin(t)) + jnp.sum(weights.T * q)
+
+    return (
+        ft.jvp(lax.linalg.schur, (a,), (a_dot,)),
+        ft.jvp(ft.grad(loss), (a,), (a_dot,)),
+        ft.jvp(loss, (a,), (a_dot,))[1],
+        ft.grad(lambda a: jnp.sum(ft.grad(loss)(a) * a_dot))(a),
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -711,23 +739,17 @@ def test_schur_of_a_real_matrix_with_complex_eigenvalues(seed: int) -> None:
 
     Differences are not defined wherever LAPACK turns a block the other way round next to A.
     """
-    a, a_dot = array(6, 6, seed=seed), array(6, 6, seed=seed + 10)
-    (t, q), (t_dot, q_dot) = ft.jvp(lax.linalg.schur, (a,), (a_dot,))
+    a, a_dot, weights = (array(6, 6, seed=seed + i) for i in (0, 10, 20))
+    form, (gradient, moved), slope, of_slope = of_the_form_of_schur(a, a_dot, weights)
+    (t, q), (t_dot, q_dot) = jax.tree.map(np.asarray, form)
     begins = np.flatnonzero(np.diagonal(t, -1))
     assert begins.size
     close(q_dot @ t @ q.T + q @ t_dot @ q.T + q @ t @ q_dot.T, a_dot)
     close(q.T @ q_dot, -q_dot.T @ q)
     close(np.diagonal(t_dot)[begins], np.diagonal(t_dot)[begins + 1])
     assert not np.any(np.where(np.tril(t) == 0, np.tril(t_dot), 0))
-    weights = array(6, 6, seed=seed + 20)
-
-    def loss(a):
-        t, q = lax.linalg.schur(a)
-        return jnp.sum(weights * jnp.sin(t)) + jnp.sum(weights.T * q)
-
-    gradient, moved = ft.jvp(ft.grad(loss), (a,), (a_dot,))
-    close(np.sum(gradient * a_dot), ft.jvp(loss, (a,), (a_dot,))[1])
-    close(moved, ft.grad(lambda a: jnp.sum(ft.grad(loss)(a) * a_dot))(a))
+    close(np.sum(gradient * a_dot), slope)
+    close(moved, of_slope)
 
 
 def test_schur_of_a_block_that_is_the_same_in_all_rotations() -> None:
@@ -754,10 +776,15 @@ def test_schur_of_a_block_that_is_the_same_in_all_rotations() -> None:
 def test_a_matrix_that_is_reduced_already(reduction: Callable) -> None:
     """Nothing is reflected: it stays what it is, and so does a tangent that is reduced as well."""
     x, x_dot = (np.diag(v) + np.diag(v[1:], 1) + np.diag(v[1:], -1) for v in (B, C))
-    (packed, *_, taus), (packed_dot, *_, taus_dot) = ft.jvp(reduction, (x,), (x_dot,))
+    pushed, [x_bar] = jax.jit(
+        lambda x, x_dot: (
+            ft.jvp(reduction, (x,), (x_dot,)),
+            ft.vjp(lambda v: reduction(v)[0], x)[1](x_dot),
+        )
+    )(x, x_dot)
+    (packed, *_, taus), (packed_dot, *_, taus_dot) = pushed
     chex.assert_trees_all_equal(np.asarray(packed), x)
     close(packed_dot, x_dot)
     assert not np.any(taus)
     assert not np.any(taus_dot)
-    x_bar = ft.vjp(lambda v: reduction(v)[0], x)[1](jnp.asarray(x_dot))[0]
     close(np.vdot(x_bar, x_dot), np.vdot(x_dot, x_dot))
