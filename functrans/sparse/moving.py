@@ -52,9 +52,9 @@ def _coefficients(equation: Equation, at: int, inputs: Sequence) -> list | None:
 
 def moving(equation: Equation, at: int, inputs: Sequence) -> list[Matrix] | None:
     """Run the equation on the numbers of the elements."""
-    rule, shape = extend.rule_of(equation.primitive), equation.invars[at].aval.shape
-    if not isinstance(rule, LinearRule) and any(jaxprs_in_params(equation.params)):
+    if any(jaxprs_in_params(equation.params)):  # of other types than numbers
         return None
+    shape = equation.invars[at].aval.shape
     if (given := _coefficients(equation, at, inputs)) is None:
         return None
     found = moves(lambda x: _evaluated_at(equation, at, given, x.reshape(shape)), prod(shape))
