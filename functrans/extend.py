@@ -387,7 +387,7 @@ def _reading_results(program: ClosedJaxpr, inputs: int, count: int) -> ClosedJax
         # An equation without results writes to a reference: to that of the values it did before.
         writes_dots = not outs and not dots.isdisjoint(a for a in e.invars if isinstance(a, Var))
         if writes_dots or not given.issuperset(e.outvars):
-            equations.append(jx.copied(e, e.invars, outs, e.source_info, e.ctx))
+            equations.append(e.replace(outvars=outs))
     outputs = jaxpr.outvars[count:]
     variables = [*jaxpr.invars[:inputs], *results, *jaxpr.invars[inputs:]]
     kept, info = live(equations, outputs), jaxpr.debug_info

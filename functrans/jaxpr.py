@@ -75,28 +75,21 @@ def closed(
 def constants_first(program: ClosedJaxpr, inputs: Iterable) -> tuple[Jaxpr, list]:
     """The jaxpr whose first inputs are the constants of `program`, and all of its inputs."""
     jaxpr = program.jaxpr
-    variables = [*jaxpr.constvars, *jaxpr.invars]
-    whole = closed(variables, jaxpr.outvars, jaxpr.eqns, jaxpr.debug_info)
-    return whole.jaxpr, [*program.consts, *inputs]
+    whole = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
+    return whole, [*program.consts, *inputs]
 
 
 def with_constants(jaxpr: Jaxpr, values: Sequence) -> ClosedJaxpr:
     """The program in which the first inputs of `jaxpr` are constants with these values."""
     variables, count = jaxpr.invars, len(values)
-    outputs, equations, info = jaxpr.outvars, jaxpr.eqns, jaxpr.debug_info
-    return closed(variables[count:], outputs, equations, info, variables[:count], values)
+    inner = jaxpr.replace(constvars=variables[:count], invars=variables[count:])
+    return ClosedJaxpr(inner, list(values))
 
 
 @caches.by_program
 def closed_of(jaxpr: Jaxpr) -> ClosedJaxpr:
     """An open jaxpr as a program without constants, which a cache can use as a key."""
     return with_constants(jaxpr, [])
-
-
-def copied(equation: JaxprEqn, inputs: list, outputs: list, source: Any, context: Any) -> JaxprEqn:
-    """An equation with other inputs and outputs, written elsewhere."""
-    primitive, params, effects = equation.primitive, equation.params, equation.effects
-    return JaxprEqn(inputs, outputs, primitive, params, effects, source, context)
 
 
 def debug_info(purpose: str, fun: Callable) -> jex.DebugInfo:
@@ -161,12 +154,11 @@ def within(transform: str, function: Callable) -> Callable:
 
 def scoped_from(outer: Any, equations: list[JaxprEqn]) -> list[JaxprEqn]:
     """The equations, with scopes relative to the outer one."""
-    if not outer:
-        return equations
-    sources = [e.source_info for e in equations]
-    inner = [s.replace(name_stack=s.name_stack[len(outer) :]) for s in sources]
-    pairs = zip(equations, inner, strict=True)
-    return [copied(e, e.invars, e.outvars, source, e.ctx) for e, source in pairs]
+
+    def inner(source):
+        return source.replace(name_stack=source.name_stack[len(outer) :])
+
+    return [e.replace(source_info=inner(e.source_info)) for e in equations] if outer else equations
 
 
 @contextmanager

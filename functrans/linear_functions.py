@@ -119,14 +119,14 @@ class Pushforward(LinearFunction):
 class Pullback(LinearFunction):
     """`y_bar -> J^T y_bar`, from `vjp`; call it with a cotangent of the output."""
 
-    called: ClassVar[checks.LinearCall] = checks.PULLBACK
+    expected: ClassVar[checks.Expected] = checks.PULLBACK
 
     def __call__(self, cotangent: Any) -> Any:
         return self.at(cotangent)
 
     @classmethod
     def apply(cls, spec, residuals, vector):
-        given = checks.linear_input(cls.called, spec.out_tree, spec.out_avals, vector)
+        given = checks.linear_input(cls.expected, spec.out_tree, spec.out_avals, vector)
         inputs = map(Linear, values.pick(spec.in_avals, spec.moving))
         y_bars = values.pick(given, spec.moved)
         x_bars = jx.within("transpose", transpose)(spec.jaxpr, [*residuals, *inputs], y_bars)
@@ -139,4 +139,4 @@ class Pullback(LinearFunction):
 class Transposed(Pullback):
     """`y_bar -> A^T y_bar`, from `linear_transpose` of `A`; its `jaxpr` is that of `A`."""
 
-    called = checks.TRANSPOSE
+    expected = checks.TRANSPOSE

@@ -52,7 +52,7 @@ from functrans import caches, values
 from functrans import jaxpr as jx
 from functrans.errors import checks, operations
 from functrans.errors.operations import NotLinear
-from functrans.values import Linear, Zero
+from functrans.values import Flags, Linear, Zero
 
 Pair = tuple[list, list]
 
@@ -128,9 +128,7 @@ class Rule:
         """Which outputs depend on these inputs; for a rule that `may_split`."""
         raise NotImplementedError
 
-    def split(
-        self, primitive: Primitive, inputs: list, owned: Sequence[bool], params: dict
-    ) -> list:
+    def split(self, primitive: Primitive, inputs: list, owned: Flags, params: dict) -> list:
         """Evaluate an equation on a tape that owns some inputs: run now the part that does not
         depend on them, and write an equation all of whose outputs do."""
         raise NotImplementedError
@@ -223,17 +221,14 @@ class LinearRule(Rule):
         return outs, jx.results(primitive, primitive.bind(*moved, **params))
 
     def transpose(self, primitive, cotangents, inputs, params):
-        result: list = [None] * len(inputs)
         places = self.places(len(inputs))
-        cotangent = cotangents if primitive.multiple_results else cotangents[0]
-        fits = [i in places and not _rounds(x, cotangent) for i, x in enumerate(inputs)]
-        wrong = [None if fit else x for x, fit in zip(inputs, fits, strict=True)]
+        y_bar = cotangents if primitive.multiple_results else cotangents[0]
+        wrong = [x if i not in places or _rounds(x, y_bar) else None for i, x in enumerate(inputs)]
         if any(values.linear(wrong)):
             raise NotLinear.at(primitive, wrong)
-        pulled = self.pull(cotangent, *inputs, params=params)
-        for i, x_bar in zip(places, [pulled] if self.single else pulled, strict=True):
-            result[i] = x_bar if type(inputs[i]) is Linear else None
-        return result
+        pulled = self.pull(y_bar, *inputs, params=params)
+        x_bars = dict(zip(places, [pulled] if self.single else pulled, strict=True))
+        return [x_bars.get(i) if type(x) is Linear else None for i, x in enumerate(inputs)]
 
     def places(self, count: int) -> Sequence[int]:
         """The positions of the arguments in which the operation is linear."""

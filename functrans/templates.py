@@ -72,7 +72,7 @@ class Template:
         for equation, numbers, avals in self.equations:
             source, context = at or (jx.scoped(here, equation), equation.ctx)
             inputs, outputs = [*map(registers.__getitem__, numbers)], [*map(Var, avals)]
-            # `jx.copied`, written out: most of the time of tracing a gradient passes here.
+            # `JaxprEqn.replace`, written out: most of the time of tracing a gradient passes here.
             params, effects = equation.params, equation.effects
             if equation.primitive is custom_jvp_call_p:
                 params = _at_line(params, source)
@@ -114,10 +114,7 @@ def _at_line(params: dict, source: Any) -> dict:
     program, line = params["call_jaxpr"], source.traceback
     if _RULES not in (program.jaxpr.debug_info.func_src_info or ""):
         return params
-    equations = [
-        jx.copied(e, e.invars, e.outvars, e.source_info.replace(traceback=line), e.ctx)
-        for e in program.jaxpr.eqns
-    ]
+    equations = [e.replace(source_info=e.source_info.replace(traceback=line)) for e in program.eqns]
     jaxpr = program.jaxpr.replace(eqns=equations)
     return {**params, "call_jaxpr": jx.with_constants(jaxpr, program.consts)}
 
@@ -170,8 +167,9 @@ class Writing(Sink):
 
     def bind(self, equation, inputs):
         outputs = [Var(v.aval) for v in equation.outvars]
-        source, context = jx.source_of(equation), equation.ctx
-        self.trace.equations.append(jx.copied(equation, inputs, outputs, source, context))
+        source = jx.source_of(equation)
+        written = equation.replace(invars=inputs, outvars=outputs, source_info=source)
+        self.trace.equations.append(written)
         return outputs
 
     def run(self, template, inputs, equation):

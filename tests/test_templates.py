@@ -250,8 +250,7 @@ def folded(program: ClosedJaxpr) -> ClosedJaxpr:
             known |= {v: Literal(np.asarray(x)[()], v.aval) for v, x in pairs}
             continue
         params = {k: folded(p) if isinstance(p, ClosedJaxpr) else p for k, p in e.params.items()}
-        copy = jx.copied(e, inputs, e.outvars, e.source_info, e.ctx)
-        equations.append(copy.replace(params=params))
+        equations.append(e.replace(invars=inputs, params=params))
     outputs = [known.get(a, a) if not isinstance(a, Literal) else a for a in jaxpr.outvars]
     info, consts = jaxpr.debug_info, program.consts
     return jx.closed(jaxpr.invars, outputs, equations, info, jaxpr.constvars, consts)

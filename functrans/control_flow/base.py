@@ -315,9 +315,7 @@ def _reading(half: Halves, location: list[int], read: list[Address], slots: list
     def rename(atoms: Sequence) -> list:
         return [a if type(a) is Literal else renamed.get(a, a) for a in atoms]
 
-    equations = [
-        jx.copied(e, rename(e.invars), e.outvars, e.source_info, e.ctx) for e in jaxpr.eqns
-    ]
+    equations = [e.replace(invars=rename(e.invars)) for e in jaxpr.eqns]
     inputs = [*(at_hand[address] for address in read), *handed, *rest]
     constvars, consts = [*jaxpr.constvars, *constants], [*half.second.consts, *constants.values()]
     return jx.closed(inputs, rename(jaxpr.outvars), equations, jaxpr.debug_info, constvars, consts)

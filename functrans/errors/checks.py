@@ -67,12 +67,12 @@ def are_values(fun: Callable, outs: Iterable) -> None:
             )
 
 
-def pair(out: Any) -> tuple:
+def pair(
+    out: Any, name: str = "with has_aux=True the function", what: str = "(output, aux)"
+) -> tuple:
     if not isinstance(out, (tuple, list)) or len(out) != 2:
-        raise TypeError(
-            "with has_aux=True the function must return a pair (output, aux), but it returned "
-            f"{described(out)}{wording.NO_RETURN if out is None else ''}"
-        )
+        got = described(out) + (wording.NO_RETURN if out is None else "")
+        raise TypeError(f"{name} must return a pair {what}, but it returned {got}")
     return tuple(out)
 
 
@@ -139,64 +139,52 @@ def tangents(
     primals: Sequence, in_tree: Any, given: Any, name: str = "jvp", word: str = "tangents"
 ) -> list:
     """The leaves of the tangents; a `Zero` where the primal is an integer."""
-    leaves, given_tree = tree.flatten(given)
-    if given_tree != in_tree:
-        raise TypeError(
-            f"{name}: {word} must have the structure of the point where the derivative is taken, "
-            f"{compared(in_tree, given_tree)}"
-        )
 
     def named() -> Iterator[tuple[str, Any]]:
         return structures.leaves("primals", tree.unflatten(in_tree, primals))
 
     avals = [aval.to_tangent_aval() for aval in types(name, primals, named)]
-    return typed(f"{name}: {word}", avals, leaves, given, TypeError, ValueError)
+    return linear_input(Expected(f"{name}: {word}"), in_tree, avals, given)
 
 
-class LinearCall(NamedTuple):
-    """The error for a call of a linear function with a wrong argument."""
+class Expected(NamedTuple):
+    """What tangents, or cotangents, are called in messages, and the errors for wrong ones."""
 
-    name: str
-    argument: str
-    structure_error: type[Exception]
-    type_error: type[Exception]
-
-
-PUSHFORWARD = LinearCall("the pushforward", "tangents", TypeError, ValueError)
-PULLBACK = LinearCall("the pullback", "cotangent", ValueError, ValueError)
-TRANSPOSE = LinearCall("the transpose", "cotangent", TypeError, TypeError)
+    what: str
+    of_structure: type[Exception] = TypeError
+    of_dtype: type[Exception] = TypeError
+    of_shape: type[Exception] = ValueError
+    integers_too: bool = True
+    """Whether to look at the tangents of integers."""
 
 
-def linear_input(call: LinearCall, in_tree: Any, avals: Sequence, given: Any) -> list:
-    """The leaves of the arguments of a linear function, with a `Zero` for a `float0`."""
+PUSHFORWARD = Expected("the pushforward: tangents", of_dtype=ValueError)
+# As in JAX, a pullback does not look at the cotangent of an integer output.
+PULLBACK = Expected("the pullback: cotangent", ValueError, ValueError, integers_too=False)
+TRANSPOSE = Expected("the transpose: cotangent", of_shape=TypeError)
+
+
+def linear_input(expected: Expected, in_tree: Any, avals: Sequence, given: Any) -> list:
+    """The leaves of the argument of a linear function, with a `Zero` for a `float0`."""
     leaves, given_tree = tree.flatten(given)
     if given_tree != in_tree:
-        is_nothing = call is not PUSHFORWARD and in_tree == tree.structure(None)
+        is_nothing = expected in (PULLBACK, TRANSPOSE) and in_tree == tree.structure(None)
         hint = f". The function returned None{wording.NO_RETURN}" if is_nothing else ""
-        raise call.structure_error(
-            f"{call.name} expects an argument of the structure "
-            f"{compared(in_tree, given_tree)}{hint}"
-        )
-    # As in JAX, a pullback does not look at the cotangent of an integer output.
-    pairs = zip(avals, leaves, strict=True)
-    leaves = [Zero(a) if call is PULLBACK and a.dtype == float0 else x for a, x in pairs]
-    error = call.type_error
-    return typed(f"{call.name}: {call.argument}", avals, leaves, given, error, error)
+        both = compared(in_tree, given_tree)
+        raise expected.of_structure(f"{expected.what} must have the structure {both}{hint}")
+    return typed(expected, avals, leaves, given)
 
 
-def typed(
-    what: str, avals: Sequence, leaves: Sequence, given: Any, dtype_error: type, shape_error: type
-) -> list:
+def typed(expected: Expected, avals: Sequence, leaves: Sequence, given: Any) -> list:
     """The leaves, which must have these types, with a `Zero` for an integer's tangent."""
     for i, (aval, x) in enumerate(zip(avals, leaves, strict=True)):
-        if type(x) is Zero:
+        if type(x) is Zero or (aval.dtype == float0 and not expected.integers_too):
             continue
-        got = type_of(what, x)
-        if got.dtype == aval.dtype and got.shape == aval.shape:
-            continue
-        label = [label for label, _ in structures.leaves(what, given)][i]
-        error = dtype_error if got.dtype != aval.dtype else shape_error
-        raise error(wording.wrong_type(label, aval, got))
+        got = type_of(expected.what, x)
+        if (got.dtype, got.shape) != (aval.dtype, aval.shape):
+            label = [label for label, _ in structures.leaves(expected.what, given)][i]
+            error = expected.of_shape if got.dtype == aval.dtype else expected.of_dtype
+            raise error(wording.wrong_type(label, aval, got))
     return [Zero(a) if a.dtype == float0 else x for a, x in zip(avals, leaves, strict=True)]
 
 
@@ -213,46 +201,36 @@ def linear_types(avals: Sequence) -> None:
 def rule_result(primitive: Any, returned: Any) -> tuple[list, list]:
     """The results of a jvp rule, and tangents of their types."""
     name = f"the rule of '{primitive}'"
-    if not isinstance(returned, (tuple, list)) or len(returned) != 2:
-        raise TypeError(f"{name} must return a pair (results, tangents), but got {returned!r}")
-    outs, tangents_out = (jx.results(primitive, part) for part in returned)
+    both = pair(returned, name, "(results, tangents)")
+    outs, tangents_out = (jx.results(primitive, part) for part in both)
     if len(outs) != len(tangents_out):
         raise TypeError(
             f"{name} must return one tangent for each result, a Zero where it is zero, but it "
             f"returned {len(tangents_out)} for {len(outs)}"
         )
     avals = [jax.typeof(out).to_tangent_aval() for out in outs]
-    kept = [Zero(a) if a.dtype == float0 else x for a, x in zip(avals, tangents_out, strict=True)]
-    typed(f"{name}: the tangent ", avals, kept, tangents_out, TypeError, TypeError)
+    expected = Expected(f"{name}: the tangent ", of_shape=TypeError, integers_too=False)
+    typed(expected, avals, tangents_out, tangents_out)
     return outs, tangents_out
 
 
 # ---- differentiable arguments --------------------------------------------------------------------
 
 
-def numbers(
-    name: str,
-    what: str,
-    given: Any,
-    named: Named,
-    holomorphic: bool,
-    complex_too: bool = False,
-    allow_int: bool = False,
-) -> None:
-    """Check that inputs or outputs have a dtype with a derivative."""
+def numbers(name: str, what: str, given: Any, named: Named, *allowed: bool) -> None:
+    """Check that inputs or outputs have a dtype with a derivative; `allowed` goes to `_fits`."""
 
     def wrong(x: Any) -> bool:
-        aval = jax.typeof(x) if values.is_value(x) else None
-        return not _fits(aval, holomorphic, complex_too, allow_int)
+        return not (values.is_value(x) and _fits(jax.typeof(x), *allowed))
 
     if any(map(wrong, tree.leaves(given))):
         label, x = next(pair for pair in named() if wrong(pair[1]))
-        raise wording.wrong_number(name, what, label, x, holomorphic)
+        raise wording.wrong_number(name, what, label, x, allowed[0])
 
 
 @functools.lru_cache(maxsize=4096)
-def _fits(aval: Any, holomorphic: bool, complex_too: bool, allow_int: bool) -> bool:
-    if aval is None or isinstance(aval, AbstractRef):
+def _fits(aval: Any, holomorphic: bool, complex_too: bool = False, allow_int: bool = False) -> bool:
+    if isinstance(aval, AbstractRef):
         return False
     if holomorphic or issubdtype(aval.dtype, np.complexfloating):
         return (holomorphic or complex_too) and issubdtype(aval.dtype, np.complexfloating)
@@ -261,7 +239,7 @@ def _fits(aval: Any, holomorphic: bool, complex_too: bool, allow_int: bool) -> b
 
 
 def inputs(name: str, fun: Callable, argnums: Any, args: tuple, given: tuple, *allowed: bool):
-    """Check the arguments with respect to which to differentiate; `allowed` goes to `numbers`."""
+    """Check the arguments with respect to which to differentiate; `allowed` goes to `_fits`."""
 
     def named() -> Iterator[tuple[str, Any]]:
         chosen = positions(name, argnums, len(args))

@@ -67,8 +67,7 @@ def _without_constants(unfolded: Unfolded) -> Unfolded:
             pairs = zip(equation.outvars, ys, strict=True)
             known.update((var, Literal(y[()], var.aval)) for var, y in pairs)
         else:
-            source, context = equation.source_info, equation.ctx
-            kept.append((jx.copied(equation, atoms, equation.outvars, source, context), place))
+            kept.append((equation.replace(invars=atoms), place))
     return _with_equations(unfolded.program, kept)
 
 

@@ -128,7 +128,8 @@ class _Writer:
                 outs = self.opened(equation, xs, places, here)
             if outs is None:
                 outputs = [Var(var.aval) for var in equation.outvars]
-                outs = self.write(jx.copied(equation, xs, outputs, here, equation.ctx), places)
+                written = equation.replace(invars=xs, outvars=outputs, source_info=here)
+                outs = self.write(written, places)
             found.update(zip(equation.outvars, outs, strict=True))
         return [*map(read, jaxpr.outvars)]
 

@@ -148,9 +148,7 @@ def _elsewhere(first: ClosedJaxpr, second: Callable, prices: Prices) -> tuple | 
     def renamed(atoms: Sequence) -> list:
         return [made.get(a, a) if isinstance(a, Var) else a for a in atoms]
 
-    equations = [
-        jx.copied(e, renamed(e.invars), e.outvars, e.source_info, e.ctx) for e in whole.eqns
-    ]
+    equations = [e.replace(invars=renamed(e.invars)) for e in whole.eqns]
     inputs, outputs, equations = [*kept, *rest], renamed(whole.outvars), [*again, *equations]
     thinner = jx.closed(inputs, outputs, equations, whole.debug_info, whole.constvars, consts)
     return giving(first, [*jaxpr.outvars[:count], *kept]), thinner
@@ -167,7 +165,7 @@ def _without(equation: JaxprEqn, kept: set) -> JaxprEqn:
     if kept.isdisjoint(equation.outvars):
         return equation
     outs = [Var(v.aval) if v in kept else v for v in equation.outvars]
-    return jx.copied(equation, equation.invars, outs, equation.source_info, equation.ctx)
+    return equation.replace(outvars=outs)
 
 
 # ---- the network ---------------------------------------------------------------------------------

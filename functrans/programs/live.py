@@ -54,8 +54,7 @@ def trimmed(equation: JaxprEqn, wanted: Flags) -> JaxprEqn:
         return equation
     params, read, given = found
     inputs, outputs = values.pick(equation.invars, read), values.pick(equation.outvars, given)
-    primitive, source, context = equation.primitive, equation.source_info, equation.ctx
-    return JaxprEqn(inputs, outputs, primitive, params, equation.effects, source, context)
+    return equation.replace(inputs, outputs, params=params)
 
 
 def giving(program: ClosedJaxpr, outputs: Sequence[Any]) -> ClosedJaxpr:

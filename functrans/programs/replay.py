@@ -66,7 +66,8 @@ def _replay_each(trace: StagingTrace, program: ClosedJaxpr, args: Sequence[Any])
                 outs = simplify(trace, equation.primitive, inputs, equation.params)
         if outs is None:
             atoms, outputs = [*map(trace.atom, inputs)], [Var(v.aval) for v in equation.outvars]
-            trace.equations.append(jx.copied(equation, atoms, outputs, source, equation.ctx))
+            written = equation.replace(invars=atoms, outvars=outputs, source_info=source)
+            trace.equations.append(written)
             outs = [trace.value(atom, source) for atom in outputs]
         return outs
 

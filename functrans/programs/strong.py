@@ -140,9 +140,7 @@ def _strong(equation: JaxprEqn, linear: Flags) -> JaxprEqn:
         i, (rest, _) = linear.index(True), values.part(equation.invars, linear)
         if i in factors and not all(map(_is_finite, rest)):
             primitive, params = strong, {**params, "zeros": (i,)} if one_sided else params
-    inputs, outputs, effects = equation.invars, equation.outvars, equation.effects
-    source, context = equation.source_info, equation.ctx
-    return JaxprEqn(inputs, outputs, primitive, params, effects, source, context)
+    return equation.replace(primitive=primitive, params=params)
 
 
 def _is_finite(atom: jx.Atom) -> bool:

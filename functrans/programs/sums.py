@@ -189,14 +189,13 @@ def _exposed(equation: JaxprEqn, changing: Container) -> list[JaxprEqn]:
     new = {v: Var(v.aval) for v in factors}
     renamed = given | made | new
     params = equation.params | {"jaxpr": giving(body, [*kept, *factors]).jaxpr}
-    source, context = equation.source_info, equation.ctx
-    outputs, effects = [*rest, *new.values()], equation.effects
-    call = JaxprEqn(equation.invars, outputs, remat_p, params, effects, source, context)
+    line, outputs = equation.source_info, [*rest, *new.values()]
+    call = equation.replace(outvars=outputs, primitive=remat_p, params=params)
 
     def renaming(atoms: Sequence) -> list:
         return [renamed[a] for a in atoms]
 
-    tail = [jx.copied(e, renaming(e.invars), renaming(e.outvars), source, e.ctx) for e in after]
+    tail = [e.replace(renaming(e.invars), renaming(e.outvars), source_info=line) for e in after]
     return [call, *tail]
 
 

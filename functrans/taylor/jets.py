@@ -167,8 +167,8 @@ def columns_of(name: str, primals: tuple, series: tuple) -> list[list]:
                 f"{name}: {label} must be a list of coefficients, [x_1, x_2, ...], but it is "
                 f"{structures.described(terms)}"
             )
-        avals, what = [aval.to_tangent_aval()] * len(terms), f"{name}: {label}"
-        terms = checks.typed(what, avals, terms, [*terms], TypeError, ValueError)
+        avals, expected = [aval.to_tangent_aval()] * len(terms), checks.Expected(f"{name}: {label}")
+        terms = checks.typed(expected, avals, terms, [*terms])
         columns.append([x, *(typed_like(x, term) for term in terms)])
     return columns
 
