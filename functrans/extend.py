@@ -49,14 +49,14 @@ from functrans.control_flow.scan import Loop as Scan
 from functrans.control_flow.while_loop import Loop as While
 from functrans.errors import checks
 from functrans.flat import Flat
-from functrans.forward import Pushed, jvp_jaxpr, pushed_program
+from functrans.forward import jvp_jaxpr, pushed_program
 from functrans.jaxpr import Operation, bind
 from functrans.jit import transformed, transformed_at_primals
 from functrans.programs.live import giving, live, reached
 from functrans.programs.strong import pushed_apart
 from functrans.rules import RULES, rule_of
 from functrans.templates import Template, sink_of, template, without_templates
-from functrans.tracer import stage
+from functrans.tracer import Derived, stage
 from functrans.values import (
     Flags,
     Linear,
@@ -268,7 +268,7 @@ def evaluate(program: ClosedJaxpr, inputs: Sequence, equation: JaxprEqn) -> list
     return [*map(sink.leave, outs)]
 
 
-def tangent_program(equation: JaxprEqn, flags: Sequence[bool]) -> Pushed:
+def tangent_program(equation: JaxprEqn, flags: Sequence[bool]) -> Derived:
     """Derive the program of an equation's tangents: what its rule writes.
 
     Args:
@@ -298,10 +298,10 @@ def tangent_program(equation: JaxprEqn, flags: Sequence[bool]) -> Pushed:
     """
     operation, flags = Operation.of(equation), tuple(flags)
     kept = template(pushed_program, operation, flags)
-    return Pushed(kept.program.program, kept.moved) if kept else pushed_program(operation, flags)
+    return Derived(kept.program.program, kept.moved) if kept else pushed_program(operation, flags)
 
 
-def derivative_program(equation: JaxprEqn, flags: Sequence[bool]) -> Pushed:
+def derivative_program(equation: JaxprEqn, flags: Sequence[bool]) -> Derived:
     """Derive the program of an equation's tangents that reads the equation's results.
 
     Args:
@@ -325,11 +325,11 @@ def derivative_program(equation: JaxprEqn, flags: Sequence[bool]) -> Pushed:
     { lambda ; a:f32[] b:f32[] c:f32[]. let d:f32[] = mul c b in (d,) }
     """
     program, moved = tangent_program(equation, flags)
-    return Pushed(_reading_results(program, len(flags), len(moved)), moved)
+    return Derived(_reading_results(program, len(flags), len(moved)), moved)
 
 
 @caches.by_program
-def tangents_of(program: ClosedJaxpr, flags: Flags) -> Pushed:
+def tangents_of(program: ClosedJaxpr, flags: Flags) -> Derived:
     """Derive the program of the tangents of a program, such as a `derivative_program`.
 
     Args:
@@ -349,7 +349,7 @@ def tangents_of(program: ClosedJaxpr, flags: Flags) -> Pushed:
     { lambda ; a:f32[] b:f32[] c:f32[]. let d:f32[] = mul c b in (d,) }
     """
     pushed, moved = jvp_jaxpr(program, flags)
-    return Pushed(giving(pushed, pushed.jaxpr.outvars[len(moved) :]), moved)
+    return Derived(giving(pushed, pushed.jaxpr.outvars[len(moved) :]), moved)
 
 
 def times(slope: Any, tangent: Any) -> Any:

@@ -20,7 +20,7 @@ Read next: `linearize.py`, which records the tangents; or, in a first reading,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.core
 from jax.extend.core import ClosedJaxpr, set_current_trace
@@ -32,7 +32,7 @@ from functrans.jaxpr import Operation
 from functrans.programs.strong import pushing
 from functrans.rules import rule_of
 from functrans.templates import Sink, Writing, sink_of, template
-from functrans.tracer import Trace, stage
+from functrans.tracer import Derived, Trace, derived, stage
 from functrans.values import Flags, Zero
 
 
@@ -49,18 +49,10 @@ def checked_tangents(ys: Sequence, y_dots: Sequence) -> list:
     return [t if values.is_differentiable(jax.typeof(y)) else Zero.like(y) for y, t in pairs]
 
 
-class Pushed(NamedTuple):
-    """The program of `(x, the moving x_dot) -> (y, the moving y_dot)`."""
-
-    program: Any
-    moved: Flags
-    """Which `y_dot` are not known to be zero."""
-
-
-def pushed_program(operation: Operation, moving: Flags) -> Pushed:
-    """`push`, as a program."""
-    info = jx.debug_info("rule", operation.primitive.bind)
-    return _staged(lambda *pair: push(operation, *pair), operation.avals, moving, info)
+def pushed_program(operation: Operation, moving: Flags) -> Derived:
+    """`push`, as the program of `(x, the moving x_dot) -> (y, the moving y_dot)`."""
+    avals, info = operation.avals, jx.debug_info("rule", operation.primitive.bind)
+    return derived(lambda *pair: push(operation, *pair), avals, avals, moving, info)
 
 
 class ForwardTracer(appearance.Tracer):
@@ -233,24 +225,11 @@ def forward(fun: Callable, primals: Sequence, tangents: Sequence) -> tuple[list,
 
 
 @caches.by_program
-def jvp_jaxpr(program: ClosedJaxpr, moving: Flags) -> Pushed:
+def jvp_jaxpr(program: ClosedJaxpr, moving: Flags) -> Derived:
     """The jaxpr of `(x, x_dot) -> (y, y_dot)`, with the moving tangents alone."""
 
     def walk(primals, tangents):
         return ForwardTrace(jx.current_trace()).run_jaxpr(program, primals, tangents)
 
-    return _staged(walk, program.in_avals, moving, program.jaxpr.debug_info)
-
-
-def _staged(push: Callable, avals: Sequence, moving: Flags, info: Any) -> Pushed:
-    """The program of a function of primals and tangents."""
-    count = len(avals)
-
-    def flat(*inputs):
-        tangents = values.with_zeros(inputs[count:], moving, avals)
-        ys, y_dots = push(list(inputs[:count]), tangents)
-        moved = values.moving(y_dots)
-        return [*ys, *values.pick(y_dots, moved)], moved
-
-    dot_avals = map(values.tangent_aval, values.pick(avals, moving))
-    return Pushed(*stage(flat, [*avals, *dot_avals], info))
+    avals = program.in_avals
+    return derived(walk, avals, avals, moving, program.jaxpr.debug_info)

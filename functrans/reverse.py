@@ -16,7 +16,7 @@ Read next: `jit.py`, which compiles all of this.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
@@ -26,7 +26,7 @@ from functrans.jaxpr import Operation
 from functrans.programs.strong import strengthened
 from functrans.rules import rule_of
 from functrans.templates import Handle, Sink, Template, sink_of, template
-from functrans.tracer import RecordingTrace, stage
+from functrans.tracer import Derived, RecordingTrace, derived, stage
 from functrans.values import Flags, Linear, Zero
 
 
@@ -38,16 +38,8 @@ def pull(operation: Operation, inputs: list, cotangents: list) -> list:
     return [Zero(x.aval) if x_bar is None else values.sum_to(x_bar, x.aval) for x, x_bar in pairs]
 
 
-class Pulled(NamedTuple):
-    """The program of `(known inputs, the moving y_bar) -> the moving x_bar`."""
-
-    program: Any
-    moved: Flags
-    """For each linear input, whether its cotangent moves (is not known to be zero)."""
-
-
-def pulled_program(operation: Operation, linear: Flags, moving: Flags) -> Pulled:
-    """`pull`, as a program."""
+def pulled_program(operation: Operation, linear: Flags, moving: Flags) -> Derived:
+    """`pull`, as the program of `(known inputs, the moving y_bar) -> the moving x_bar`."""
     primitive, params, avals, *_ = operation
     out_avals, _ = jx.abstract_eval(primitive, avals, params)
     info = jx.debug_info("rule", primitive.bind)
@@ -169,7 +161,7 @@ def transpose_function(fun: Callable, avals: Sequence, cotangents: Sequence) -> 
 
 
 @caches.by_program
-def transpose_jaxpr(program: ClosedJaxpr, linear: Flags, moving: Flags) -> Pulled:
+def transpose_jaxpr(program: ClosedJaxpr, linear: Flags, moving: Flags) -> Derived:
     """The jaxpr of `(known inputs, y_bar) -> x_bar`, with the moving cotangents alone.
 
     `linear` says which inputs to transpose, `moving` which outputs have a cotangent.
@@ -184,16 +176,11 @@ def transpose_jaxpr(program: ClosedJaxpr, linear: Flags, moving: Flags) -> Pulle
 
 def _staged(
     pull: Callable, avals: Sequence, out_avals: Sequence, linear: Flags, moving: Flags, info: Any
-) -> Pulled:
+) -> Derived:
     """The program of a function of inputs and cotangents."""
     known_avals, linear_avals = values.part(avals, linear)
-    count = len(known_avals)
 
-    def pullback(*args):
-        inputs = values.merge(args[:count], map(Linear, linear_avals), linear)
-        x_bars = pull(inputs, values.with_zeros(args[count:], moving, out_avals))
-        moved = values.moving(x_bars)
-        return values.pick(x_bars, moved), moved
+    def pullback(known, y_bars):
+        return [], pull(values.merge(known, map(Linear, linear_avals), linear), y_bars)
 
-    y_avals = map(values.cotangent_aval, values.pick(out_avals, moving))
-    return Pulled(*stage(pullback, [*known_avals, *y_avals], info))
+    return derived(pullback, known_avals, out_avals, moving, info, values.cotangent_aval)

@@ -24,7 +24,7 @@ reads equations and pushes tangents through them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.core
 import numpy as np
@@ -32,7 +32,7 @@ from jax.extend import core as jex
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, set_current_trace
 
-from functrans import appearance
+from functrans import appearance, values
 from functrans import jaxpr as jx
 from functrans.jaxpr import Atom
 from functrans.programs.live import each_depends, live_and_free
@@ -241,3 +241,28 @@ def stage(
     with source_info_util.reset_name_stack():
         jaxpr, constants, aux = StagingTrace().record(fun, avals, debug_info)
     return jx.with_constants(jaxpr, constants), aux
+
+
+class Derived(NamedTuple):
+    """A program of values and of those vectors (tangents or cotangents) that move."""
+
+    program: Any
+    moved: Flags
+    """Which of the vectors that it returns move (are not known to be zero)."""
+
+
+def derived(
+    run: Callable, avals: Sequence, of: Sequence, moving: Flags, info: Any, dual=values.tangent_aval
+) -> Derived:
+    """The program of `run(values, vectors)`, which returns values and vectors too.
+
+    The vectors are the tangents of values of the types `of`, or their cotangents, as `dual` says.
+    """
+    count = len(avals)
+
+    def flat(*inputs):
+        outs, vectors = run([*inputs[:count]], values.with_zeros(inputs[count:], moving, of))
+        moved = values.moving(vectors)
+        return [*outs, *values.pick(vectors, moved)], moved
+
+    return Derived(*stage(flat, [*avals, *map(dual, values.pick(of, moving))], info))

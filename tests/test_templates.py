@@ -29,10 +29,10 @@ from jax.interpreters import mlir
 import functrans as ft
 from functrans import caches, extend, templates, values
 from functrans import jaxpr as jx
-from functrans.forward import Pushed, jvp_jaxpr, pushed_program
-from functrans.linearize import Linearized, linearize_jaxpr, linearized_program
+from functrans.forward import jvp_jaxpr, pushed_program
+from functrans.linearize import linearize_jaxpr, linearized_program
 from functrans.programs.live import reached
-from functrans.reverse import Pulled, pulled_program
+from functrans.reverse import pulled_program
 from tests.jaxpr_difference import difference
 from tests.programs import PROGRAMS, Program
 
@@ -744,30 +744,29 @@ def test_every_equation_of_a_linear_program_depends_on_the_tangents(name: str) -
     assert found.issuperset(a for a in linear.jaxpr.outvars if not isinstance(a, Literal))
 
 
-def checked(made: Any, operation_avals: tuple, primitive: Any, params: tuple, flags: tuple) -> str:
-    """Check the types of a template against those of its key; the name of its kind."""
-    out_avals, _ = jx.abstract_eval(primitive, operation_avals, dict(params))
-    if isinstance(made, Linearized):
+def check(made: Any, make: Any, primitive: Any, in_avals: tuple, params: tuple, flags: tuple):
+    """Check the types of a template against those of its key."""
+    out_avals, _ = jx.abstract_eval(primitive, in_avals, dict(params))
+    if make is linearized_program:
         count, (moving, is_apart) = len(out_avals), flags
         assert not is_apart  # only of a program that the equation carries
         assert types(made.primal.out_avals[:count]) == types(out_avals)
-        dots = [values.tangent_aval(a) for a in values.pick(operation_avals, moving)]
+        dots = [values.tangent_aval(a) for a in values.pick(in_avals, moving)]
         given = made.primal.out_avals[count:]
         assert types(made.linear.program.in_avals) == types([*given, *dots])
         y_dots = [values.tangent_aval(a) for a in values.pick(out_avals, made.moved)]
         assert types(made.linear.out_avals) == types(y_dots)
-    elif isinstance(made, Pushed):
+    elif make is pushed_program:
         y_dots = [values.tangent_aval(a) for a in values.pick(out_avals, made.moved)]
         assert types(made.program.out_avals) == types([*out_avals, *y_dots])
     else:
-        assert isinstance(made, Pulled)
+        assert make is pulled_program
         linear, moving = flags
-        known, symbols = values.part(operation_avals, linear)
+        known, symbols = values.part(in_avals, linear)
         y_bars = [values.cotangent_aval(a) for a in values.pick(out_avals, moving)]
         assert types(made.program.program.in_avals) == types([*known, *y_bars])
         x_bars = [values.cotangent_aval(a) for a in values.pick(symbols, made.moved)]
         assert types(made.program.out_avals) == types(x_bars)
-    return type(made).__name__
 
 
 def test_templates_have_the_types_of_their_keys() -> None:
@@ -776,10 +775,10 @@ def test_templates_have_the_types_of_their_keys() -> None:
     kinds = []
     for (params, key, *_), made in templates_by_types().items():
         _, rule, operation, avals, make, flags = key
-        assert make in (pushed_program, linearized_program, pulled_program)
         assert rule is ft.rules.RULES[operation]
-        kinds.append(checked(made, avals, operation, params, flags))
+        check(made, make, operation, avals, params, flags)
+        kinds.append(make)
         parts = [t for t in made if isinstance(t, templates.Template)]
         assert not any(isinstance(c, jax.core.Tracer) for t in parts for c in t.consts)
-    assert {*kinds} == {"Linearized", "Pushed", "Pulled"}
+    assert {*kinds} == {pushed_program, linearized_program, pulled_program}
     assert len(kinds) > 100

@@ -18,14 +18,13 @@ from jax.extend.core import ClosedJaxpr
 
 from functrans import caches, values
 from functrans import jaxpr as jx
-from functrans.forward import Pushed
 from functrans.linearize import linearize_jaxpr
 from functrans.programs.halves import Address, divided, located, numbered, reached_outputs
 from functrans.programs.live import either, giving, reading, settle, taking, trimmed_step
 from functrans.programs.loops import evaluate
 from functrans.programs.places import added_in_place
 from functrans.reverse import transpose_jaxpr
-from functrans.tracer import stage
+from functrans.tracer import Derived, stage
 from functrans.values import Flags
 
 # ---- pairs ---------------------------------------------------------------------------------------
@@ -38,7 +37,7 @@ def as_carried(x: Any, aval: Any) -> Any:
 
 
 @caches.by_program
-def by_halves(program: ClosedJaxpr, moving: Flags) -> Pushed:
+def by_halves(program: ClosedJaxpr, moving: Flags) -> Derived:
     """As `jvp_jaxpr`, for a program that we transpose later: the user's backward rule runs
     then."""
     first, second, moved = linearize_jaxpr(program, moving)
@@ -49,7 +48,7 @@ def by_halves(program: ClosedJaxpr, moving: Flags) -> Pushed:
         return [*outs[:outputs], *evaluate(second, *outs[outputs:], *args[inputs:])], None
 
     dots = map(values.tangent_aval, values.pick(first.in_avals, moving))
-    return Pushed(stage(both, [*first.in_avals, *dots], program.jaxpr.debug_info)[0], moved)
+    return Derived(stage(both, [*first.in_avals, *dots], program.jaxpr.debug_info)[0], moved)
 
 
 def settled(
