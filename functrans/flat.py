@@ -28,8 +28,6 @@ class Flat:
     def __init__(self, fun: Callable, in_tree: Any, has_aux: bool = False):
         self.fun, self.in_tree, self.has_aux = fun, in_tree, has_aux
         self.__name__ = jx.name_of(fun)
-        self.out_tree: Any = None
-        self.aux_tree: Any = None
 
     def __call__(self, *leaves: Any) -> tuple[list, list]:
         out, aux = self.fun(*tree.unflatten(self.in_tree, leaves)), None

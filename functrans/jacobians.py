@@ -32,11 +32,13 @@ from functrans.transforms import jvp, linearize, vjp, with_gradient
 
 def basis_vector(avals: Sequence, i: Any) -> list:
     """The `i`-th vector of the standard basis of the space of arrays of these types."""
+
+    def numbers(aval):
+        return lax.reshape(jnp.arange(aval.size), aval.shape, out_sharding=values.sharding_of(aval))
+
     starts = [sum(a.size for a in avals[:k]) for k in range(len(avals))]
-    return [
-        (values.placed(jnp.arange(a.size).reshape(a.shape), a) == i - start).astype(a.dtype)
-        for a, start in zip(avals, starts, strict=True)
-    ]
+    pairs = zip(avals, starts, strict=True)
+    return [(numbers(a) == i - start).astype(a.dtype) for a, start in pairs]
 
 
 def over_basis(linear: Callable, avals: Sequence, chunk_size: int | None) -> Any:

@@ -120,11 +120,8 @@ def _record(run: Callable, primals: Sequence, moving: Sequence[bool], info: Any,
 @caches.by_program
 def linearize_jaxpr(program: ClosedJaxpr, moving: Flags, apart: bool = False) -> Linearized:
     """Split a jaxpr in two: `x -> (y, residuals)` and `(residuals, x_dot) -> y_dot`."""
-
-    def walk(trace, primals, tangents):
-        return trace.run_jaxpr(program, primals, tangents)
-
-    return _staged(walk, program.in_avals, moving, program.jaxpr.debug_info, apart)
+    info, avals = program.jaxpr.debug_info, program.in_avals
+    return _staged(lambda trace, *pair: trace.run_jaxpr(program, *pair), avals, moving, info, apart)
 
 
 def _staged(run: Callable, avals: Sequence, moving: Flags, info: Any, apart: bool) -> Linearized:

@@ -168,10 +168,7 @@ class Elementwise(Rule):
             if partial == -1 and type(total) is not Zero:
                 total = lax.sub(total, values.broadcast_to(tangent, aval))
                 continue
-            if partial in (1, -1, LINEAR):
-                term = self._linear_term(primitive, i, tangent, primals, params)
-            else:
-                term = lax.mul(tangent, partial(answer, *primals, params=params))
+            term = self._term(primitive, i, tangent, primals, params, answer)
             total = values.add(total, values.broadcast_to(term, aval))
         return [answer], [total]
 
@@ -183,16 +180,18 @@ class Elementwise(Rule):
             # `LINEAR` means linear in each argument by itself, not in all together.
             if partial not in (1, -1, LINEAR) or (partial is LINEAR and linear > 1):
                 raise NotLinear.at(primitive, inputs)
-            return self._linear_term(primitive, i, cotangents[0], inputs, params)
+            return self._term(primitive, i, cotangents[0], inputs, params)
 
         return [pull(i) if type(x) is Linear else None for i, x in enumerate(inputs)]
 
-    def _linear_term(self, primitive, i, vector, inputs, params):
-        """The vector times a partial derivative that is 1, -1 or the operation itself."""
+    def _term(self, primitive, i, vector, inputs, params, answer=None):
+        """The vector times the partial derivative in the argument `i`."""
         partial = self.partials[i]
         if partial is LINEAR:
             return primitive.bind(*inputs[:i], vector, *inputs[i + 1 :], **params)
-        return vector if partial == 1 else lax.neg(vector)
+        if partial in (1, -1):
+            return vector if partial == 1 else lax.neg(vector)
+        return lax.mul(vector, partial(answer, *inputs, params=params))
 
     def is_linear(self, count):
         return all(p in (1, -1) for p in self.partials)

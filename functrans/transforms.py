@@ -64,12 +64,11 @@ def make_jaxpr(
     { lambda ; a:f32[]. let b:f32[] = mul 2.0:f32[] a in (b,) }
     """
     checks.is_function("make_jaxpr", fun)
-    static = {static_argnums} if isinstance(static_argnums, int) else {*static_argnums}
 
     @with_short_traceback
     @functools.wraps(fun)
     def jaxpr_of(*args: Any, **kwargs: Any) -> Any:
-        chosen = checks.positions("make_jaxpr", tuple(static), len(args))
+        chosen = checks.positions("make_jaxpr", static_argnums, len(args))
         fixed = checks.are_hashable({i: args[i] for i in chosen})
         free = [i for i in range(len(args)) if i not in fixed]
         partial, dynamic = select("make_jaxpr", fun, args, {}, free)

@@ -89,10 +89,7 @@ def is_differentiable(aval: Any) -> bool:
 
 def aval_of(x: Any) -> Any:
     """The type of an atom, a symbol, or a value."""
-    return x.aval if type(x) in _HAVE_TYPES else typeof(x)
-
-
-_HAVE_TYPES = {Var, Literal, Zero, Linear}
+    return x.aval if isinstance(x, (Var, Literal, _Symbol)) else typeof(x)
 
 
 def is_value(x: Any) -> bool:
@@ -225,16 +222,9 @@ def sharding_of(aval: Any, order: Sequence[int | None] | None = None) -> Any:
     sharding = aval.sharding
     if sharding is None or sharding.mesh.empty:
         return None
-    spec = (
-        sharding.spec if order is None else [None if d is None else sharding.spec[d] for d in order]
-    )
+    dimensions = range(aval.ndim) if order is None else order
+    spec = [None if d is None else sharding.spec[d] for d in dimensions]
     return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
-
-
-def placed(x: Any, aval: Any) -> Any:
-    """The array, in the explicit sharding of a type if that has one."""
-    sharding = sharding_of(aval)
-    return x if sharding is None else jax.sharding.reshard(x, sharding)
 
 
 def instantiate(x: Any) -> Any:

@@ -109,7 +109,7 @@ def argnums(given: Any) -> int | tuple[int, ...]:
         raise TypeError(f"argnums must be an integer or several, but it is {given!r}") from None
 
 
-def positions(name: str, argnums: int | tuple[int, ...], count: int) -> list[int]:
+def positions(name: str, argnums: int | Sequence[int], count: int) -> list[int]:
     wanted = [argnums] if isinstance(argnums, int) else list(argnums)
     for i in wanted:
         if not -count <= i < count:
