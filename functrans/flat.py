@@ -48,9 +48,9 @@ def select(name: str, fun: Callable, args: tuple, kwargs: dict, argnums: Any) ->
     """`fun` as a function of the arguments `argnums` alone, and these arguments."""
     positions = checks.positions(name, argnums, len(args))
 
-    def partial(*selected, **more):
+    def partial(*selected):
         given = dict(zip(positions, selected, strict=True))
-        return fun(*(given.get(i, x) for i, x in enumerate(args)), **kwargs, **more)
+        return fun(*(given.get(i, x) for i, x in enumerate(args)), **kwargs)
 
     return jx.named_like(fun, partial), tuple(args[i] for i in positions)
 

@@ -73,6 +73,9 @@ class ForwardTracer(appearance.Tracer):
 class ForwardTrace(Trace):
     """Makes a pair of each operation; `parent` does the work."""
 
+    first_run = False
+    """Whether the Python functions of a custom rule run for the first time, on their own lines."""
+
     def __init__(self, parent: Any):
         super().__init__()
         self.requires_low = False
@@ -87,7 +90,7 @@ class ForwardTrace(Trace):
         """
         if programs := self.template_of(operation, moving):
             return self.run(programs, operation, xs, x_dots)
-        own_lines = operation.first_run and "subfuns" in operation.params
+        own_lines = self.first_run and "subfuns" in operation.params
         with jx.in_place_of(operation.equation, own_lines=own_lines):
             x_dots = [*map(self.dot_sink.leave, x_dots)]
             tangents = values.with_zeros(x_dots, moving, operation.avals)
@@ -112,13 +115,8 @@ class ForwardTrace(Trace):
 
     # Driver one: a jaxpr.
 
-    def run_jaxpr(
-        self, program: ClosedJaxpr, primals: Sequence, tangents: Sequence, first_run: bool = False
-    ) -> tuple:
-        """Walk the equations of a jaxpr from the first to the last.
-
-        `first_run` says that this jaxpr is new: its function has just run for the first time.
-        """
+    def run_jaxpr(self, program: ClosedJaxpr, primals: Sequence, tangents: Sequence) -> tuple:
+        """Walk the equations of a jaxpr from the first to the last."""
         jaxpr = program.jaxpr
         known = {v: self.sink.enter(x) for v, x in jx.environment(program, primals).items()}
         pairs = zip(jaxpr.invars, tangents, strict=True)
@@ -131,7 +129,7 @@ class ForwardTrace(Trace):
                 ys = self.sink.bind(equation, xs)
             else:
                 x_dots = [dots[atom] for atom in values.pick(equation.invars, moving)]
-                operation = Operation.of(equation, first_run)
+                operation = Operation.of(equation)
                 ys, moved, y_dots = self.apply(operation, xs, moving, x_dots)
                 dots.update(zip(values.pick(equation.outvars, moved), y_dots, strict=True))
             known.update(zip(equation.outvars, ys, strict=True))
@@ -211,7 +209,8 @@ class ForwardTrace(Trace):
         program, (count, kept, rest) = stage(body, avals, info)
         if any(e.primitive is custom_jvp_call_p and e.params["num_consts"] for e in program.eqns):
             return None
-        ys, y_dots = self.run_jaxpr(program, inputs, values.pick(tangents, traced), True)
+        self.first_run = True
+        ys, y_dots = self.run_jaxpr(program, inputs, values.pick(tangents, traced))
         return ys[:count], y_dots[:count], values.merge(rest, map(values.result, ys[count:]), kept)
 
 

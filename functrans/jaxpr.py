@@ -42,15 +42,12 @@ class Operation(NamedTuple):
     """The types of the inputs."""
     equation: JaxprEqn | None = None
     """The equation in a jaxpr; `None` if the operation comes from a running Python function."""
-    first_run: bool = True
-    """Whether the Python functions of a custom rule run for the first time, on their own lines."""
 
     @classmethod
-    def of(cls, equation: JaxprEqn, first_run: bool = False) -> Operation:
+    def of(cls, equation: JaxprEqn) -> Operation:
         """The operation of an equation, with the params that `bind` takes."""
         primitive, avals = equation.primitive, tuple([x.aval for x in equation.invars])
-        params = primitive.get_bind_params(equation.params)
-        return cls(primitive, params, avals, equation, first_run)
+        return cls(primitive, primitive.get_bind_params(equation.params), avals, equation)
 
 
 # ---- building ------------------------------------------------------------------------------------

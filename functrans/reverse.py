@@ -40,7 +40,7 @@ def pull(operation: Operation, inputs: list, cotangents: list) -> list:
 
 def pulled_program(operation: Operation, linear: Flags, moving: Flags) -> Derived:
     """`pull`, as the program of `(known inputs, the moving y_bar) -> the moving x_bar`."""
-    primitive, params, avals, *_ = operation
+    primitive, params, avals, _ = operation
     out_avals, _ = jx.abstract_eval(primitive, avals, params)
     info = jx.debug_info("rule", primitive.bind)
     return _staged(lambda *pair: pull(operation, *pair), avals, out_avals, linear, moving, info)

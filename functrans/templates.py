@@ -224,7 +224,7 @@ def template(make: Callable, of: Operation, *flags: Any) -> Any:
     rule = RULES[of.primitive]
     if rule is None or _asks_every_time:
         return None
-    primitive, params, avals, at, _ = of
+    primitive, params, avals, at = of
     mesh = jax.sharding.get_abstract_mesh() if at is None else at.ctx.cur_abstract_mesh
     # If a rule calls a program, that program keeps the context of its own equations.
     is_marked = at is not None and (at.ctx.compute_type or at.ctx.xla_metadata)
@@ -243,18 +243,12 @@ def template(make: Callable, of: Operation, *flags: Any) -> Any:
 MUST_ASK = "the rule itself"
 """Kept for an operation that may have no template."""
 
-_NEEDS_VALUES = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
-
 
 @caches.by_types
 def _by_types(params: tuple, key: tuple, at: Any) -> Any:
     try:
         return _made(dict(params), key[2:], at)
-    except _NEEDS_VALUES:
+    except jax.errors.JAXTypeError:  # the rule looks at a value
         return MUST_ASK
 
 

@@ -160,9 +160,8 @@ class StagingTrace(Trace):
 
     def constants_for(self, outputs: Sequence[Atom]) -> dict[Var, Any]:
         """The constants that the equations and the outputs read."""
-        read = {a for e in self.equations for a in e.invars if type(a) is not Literal}
-        read.update(a for a in outputs if type(a) is not Literal)
-        return {var: x for var, x in self.constants.values() if var in read}
+        read = {id(a) for atoms in (outputs, *(e.invars for e in self.equations)) for a in atoms}
+        return {var: x for var, x in self.constants.values() if id(var) in read}
 
 
 class RecordingTrace(StagingTrace):

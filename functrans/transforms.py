@@ -69,11 +69,15 @@ def make_jaxpr(
     @functools.wraps(fun)
     def jaxpr_of(*args: Any, **kwargs: Any) -> Any:
         chosen = checks.positions("make_jaxpr", static_argnums, len(args))
-        fixed = checks.are_hashable({i: args[i] for i in chosen})
-        free = [i for i in range(len(args)) if i not in fixed]
-        partial, dynamic = select("make_jaxpr", fun, args, {}, free)
-        leaves, in_tree = tree.flatten((dynamic, kwargs))
-        flat = Flat(lambda xs, keywords: partial(*xs, **keywords), in_tree)
+        checks.are_hashable({i: args[i] for i in chosen})
+        flags = [i in chosen for i in range(len(args))]
+        free, static = values.part(args, flags)
+        leaves, in_tree = tree.flatten((free, kwargs))
+
+        def of_free(xs, keywords):
+            return fun(*values.merge(xs, static, flags), **keywords)
+
+        flat = Flat(jx.named_like(fun, of_free), in_tree)
         avals = [checks.type_of("make_jaxpr", x) for x in leaves]
         programs: list[ClosedJaxpr] = []
 

@@ -76,7 +76,7 @@ def pair(
     return tuple(out)
 
 
-def are_hashable(static: dict) -> dict:
+def are_hashable(static: dict) -> None:
     for i, x in static.items():
         try:
             hash(x)
@@ -85,7 +85,6 @@ def are_hashable(static: dict) -> dict:
                 f"the static argument {i} must be hashable, but it is {described(x)}. Pass a tuple "
                 "for a list, or do not make it static."
             ) from None
-    return static
 
 
 def no_reduce_axes(reduce_axes: Sequence) -> None:
