@@ -20,7 +20,7 @@ import functools
 import inspect
 import operator
 import weakref
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable
 from typing import Any
 
 import jax
@@ -29,9 +29,11 @@ import numpy as np
 SIZE = 8192
 """A cache by types keeps at most so many results; then it drops the oldest."""
 
-_EMPTY: list[Callable[[], None]] = []
+EMPTY: list[Callable[[], None]] = []
 """Functions, each of which empties one cache."""
 
+OF_FUNCTIONS: dict[int, dict] = {}
+"""From the id of a function to its compiled functions, as long as the function lives."""
 
 _of_types = operator.attrgetter("jax_enable_x64", "jax_default_matmul_precision")
 _of_strictness = operator.attrgetter("jax_numpy_rank_promotion", "jax_numpy_dtype_promotion")
@@ -47,24 +49,10 @@ def _options() -> tuple:
     return *_of_types(_config), *[option.value for option in OWN]
 
 
-@contextlib.contextmanager
-def without_strictness() -> Iterator[None]:
-    """Run our own code without the checks that a user wants for the user's code."""
-    promotions = jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard")
-    with jax.disable_jit(False), promotions[0], promotions[1]:
-        yield
-
-
 class Version:
     """Counts the rules that were declared again."""
 
     rules = 0
-
-
-def emptied_by(empty: Callable[[], None]) -> Callable[[], None]:
-    """Let `clear_caches` call this function too."""
-    _EMPTY.append(empty)
-    return empty
 
 
 def clear_caches() -> None:
@@ -77,7 +65,8 @@ def clear_caches() -> None:
     >>> import functrans as ft
     >>> ft.clear_caches()
     """
-    for empty in _EMPTY:
+    compiled = [call for entries in [*OF_FUNCTIONS.values()] for call in [*entries.values()]]
+    for empty in (*EMPTY, *(call.clear_cache for call in compiled)):
         empty()
 
 
@@ -105,7 +94,7 @@ def by_types(function: Callable) -> Callable:
     or hold a function, which the cache must not keep alive. `at` is not a part of the key.
     """
     memory: dict[Any, Any] = {}
-    emptied_by(memory.clear)
+    EMPTY.append(memory.clear)
 
     @functools.wraps(function)
     def cached(params: tuple, key: tuple, at: Any = None) -> Any:
@@ -115,7 +104,9 @@ def by_types(function: Callable) -> Callable:
         except TypeError:
             return None
         if found is None and not any(callable(value) for _, value in params):
-            with without_strictness():
+            # Our own code runs without the checks that a user wants for the user's code.
+            ranks, dtypes = jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard")
+            with jax.disable_jit(False), ranks, dtypes:
                 made = function(params, key, at)
             found = memory.setdefault(entry, made)
             while len(memory) > SIZE:
@@ -131,7 +122,7 @@ def by_program(function: Callable) -> Callable:
     Keyword arguments are not a part of the key.
     """
     memory: weakref.WeakKeyDictionary[Any, dict[Hashable, Any]] = weakref.WeakKeyDictionary()
-    emptied_by(memory.clear)
+    EMPTY.append(memory.clear)
 
     @functools.wraps(function)
     def cached(program: Any, *key: Hashable, **rest: Any) -> Any:
@@ -143,12 +134,6 @@ def by_program(function: Callable) -> Callable:
         return entries[entry]
 
     return cached
-
-
-# ---- by function ---------------------------------------------------------------------------------
-
-OF_FUNCTIONS: dict[int, dict] = {}
-"""From the id of a function to its entries, as long as the function lives."""
 
 
 def by_function(function: Callable, key: tuple, make: Callable[[], Any]) -> Any:
@@ -185,10 +170,3 @@ def held_weakly(function: Callable) -> Callable:
     with contextlib.suppress(TypeError, ValueError):
         late.__signature__ = inspect.signature(function)  # for arguments by name
     return late
-
-
-@emptied_by
-def _forget_compiled() -> None:
-    for entries in list(OF_FUNCTIONS.values()):
-        for compiled in list(entries.values()):
-            compiled.clear_cache()

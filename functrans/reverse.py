@@ -56,14 +56,11 @@ class Cotangents:
     def add(self, variables: Iterable[Var], x_bars: Iterable, equation: JaxprEqn | None) -> None:
         """`x_bar += ...`, in the place of an equation."""
         for variable, x_bar in zip(variables, x_bars, strict=True):
-            if variable in self.bars:
-                x_bar = self.sum(self.bars[variable], x_bar, equation)
+            if variable in self.bars:  # one `add_any`, as a template, which needs no tracer
+                both = [self.bars[variable], x_bar]
+                adding = _sum((), (*map(values.aval_of, both),))
+                (x_bar,) = self.sink.run(adding, both, equation)
             self.bars[variable] = x_bar
-
-    def sum(self, x: Handle, y: Handle, equation: JaxprEqn | None) -> Handle:
-        # One `add_any`, as a template, which needs no tracer.
-        adding = _sum((), (values.aval_of(x), values.aval_of(y)))
-        return self.sink.run(adding, [x, y], equation)[0]
 
     def take(self, variables: Sequence[Var]) -> tuple[Flags, list]:
         """Which of the variables have a cotangent, and these cotangents; they are forgotten."""
@@ -117,8 +114,7 @@ def _run_nonlinear_part(sink: Sink, jaxpr: Jaxpr, known: dict[Var, Handle]) -> l
     linear_part = []
     for equation in jaxpr.eqns:
         flags = tuple([type(a) is not Literal and a not in known for a in equation.invars])
-        given, _ = values.part(equation.invars, flags)
-        xs = sink.read(given, known)
+        xs = sink.read(values.part(equation.invars, flags)[0], known)
         if any(flags):
             linear_part.append((equation, xs, flags))
         else:
