@@ -36,17 +36,13 @@ from functrans.tracer import Derived, Trace, derived, stage
 from functrans.values import Flags, Zero
 
 
-def push(operation: Operation, primals: list, tangents: list) -> tuple[list, list]:
+def push(operation: Operation, primals: list, tangents: list, ask: Callable = pushing) -> tuple:
     """`(x, x_dot) -> (y, y_dot)`, the meaning of one equation: ask its rule."""
     primitive, params = operation.primitive, operation.params
-    ys, y_dots = pushing(rule_of(primitive))(primitive, primals, tangents, params)
-    return ys, checked_tangents(ys, y_dots)
-
-
-def checked_tangents(ys: Sequence, y_dots: Sequence) -> list:
-    """The tangents; an integer has none, whatever the rule returned for it."""
+    ys, y_dots = ask(rule_of(primitive))(primitive, primals, tangents, params)
+    # An integer has no tangent, whatever the rule returned for it.
     pairs = zip(ys, y_dots, strict=True)
-    return [t if values.is_differentiable(jax.typeof(y)) else Zero.like(y) for y, t in pairs]
+    return ys, [t if values.is_differentiable(jax.typeof(y)) else Zero.like(y) for y, t in pairs]
 
 
 def pushed_program(operation: Operation, moving: Flags) -> Derived:
@@ -140,9 +136,6 @@ class ForwardTrace(Trace):
 
     # Driver two: a running Python function.
 
-    def primal(self, x: Any) -> Any:
-        return x.primal if self.owns(x) else x
-
     def process_primitive(self, primitive, args, params, /):
         moving = tuple([self.owns(x) for x in args])
         primals = [x.primal if moves else x for x, moves in zip(args, moving, strict=True)]
@@ -163,8 +156,9 @@ class ForwardTrace(Trace):
         return [ForwardTracer(self, jax.typeof(x), x, next(dots)) if m else x for x, m in pairs]
 
     def stage_value(self, x, /):
-        staged = self.parent.stage_value(self.primal(x))
-        return self.join([staged], [True], [x.tangent])[0] if self.owns(x) else staged
+        if not self.owns(x):
+            return self.parent.stage_value(x)
+        return self.join([self.parent.stage_value(x.primal)], [True], [x.tangent])[0]
 
     def run_function(self, fun: Callable, primals: Sequence, tangents: Sequence) -> tuple:
         """Run `fun` on pairs; it takes a flat list and returns two, its outputs and `aux`.
@@ -187,7 +181,7 @@ class ForwardTrace(Trace):
                 outs, aux = fun(*self.join(primals, moving, values.pick(tangents, moving)))
             y_dots = [x.tangent if self.owns(x) else Zero.like(x) for x in outs]
             kept = [values.result(x.primal) if self.owns(x) else x for x in aux]
-            return [*map(self.primal, outs)], y_dots, kept
+            return [x.primal if self.owns(x) else x for x in outs], y_dots, kept
         finally:
             self.invalidate()
 

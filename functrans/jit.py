@@ -81,9 +81,8 @@ class Jitted:
 
     def _transform(self, transform: Callable, settings: dict) -> Jitted:
         self._compiled()
-        key = (transform, *settings.items())
-        found = self._transforms.get(key)
-        if found is None:
+        transforms, key = self._transforms, (transform, *settings.items())
+        if key not in transforms:
             options = {k: v for k, v in self._options.items() if k in _INHERITED}
 
             def make():
@@ -93,9 +92,8 @@ class Jitted:
                 call = call.__wrapped__ if options.get("compiler_options") else call
                 return _compile(transform(call, **settings), options)
 
-            found = Jitted(self._root, (*self._key, *key), make, options)
-            self._transforms[key] = found
-        return found
+            transforms[key] = Jitted(self._root, (*self._key, *key), make, options)
+        return transforms[key]
 
     # Methods, so that `self`, and with it the function, lives through `jit(fun).lower(x)`.
     trace, lower = _method("trace"), _method("lower")

@@ -25,7 +25,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, set_current_trace
 
 from functrans import caches, values
 from functrans import jaxpr as jx
-from functrans.forward import ForwardTrace, checked_tangents
+from functrans.forward import ForwardTrace, push
 from functrans.jaxpr import Operation
 from functrans.programs.broadcasts import broadcast_last
 from functrans.programs.strong import strengthened
@@ -70,12 +70,10 @@ class LinearizeTrace(ForwardTrace):
         return template(linearized_program, operation, moving, is_apart)
 
     def ask(self, operation, primals, tangents):
-        primitive, params = operation.primitive, operation.params
         # The tape hands all work on primals to the parent. Most rules do the same here as in
         # `forward`; the rule of a call binds two calls instead, one for primals, one for tangents.
         with set_current_trace(self.tape):
-            ys, y_dots = rule_of(primitive).linearize(primitive, primals, tangents, params)
-            return ys, checked_tangents(ys, y_dots)
+            return push(operation, primals, tangents, lambda rule: rule.linearize)
 
     def run(self, programs, operation, xs, x_dots):
         primal, linear, moved = programs
