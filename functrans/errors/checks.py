@@ -201,16 +201,16 @@ def rule_result(primitive: Any, returned: Any) -> tuple[list, list]:
     """The results of a jvp rule, and tangents of their types."""
     name = f"the rule of '{primitive}'"
     both = pair(returned, name, "(results, tangents)")
-    outs, tangents_out = (jx.results(primitive, part) for part in both)
-    if len(outs) != len(tangents_out):
+    outs, dots = (jx.results(primitive, part) for part in both)
+    if len(outs) != len(dots):
         raise TypeError(
             f"{name} must return one tangent for each result, a Zero where it is zero, but it "
-            f"returned {len(tangents_out)} for {len(outs)}"
+            f"returned {len(dots)} for {len(outs)}"
         )
     avals = [jax.typeof(out).to_tangent_aval() for out in outs]
     expected = Expected(f"{name}: the tangent ", of_shape=TypeError, integers_too=False)
-    typed(expected, avals, tangents_out, tangents_out)
-    return outs, tangents_out
+    typed(expected, avals, dots, dots)
+    return outs, dots
 
 
 # ---- differentiable arguments --------------------------------------------------------------------
