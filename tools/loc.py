@@ -88,8 +88,8 @@ def budgets(files: dict[str, int]) -> list[Budget]:
     """Each budget, with the lines of code that count against it."""
     longest = max(files, key=lambda name: files[name])
     return [
-        Budget("the tour", sum(files[name] for name in TOUR), 820),
-        Budget("the engine", sum(files[name] for name in ENGINE), 1870),
+        Budget("the tour", sum(files[name] for name in TOUR), 800),
+        Budget("the engine", sum(files[name] for name in ENGINE), 1800),
         Budget(f"the longest file, {longest}", files[longest], 300),
     ]
 
