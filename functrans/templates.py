@@ -183,8 +183,7 @@ class Writing(Sink):
 
 def sink_of(trace: Any) -> Sink:
     """The sink for a trace."""
-    writes = isinstance(trace, StagingTrace) and trace.writes_everything
-    return Writing(trace) if writes else Sink(trace)
+    return Writing(trace) if type(trace) is StagingTrace else Sink(trace)
 
 
 # ---- the memory ----------------------------------------------------------------------------------

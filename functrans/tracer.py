@@ -79,8 +79,6 @@ class Trace(jax.core.Trace):
 class StagingTrace(Trace):
     """Writes an equation for each operation."""
 
-    writes_everything = True
-
     def __init__(self):
         super().__init__()
         # JAX need not replace a high-level ("hi") primitive by its function before it calls us.
@@ -173,8 +171,6 @@ class RecordingTrace(StagingTrace):
     and gets arrays.
     """
 
-    writes_everything = False
-
     def __init__(self, parent: Any, apart: bool = False):
         super().__init__()
         self.parent, self.apart = parent, apart or type(parent) is jx.EvalTrace
@@ -184,8 +180,8 @@ class RecordingTrace(StagingTrace):
         # As in any trace; but if the parent writes a jaxpr too, our equations mention its variables
         # directly. `finish` makes *residuals* of them: values of the primal run that the equations
         # of the tape read.
-        is_tracer = isinstance(x, Tracer) and x._trace is self.parent
-        return x.atom if is_tracer and self.parent.writes_everything else super().atom(x, aval)
+        is_variable = type(self.parent) is StagingTrace and self.parent.owns(x)
+        return x.atom if is_variable else super().atom(x, aval)
 
     def process_primitive(self, primitive, args, params, /):
         owned = tuple([self.owns(x) for x in args])

@@ -126,10 +126,10 @@ def jvp(fun: Callable, primals: Sequence, tangents: Sequence, has_aux: bool = Fa
     (9.0, 6.0)
     """
     checks.sequences("jvp", primals, tangents)
-    return transformed_at_primals(fun, _jvp, name="jvp", has_aux=has_aux)(primals, tangents)
+    return transformed_at_primals(fun, _jvp, has_aux=has_aux)(primals, tangents)
 
 
-def _jvp(fun: Callable, name: str, has_aux: bool) -> Callable:
+def _jvp(fun: Callable, has_aux: bool) -> Callable:
     def jvp_at(primals, tangents):
         leaves, in_tree = tree.flatten(primals)
         flat = Flat(fun, in_tree, has_aux)

@@ -32,6 +32,7 @@ from functrans.programs.halves import located
 from functrans.programs.jitted import bind_jit, says_nothing
 from functrans.programs.replay import replay
 from functrans.rules import call, staging_rule
+from functrans.tracer import StagingTrace
 from functrans.values import Flags
 
 
@@ -86,7 +87,7 @@ def _apart(program: ClosedJaxpr, _: tuple, moving: Flags) -> Cut:
 def inlined(trace, primitive, inputs, params):
     """Write the equations of a small call that asks for it. On a tape a call stays one equation, so
     that reverse mode transposes it at once."""
-    if trace.writes_everything and is_inlined(params):
+    if type(trace) is StagingTrace and is_inlined(params):
         return replay(trace, params["jaxpr"], inputs)
     return None
 
