@@ -76,7 +76,7 @@ def _jacobian_at(fun, name, mode, argnums, has_aux, chunk_size, holomorphic, all
     def jacobian_at(*args, **kwargs):
         partial, selected = select(name, fun, args, kwargs, argnums)
         point = selected[0] if isinstance(argnums, int) else selected
-        checks.inputs(name, fun, argnums, args, selected, holomorphic, by_rows, allow_int)
+        checks.inputs(name, fun, argnums, args, holomorphic, by_rows, allow_int)
         out, linear, *aux = mode(partial, *selected, has_aux=has_aux)
         if by_rows or holomorphic:  # columns may have any type
             checks.outputs(name, out, holomorphic)
@@ -347,8 +347,8 @@ def _hvp(fun: Callable) -> Callable:
     gradient = with_gradient("hvp", fun, 0, ())
 
     def hvp_at(x, v, /, *args, **kwargs):
-        checks.inputs("hvp", fun, 0, (x,), (x,), False, True)
-        checks.tangents(*tree.flatten(x), v, "hvp", "v")
+        checks.inputs("hvp", fun, 0, (x,), False, True)
+        checks.tangents(x, v, "hvp", "v")
         return jvp(lambda x: gradient(x, *args, **kwargs), (x,), (v,))[1]
 
     return hvp_at

@@ -133,7 +133,7 @@ def _jvp(fun: Callable, has_aux: bool) -> Callable:
     def jvp_at(primals, tangents):
         leaves, in_tree = tree.flatten(primals)
         flat = Flat(fun, in_tree, has_aux)
-        given = checks.tangents(leaves, in_tree, tangents)
+        given = checks.tangents(primals, tangents)
         outs, out_tangents, aux = jx.within("jvp", forward)(flat, leaves, given)
         out_tangent = tree.unflatten(flat.out_tree, map(values.result, out_tangents))
         return flat.result(outs, out_tangent, aux)
@@ -320,7 +320,7 @@ def with_gradient(name: str, fun: Any, argnums: Any, reduce_axes: Any, **setting
 def _gradient(fun, name, argnums, has_aux=False, holomorphic=False, allow_int=False) -> Callable:
     def gradient_at(*args, **kwargs):
         partial, selected = select(name, fun, args, kwargs, argnums)
-        checks.inputs(name, fun, argnums, args, selected, holomorphic, True, allow_int)
+        checks.inputs(name, fun, argnums, args, holomorphic, True, allow_int)
         out, pullback, *aux = _linearize(partial, name, has_aux, Pullback)(*selected)
         checks.scalar(name, out, holomorphic)
         gradient = pullback(values.constant(1, jax.typeof(out)))

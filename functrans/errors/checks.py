@@ -134,15 +134,11 @@ def sequences(name: str, primals: Any, tangents: Any, word: str = "tangents") ->
             )
 
 
-def tangents(
-    primals: Sequence, in_tree: Any, given: Any, name: str = "jvp", word: str = "tangents"
-) -> list:
+def tangents(primals: Any, given: Any, name: str = "jvp", word: str = "tangents") -> list:
     """The leaves of the tangents; a `Zero` where the primal is an integer."""
-
-    def named() -> Iterator[tuple[str, Any]]:
-        return structures.leaves("primals", tree.unflatten(in_tree, primals))
-
-    avals = [aval.to_tangent_aval() for aval in types(name, primals, named)]
+    leaves, in_tree = tree.flatten(primals)
+    of_primals = types(name, leaves, lambda: structures.leaves("primals", primals))
+    avals = [aval.to_tangent_aval() for aval in of_primals]
     return linear_input(Expected(f"{name}: {word}"), in_tree, avals, given)
 
 
@@ -237,14 +233,11 @@ def _fits(aval: Any, holomorphic: bool, complex_too: bool = False, allow_int: bo
     return is_real or (allow_int and not values.is_differentiable(aval))
 
 
-def inputs(name: str, fun: Callable, argnums: Any, args: tuple, given: tuple, *allowed: bool):
+def inputs(name: str, fun: Callable, argnums: Any, args: tuple, *allowed: bool) -> None:
     """Check the arguments with respect to which to differentiate; `allowed` goes to `_fits`."""
-
-    def named() -> Iterator[tuple[str, Any]]:
-        chosen = positions(name, argnums, len(args))
-        return structures.arguments(fun, [(i, args[i]) for i in chosen])
-
-    numbers(name, "inputs", given, named, *allowed)
+    chosen = [(i, args[i]) for i in positions(name, argnums, len(args))]
+    given = [x for _, x in chosen]
+    numbers(name, "inputs", given, lambda: structures.arguments(fun, chosen), *allowed)
 
 
 def outputs(name: str, out: Any, holomorphic: bool) -> None:

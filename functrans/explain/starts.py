@@ -57,7 +57,8 @@ def forward(name: str, run: Run, wrt: int | Sequence[int] | None, tangents: Any)
             f"{name}: tangents must be a tuple with one tangent for each argument, "
             f"{len(in_tree.children())} in all, of the same structure, but it is {tangents!r}"
         )
-    given = checks.tangents([v.value for v in run.inputs], in_tree, tree.map(known, tangents))
+    primals = tree.unflatten(in_tree, [v.value for v in run.inputs])
+    given = checks.tangents(primals, tree.map(known, tangents))
     moves = values.moving(given)
     return Start("fwd", "the tangents given", moves, values.pick(given, moves))
 

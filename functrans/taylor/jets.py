@@ -120,9 +120,8 @@ def derivatives(fun: Callable, order: int) -> Callable[[Any, Any], list]:
 
 def _derivatives(fun: Callable, name: str, order: int) -> Callable:
     def derivatives_at(x, v):
-        leaves, in_tree = tree.flatten(x)
-        dots = checks.tangents(leaves, in_tree, v, name, "the direction")
-        columns = [[x, typed_like(x, dot)] for x, dot in zip(leaves, dots, strict=True)]
+        pairs = zip(tree.leaves(x), checks.tangents(x, v, name, "the direction"), strict=True)
+        columns = [[x, typed_like(x, dot)] for x, dot in pairs]
         outs, result = pushed(fun, name, (x,), columns, order)
         return [result([scaled(y[k], factorial_of(k)) for y in outs]) for k in range(order + 1)]
 

@@ -345,7 +345,7 @@ def _laplacian(
 ) -> Callable:
     def laplacian_at(*args, laplacian_weights=None, **kwargs):
         partial, selected = select(name, fun, args, kwargs, argnums)
-        checks.inputs(name, fun, argnums, args, selected, holomorphic)
+        checks.inputs(name, fun, argnums, args, holomorphic)
         point = selected[0] if isinstance(argnums, int) else selected
         leaves, structure = [*map(jnp.asarray, tree.leaves(point))], tree.structure(point)
         weigh = weighing(laplacian_weights, leaves, structure)
