@@ -64,18 +64,19 @@ def make_jaxpr(
     { lambda ; a:f32[]. let b:f32[] = mul 2.0:f32[] a in (b,) }
     """
     checks.is_function("make_jaxpr", fun)
+    static = {static_argnums} if isinstance(static_argnums, int) else {*static_argnums}
 
     @with_short_traceback
     @functools.wraps(fun)
     def jaxpr_of(*args: Any, **kwargs: Any) -> Any:
-        chosen = checks.positions("make_jaxpr", static_argnums, len(args))
+        chosen = checks.positions("make_jaxpr", tuple(static), len(args))
         checks.are_hashable({i: args[i] for i in chosen})
         flags = [i in chosen for i in range(len(args))]
-        free, static = values.part(args, flags)
+        free, fixed = values.part(args, flags)
         leaves, in_tree = tree.flatten((free, kwargs))
 
         def of_free(xs, keywords):
-            return fun(*values.merge(xs, static, flags), **keywords)
+            return fun(*values.merge(xs, fixed, flags), **keywords)
 
         flat = Flat(jx.named_like(fun, of_free), in_tree)
         avals = [checks.type_of("make_jaxpr", x) for x in leaves]
