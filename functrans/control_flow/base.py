@@ -157,7 +157,7 @@ class CallRule(Rule):
 # ---- derived programs; all bodies give the same types --------------------------------------------
 
 
-class Derived(NamedTuple):
+class Bodies(NamedTuple):
     """A derived program for each body, and which of the outputs after the values move."""
 
     programs: tuple[ClosedJaxpr, ...]
@@ -179,14 +179,14 @@ class Cut(NamedTuple):
 
 
 @caches.by_program
-def pushed_bodies(first: ClosedJaxpr, others: tuple, moving: Flags) -> Derived:
+def pushed_bodies(first: ClosedJaxpr, others: tuple, moving: Flags) -> Bodies:
     """The programs of `(x, x_dot) -> (y, y_dot)`."""
     derived = [jvp_jaxpr(body, moving) for body in together(first, others)]
     return _agreeing(derived, len(first.out_avals), first.out_avals)
 
 
 @caches.by_program
-def transposed_bodies(first: ClosedJaxpr, others: tuple, linear: Flags, moving: Flags) -> Derived:
+def transposed_bodies(first: ClosedJaxpr, others: tuple, linear: Flags, moving: Flags) -> Bodies:
     """The programs of `(known x, y_bar) -> x_bar`."""
     derived = [transpose_jaxpr(body, linear, moving) for body in together(first, others)]
     return _agreeing(derived, 0, values.pick(first.in_avals, linear))
@@ -216,11 +216,11 @@ def divided_bodies(first: ClosedJaxpr, others: tuple, linear: Flags) -> Cut:
 
 
 @caches.by_program
-def trimmed_bodies(first: ClosedJaxpr, others: tuple, outputs: Flags) -> Derived:
+def trimmed_bodies(first: ClosedJaxpr, others: tuple, outputs: Flags) -> Bodies:
     """The programs without the work for other outputs, and which inputs they still read."""
     shorter = [reading(body, outputs) for body in together(first, others)]
     read = either([flags for _, flags in shorter])
-    return Derived(tuple([taking(program, read) for program, _ in shorter]), read)
+    return Bodies(tuple([taking(program, read) for program, _ in shorter]), read)
 
 
 def tangent_avals(program: ClosedJaxpr, moving: Flags) -> list:
@@ -232,9 +232,9 @@ def together(first: ClosedJaxpr, others: tuple) -> list[ClosedJaxpr]:
     return [first, *(other() for other in others)]
 
 
-def _agreeing(derived: Sequence[tuple], count: int, avals: Sequence) -> Derived:
+def _agreeing(derived: Sequence[tuple], count: int, avals: Sequence) -> Bodies:
     moved = either([own for _, own in derived])
-    return Derived(tuple(giving_zeros(p, count, own, moved, avals) for p, own in derived), moved)
+    return Bodies(tuple(giving_zeros(p, count, own, moved, avals) for p, own in derived), moved)
 
 
 def giving_zeros(
