@@ -175,12 +175,16 @@ def test_reverse_mode_of_jax_around_ours(name: str) -> None:
         def batch(xs):
             return jnp.sum(jax.vmap(lambda x, n: AROUND[name](ad, lambda x: fun(x, n))(x))(xs, ns))
 
+        def twice(xs):
+            slope = jax.grad(batch)(xs)
+            return slope, slope
+
         ns = jnp.asarray([3, 0, 5])
-        return jax.jit(jax.grad(batch)), jax.jit(jax.hessian(batch))
+        return jax.jit(jax.jacfwd(twice, has_aux=True))
 
     xs = np.asarray([0.4, 0.9, 0.2])
-    for ours, theirs in zip(gradients(ft, until), gradients(jax, scanned), strict=True):
-        chex.assert_trees_all_close(ours(xs), theirs(xs), rtol=1e-11, atol=1e-12)
+    got, want = (gradients(*way)(xs) for way in ((ft, until), (jax, scanned)))
+    chex.assert_trees_all_close(got, want, rtol=1e-11, atol=1e-12)
 
 
 def test_jax_transposes_ours() -> None:
@@ -367,25 +371,35 @@ def unrolled(n: Any, step: Callable, start: Any) -> Any:
 PROGRAMS = (of_rules, of_types, of_loops, in_a_scan, of_indices, of_complex_numbers)
 
 
+def value_and_slopes(ad: Any, fun: Callable) -> Callable:
+    """The value and two derivatives, in reverse over reverse mode."""
+
+    def first(x):
+        y, slope = ad.value_and_grad(fun)(x)
+        return slope, (y, slope)
+
+    def all_of(x):
+        (_, (y, slope)), second = ad.value_and_grad(first, has_aux=True)(x)
+        return y, slope, second
+
+    return all_of
+
+
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda f: f.__name__)
 def test_what_a_loop_may_hold(program: Callable) -> None:
     ours, theirs = (functools.partial(program, run) for run in (traced, unrolled))
 
     @jax.jit
     def derivatives(x):
-        """The value and two derivatives, each of the loop and of the scan."""
-        pairs = [(ours, theirs)]
-        pairs += [(tower(ft, modes, ours), tower(jax, modes, theirs)) for modes in ("R", "RR")]
-        return [(got(x), want(x)) for got, want in pairs]
+        return value_and_slopes(ft, ours)(x), value_and_slopes(jax, theirs)(x)
 
-    here, there = derivatives(0.7), derivatives(0.4)
-    value, *slopes = here
-    chex.assert_trees_all_close(*value, rtol=1e-12)
-    for got, want in slopes:
-        chex.assert_trees_all_close(got, want, rtol=1e-11, atol=1e-12)
-    many = jax.jit(jax.vmap(ft.grad(ours)))(np.asarray([0.7, 0.4]))
-    want = [slope for _, (_, slope), _ in (here, there)]
-    chex.assert_trees_all_close(many, np.asarray(want), rtol=1e-11)
+    points = np.asarray([0.7, 0.4])
+    found = [derivatives(x) for x in points]
+    for got, want in found:
+        chex.assert_trees_all_close(got[0], want[0], rtol=1e-12)
+        chex.assert_trees_all_close(got[1:], want[1:], rtol=1e-11, atol=1e-12)
+    many = jax.jit(jax.vmap(ft.grad(ours)))(points)
+    chex.assert_trees_all_close(many, np.asarray([want[1] for _, want in found]), rtol=1e-11)
 
 
 def test_effects() -> None:
@@ -502,14 +516,15 @@ def test_real_programs(name: str) -> None:
     want, second = jax.jit(
         lambda *args: [jax.vmap(d(formula, argnums))(*args) for d in (jax.grad, jax.hessian)]
     )(*args)
-    chex.assert_trees_all_close(jax.vmap(ft.grad(fun, argnums))(*args), want, rtol=rtol, atol=1e-9)
+    total = ft.grad(lambda *args: jnp.sum(jax.vmap(fun)(*args)), argnums)
+    each, hessians = (jax.vmap(d(fun, argnums)) for d in (ft.grad, ft.hessian))
+    *gradients, got = jax.jit(lambda *args: [d(*args) for d in (each, total, hessians)])(*args)
+    for gradient in gradients:
+        chex.assert_trees_all_close(gradient, want, rtol=rtol, atol=1e-9)
+    chex.assert_trees_all_close(got, second, rtol=30 * rtol, atol=1e-7)
     one = jax.tree.map(lambda x: x[1], args)
     got = ft.grad(fun, argnums)(*one)
     chex.assert_trees_all_close(got, tuple(w[1] for w in want), rtol=rtol, atol=1e-9)
-    total = ft.grad(lambda *args: jnp.sum(jax.vmap(fun)(*args)), argnums)
-    chex.assert_trees_all_close(jax.jit(total)(*args), want, rtol=rtol, atol=1e-9)
-    got = jax.jit(jax.vmap(ft.hessian(fun, argnums)))(*args)
-    chex.assert_trees_all_close(got, second, rtol=30 * rtol, atol=1e-7)
 
 
 def test_bisection() -> None:
@@ -558,8 +573,10 @@ def test_memory_does_not_grow() -> None:
         assert 16 < carries(jax.jit(ft.grad(long)).lower(x, 5).compile()) < 22
 
 
-def counted_again(n: int, kept: int) -> int:
-    """How many steps are computed again on the way back, counted in the loops themselves."""
+@functools.cache
+def counting(kept: int) -> tuple[Callable, list]:
+    """Loops of any number of steps, and a list that grows with each step on the way back."""
+    seen: list[int] = []
 
     def back(c, bars):
         return [bars[0] + (c[0] == bars[1]), bars[1] - 1]
@@ -568,22 +585,29 @@ def counted_again(n: int, kept: int) -> int:
         jax.debug.callback(lambda: seen.append(1))
         return [c[0] + 1]
 
-    seen: list[int] = []
-    ends = (True,), (True, True)
-    bars = jnp.int32(0), jnp.int32(n - 1)
-    right, _ = revolve.there_and_back(
-        jnp.int32(n), forwards, list, back, [jnp.int32(0)], bars, ends, kept
-    )
+    @jax.jit
+    def right(n):
+        ends, bars = ((True,), (True, True)), (jnp.int32(0), n - 1)
+        start = [jnp.int32(0)]
+        return revolve.there_and_back(n, forwards, list, back, start, bars, ends, kept)[0]
+
+    return right, seen
+
+
+def counted_again(n: int, kept: int) -> int:
+    """How many steps are computed again on the way back, counted in the loops themselves."""
+    right, seen = counting(kept)
+    before = len(seen)
+    assert int(right(jnp.int32(n))) == n, "a step back has met another carry"
     jax.effects_barrier()
-    assert int(right) == n, "a step back has met another carry"
-    return len(seen)
+    return len(seen) - before
 
 
-def scheduled_again(n: int, kept: int) -> int:
-    """The same by the divisions that the schedule makes, for loops that are long."""
+@functools.cache
+def divisions(kept: int) -> Callable:
+    """How many steps the divisions of the schedule compute again, by blocks."""
     size = revolve._block(kept)
-    places = kept - size
-    longest = revolve._longest_ranges(places, size)
+    longest = revolve._longest_ranges(kept - size, size)
     divide = jax.jit(lambda length, free: revolve._split(longest, length, free))
 
     @functools.cache
@@ -594,8 +618,14 @@ def scheduled_again(n: int, kept: int) -> int:
         rest = between_blocks(length - ahead, free - 1)
         return ahead + rest + between_blocks(ahead, free)
 
+    return between_blocks
+
+
+def scheduled_again(n: int, kept: int) -> int:
+    """The same by the divisions that the schedule makes, for loops that are long."""
+    size = revolve._block(kept)
     blocks = -(-n // size)
-    return size * between_blocks(blocks, places - 1) + n - blocks
+    return size * divisions(kept)(blocks, kept - size - 1) + n - blocks
 
 
 def least_again(n: int, checkpoints: int) -> int:
