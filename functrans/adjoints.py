@@ -321,7 +321,7 @@ def _adjoints(fun: Callable, name: str, names: Any, argnums: Any, has_aux: bool)
     def adjoints_at(*args, **kwargs):
         partial, selected = select(name, fun, args, kwargs, () if argnums is None else argnums)
         if argnums is not None:
-            checks.inputs(name, fun, argnums, args, False, True, False)
+            checks.inputs(name, fun, argnums, args, complex_too=True)
         staged = Named(name, partial, names, selected, has_aux)
         changes = [*map(values.zeros, staged.types)]
         out, pullback, aux = vjp(staged.changed, changes, *selected, has_aux=True)

@@ -4,11 +4,12 @@
     by_program     (program, key) -> result      as long as the program lives
     by_function    (function, key) -> result     as long as the user's function lives
 
-A key holds everything on which the result depends.  This includes the options, of JAX and of
-functrans, that change a program, and the version of the table of rules, which grows when somebody
-declares a rule again.  We call rules without the options that make JAX strict with a user, and as
-if `jit` were not disabled, so that no result depends on these.  If several threads compute the same
-result, all of them get the one that is stored first.
+A key holds what may change the result: the options, of JAX and of functrans, that change a program;
+and the rule, or the version of the table of rules, which grows when somebody declares a rule again.
+(For compiled functions `jit.py` adds the version, and `jax.jit` has the options in its own keys.)
+We make results as if `jit` were not disabled, and results by types without the options that make
+JAX strict with a user.  If several threads compute the same result, all of them get the one that is
+stored first.
 
 Read next: `rules.py`, the derivative of one equation.
 """
@@ -29,7 +30,7 @@ import numpy as np
 SIZE = 8192
 """A cache by types keeps at most so many results; then it drops the oldest."""
 
-EMPTY: list[Callable[[], None]] = []
+TO_EMPTY: list[Callable[[], None]] = []
 """Functions, each of which empties one cache."""
 
 OF_FUNCTIONS: dict[int, dict] = {}
@@ -66,7 +67,7 @@ def clear_caches() -> None:
     >>> ft.clear_caches()
     """
     compiled = [call for entries in [*OF_FUNCTIONS.values()] for call in [*entries.values()]]
-    for empty in (*EMPTY, *(call.clear_cache for call in compiled)):
+    for empty in (*TO_EMPTY, *(call.clear_cache for call in compiled)):
         empty()
 
 
@@ -94,7 +95,7 @@ def by_types(function: Callable) -> Callable:
     or hold a function, which the cache must not keep alive. `at` is not a part of the key.
     """
     memory: dict[Any, Any] = {}
-    EMPTY.append(memory.clear)
+    TO_EMPTY.append(memory.clear)
 
     @functools.wraps(function)
     def cached(params: tuple, key: tuple, at: Any = None) -> Any:
@@ -122,7 +123,7 @@ def by_program(function: Callable) -> Callable:
     Keyword arguments are not a part of the key.
     """
     memory: weakref.WeakKeyDictionary[Any, dict[Hashable, Any]] = weakref.WeakKeyDictionary()
-    EMPTY.append(memory.clear)
+    TO_EMPTY.append(memory.clear)
 
     @functools.wraps(function)
     def cached(program: Any, *key: Hashable, **rest: Any) -> Any:

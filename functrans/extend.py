@@ -53,7 +53,7 @@ from functrans.forward import jvp_jaxpr, pushed_program
 from functrans.jaxpr import Operation, bind
 from functrans.jit import transformed, transformed_at_primals
 from functrans.programs.live import giving, live, reached
-from functrans.programs.strong import pushed_apart
+from functrans.programs.strong import pushed_on_a_tape
 from functrans.rules import RULES, rule_of
 from functrans.templates import Template, sink_of, template, without_templates
 from functrans.tracer import Derived, stage
@@ -368,7 +368,7 @@ def times(slope: Any, tangent: Any) -> Any:
     ...     float(extend.times(float("inf"), 0.0))
     0.0
     """
-    return pushed_apart(lambda dots: slope * dots[0], [tangent])
+    return pushed_on_a_tape(lambda dots: slope * dots[0], [tangent])
 
 
 @caches.by_program

@@ -32,12 +32,15 @@ from functrans.jaxpr import Operation
 from functrans.programs.strong import pushing
 from functrans.rules import rule_of
 from functrans.templates import Sink, Writing, sink_of, template
-from functrans.tracer import Derived, Trace, derived, stage
+from functrans.tracer import Derived, Trace, program_of_vectors, stage
 from functrans.values import Flags, Zero
 
 
 def push(operation: Operation, primals: list, tangents: list, ask: Callable = pushing) -> tuple:
-    """`(x, x_dot) -> (y, y_dot)`, the meaning of one equation: ask its rule."""
+    """`(x, x_dot) -> (y, y_dot)`, the meaning of one equation: ask its rule.
+
+    `ask` gives the method of the rule to call: here `forward`, in `linearize.py` `linearize`.
+    """
     primitive, params = operation.primitive, operation.params
     ys, y_dots = ask(rule_of(primitive))(primitive, primals, tangents, params)
     # An integer has no tangent, whatever the rule returned for it.
@@ -48,7 +51,7 @@ def push(operation: Operation, primals: list, tangents: list, ask: Callable = pu
 def pushed_program(operation: Operation, moving: Flags) -> Derived:
     """`push`, as the program of `(x, the moving x_dot) -> (y, the moving y_dot)`."""
     avals, info = operation.avals, jx.debug_info("rule", operation.primitive.bind)
-    return derived(lambda *pair: push(operation, *pair), avals, avals, moving, info)
+    return program_of_vectors(lambda *pair: push(operation, *pair), avals, avals, moving, info)
 
 
 class ForwardTracer(appearance.Tracer):
@@ -70,7 +73,8 @@ class ForwardTrace(Trace):
     """Makes a pair of each operation; `parent` does the work."""
 
     first_run = False
-    """Whether the Python functions of a custom rule run for the first time, on their own lines."""
+    """Whether `run_staged` has just staged the function whose equations we read. Then the Python
+    functions of its custom rules have lines of their own."""
 
     def __init__(self, parent: Any):
         super().__init__()
@@ -99,13 +103,13 @@ class ForwardTrace(Trace):
         return template(pushed_program, operation, moving)
 
     def run(self, programs: Any, operation: Operation, xs: list, x_dots: list) -> tuple:
-        """The same, by a template."""
+        """`apply`, by a template."""
         program, moved = programs
         outs = self.sink.run(program, [*xs, *x_dots], operation.equation)
         return outs[: len(moved)], moved, outs[len(moved) :]
 
     def ask(self, operation: Operation, primals: list, tangents: list) -> tuple[list, list]:
-        """The same on values, by the rule."""
+        """`apply` on values, by the rule."""
         with set_current_trace(self.parent):
             return push(operation, primals, tangents)
 
@@ -161,13 +165,13 @@ class ForwardTrace(Trace):
         return self.join([self.parent.stage_value(x.primal)], [True], [x.tangent])[0]
 
     def run_function(self, fun: Callable, primals: Sequence, tangents: Sequence) -> tuple:
-        """Run `fun` on pairs; it takes a flat list and returns two, its outputs and `aux`.
+        """Run `fun` on pairs; it takes a flat list, and returns two flat lists, outputs and `aux`.
 
         Returns the outputs, their tangents, and the primals of `aux`.
         """
         moving = values.moving(tangents)
-        # If the parent writes a jaxpr and all moving inputs are tracers, no Python code needs the
-        # value of one. So we stage the function first and then read its equations, with handles for
+        # If the parent writes a jaxpr and all moving inputs are tracers, no Python code can look at
+        # their values. So we stage the function first and then read its equations, with handles for
         # tracers.
         tracers = all(isinstance(x, jax.core.Tracer) for x in values.pick(primals, moving))
         may_stage = tracers and isinstance(self.sink, Writing)
@@ -186,7 +190,7 @@ class ForwardTrace(Trace):
             self.invalidate()
 
     def run_staged(self, fun: Callable, primals: Sequence, tangents: Sequence) -> tuple | None:
-        """The same: stage the function first, and then read its equations.
+        """`run_function` for tracers: stage the function first, and then read its equations.
 
         `None` if a custom rule closes over a traced value: it must run while the trace lives.
         """
@@ -225,4 +229,4 @@ def jvp_jaxpr(program: ClosedJaxpr, moving: Flags) -> Derived:
         return ForwardTrace(jx.current_trace()).run_jaxpr(program, primals, tangents)
 
     avals = program.in_avals
-    return derived(walk, avals, avals, moving, program.jaxpr.debug_info)
+    return program_of_vectors(walk, avals, avals, moving, program.jaxpr.debug_info)

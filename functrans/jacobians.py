@@ -76,9 +76,10 @@ def _jacobian_at(fun, name, mode, argnums, has_aux, chunk_size, holomorphic, all
     def jacobian_at(*args, **kwargs):
         partial, selected = select(name, fun, args, kwargs, argnums)
         point = selected[0] if isinstance(argnums, int) else selected
-        checks.inputs(name, fun, argnums, args, holomorphic, by_rows, allow_int)
+        allowed = {"holomorphic": holomorphic, "complex_too": by_rows, "allow_int": allow_int}
+        checks.inputs(name, fun, argnums, args, **allowed)
         out, linear, *aux = mode(partial, *selected, has_aux=has_aux)
-        if by_rows or holomorphic:  # columns may have any type
+        if by_rows or holomorphic:  # forward mode takes outputs of any dtype
             checks.outputs(name, out, holomorphic)
         out_tree, in_tree = tree.structure(out), tree.structure(point)
         with linear.width():
@@ -104,11 +105,11 @@ def _blocks(linear: Any, source: Any, target: Any, axis: int, chunk_size: int | 
     def at(vector):
         return tree.leaves(linear.at(tree.unflatten(structure, vector)))
 
-    stacked = map(_typed_like, over_basis(at, avals, chunk_size), tree.leaves(target))
+    stacked = map(_cast_like, over_basis(at, avals, chunk_size), tree.leaves(target))
     return [split_basis(jnp.moveaxis(x, 0, axis), avals, axis % x.ndim) for x in stacked]
 
 
-def _typed_like(derivatives: Any, value: Any) -> Any:
+def _cast_like(derivatives: Any, value: Any) -> Any:
     """As in JAX, keep the weak type of a Python number, and the dtype of integers."""
     aval = jax.typeof(value)
     same = values.is_differentiable(aval) and not aval.weak_type
@@ -347,7 +348,7 @@ def _hvp(fun: Callable) -> Callable:
     gradient = with_gradient("hvp", fun, 0, ())
 
     def hvp_at(x, v, /, *args, **kwargs):
-        checks.inputs("hvp", fun, 0, (x,), False, True)
+        checks.inputs("hvp", fun, 0, (x,), complex_too=True)
         checks.tangents(x, v, "hvp", "v")
         return jvp(lambda x: gradient(x, *args, **kwargs), (x,), (v,))[1]
 

@@ -187,7 +187,7 @@ def abstract_eval(primitive: Primitive, avals: tuple, params: dict) -> tuple[lis
     """The types of an equation's results, and its effects."""
     items = tuple(params.items())
     # Do not remember params that hold programs, for the cache would keep dead programs alive. And
-    # the types of an equation without inputs depend on the context alone.
+    # the types of an equation without inputs depend on JAX's context; the key has only the mesh.
     may_be_kept = avals and not any(jex.jaxprs_in_params(params))
     key = primitive, avals, jax.sharding.get_abstract_mesh()
     found = _abstract_eval(items, key) if may_be_kept else None

@@ -50,14 +50,14 @@ class Jitted:
     def __init__(self, root: Callable, key: tuple, make: Callable[[], Any], options: dict):
         # First, since it copies `root`'s `__dict__`, which may already hold the fields below.
         functools.update_wrapper(self, root)
-        # The user's function lives as long as this object, because `_call` holds it weakly.
+        # `_call` holds the user's function weakly; `_root` keeps it alive as long as this object.
         self._root, self._key, self._make, self._options = root, key, make, options
         self._has_options_of_arguments = any(map(options.get, _OF_ARGUMENTS))
         self._version: int | None = None
         self.__doc__ = self._compiled().__doc__  # for a derivative, that of the derivative
 
     def _compiled(self) -> Any:
-        """The compiled function, by the rules of today."""
+        """The compiled function, with the current rules."""
         if self._version != caches.Version.rules:
             self._version = caches.Version.rules
             self._call = caches.by_function(self._root, (*self._key, self._version), self._make)
@@ -133,7 +133,7 @@ def transformed(fun: Callable, transform: Callable, **settings: Any) -> Callable
 
 
 def transformed_at_primals(fun: Callable, transform: Callable, **settings: Any) -> Callable:
-    """Apply a transform that takes primals, all of them arrays: as `transformed` does.
+    """Apply a transform whose result takes primals, all of them arrays: as `transformed` does.
 
     A function with options for its arguments, such as static ones, stays compiled inside, and the
     transform is not compiled.

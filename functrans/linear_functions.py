@@ -107,7 +107,7 @@ class Pushforward(LinearFunction):
 
     @staticmethod
     def apply(spec, residuals, vector):
-        given = checks.linear_input(checks.PUSHFORWARD, spec.in_tree, spec.in_avals, vector)
+        given = checks.vectors(checks.PUSHFORWARD, spec.in_tree, spec.in_avals, vector)
         x_dots = values.pick(given, spec.moving)
         outs = jx.evaluate(jx.with_constants(spec.jaxpr, residuals), *x_dots)
         y_dots = values.with_zeros(outs, spec.moved, spec.out_avals)
@@ -126,7 +126,7 @@ class Pullback(LinearFunction):
 
     @classmethod
     def apply(cls, spec, residuals, vector):
-        given = checks.linear_input(cls.expected, spec.out_tree, spec.out_avals, vector)
+        given = checks.vectors(cls.expected, spec.out_tree, spec.out_avals, vector)
         inputs = map(Linear, values.pick(spec.in_avals, spec.moving))
         y_bars = values.pick(given, spec.moved)
         x_bars = jx.within("transpose", transpose)(spec.jaxpr, [*residuals, *inputs], y_bars)

@@ -66,6 +66,7 @@ class LinearizeTrace(ForwardTrace):
         self.tape, self.dot_sink = tape, Writing(tape)
 
     def template_of(self, operation, moving):
+        # Only the rule of a call asks whether its tape is apart.
         is_apart = self.tape.apart and rule_of(operation.primitive).carried is not None
         return template(linearized_program, operation, moving, is_apart)
 
@@ -129,5 +130,5 @@ def _staged(run: Callable, avals: Sequence, moving: Flags, info: Any, apart: boo
         ys, _, linear = _record(lambda *args: (*run(*args), []), primals, moving, info, apart)
         return [*ys, *linear.residuals], linear
 
-    first, linear = stage(primal, avals, info)
-    return Linearized(first, jx.with_constants(linear.jaxpr, []), linear.moved)
+    primal_program, linear = stage(primal, avals, info)
+    return Linearized(primal_program, jx.with_constants(linear.jaxpr, []), linear.moved)

@@ -26,7 +26,7 @@ from functrans.jaxpr import Operation
 from functrans.programs.strong import strengthened
 from functrans.rules import rule_of
 from functrans.templates import Handle, Sink, Template, sink_of, template
-from functrans.tracer import Derived, RecordingTrace, derived, stage
+from functrans.tracer import Derived, RecordingTrace, program_of_vectors, stage
 from functrans.values import Flags, Linear, Zero
 
 
@@ -107,7 +107,7 @@ def transpose(jaxpr: Jaxpr, inputs: Sequence, cotangents: Sequence) -> list:
 
 
 def _run_nonlinear_part(sink: Sink, jaxpr: Jaxpr, known: dict[Var, Handle]) -> list:
-    """Evaluate the equations that read no linear value; a checkpoint recomputes by such equations.
+    """Evaluate the equations that read no linear value: so a checkpoint computes its values again.
 
     Returns the others, each with the values that it reads and the flags of its linear inputs.
     """
@@ -131,8 +131,8 @@ def _apply(
     """
     avals = tuple([x.aval for x in equation.invars])
     operation = Operation(equation.primitive, equation.params, avals, equation)
-    if programs := template(pulled_program, operation, linear, moving):
-        return programs.moved, sink.run(programs.program, [*xs, *y_bars], equation)
+    if kept := template(pulled_program, operation, linear, moving):
+        return kept.moved, sink.run(kept.program, [*xs, *y_bars], equation)
     given, symbols = map(sink.leave, xs), map(Linear, values.pick(avals, linear))
     y_avals = [v.aval for v in equation.outvars]
     cotangents = values.with_zeros(map(sink.leave, y_bars), moving, y_avals)
@@ -179,4 +179,4 @@ def _staged(
     def pullback(known, y_bars):
         return [], pull(values.merge(known, map(Linear, linear_avals), linear), y_bars)
 
-    return derived(pullback, known_avals, out_avals, moving, info, values.cotangent_aval)
+    return program_of_vectors(pullback, known_avals, out_avals, moving, info, values.cotangent_aval)

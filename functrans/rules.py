@@ -62,7 +62,7 @@ class Absent(Primitive):
 
 
 class Table(dict):
-    """From a primitive to its rule. To replace a rule forgets the programs derived with it."""
+    """From a primitive to its rule. After a rule is replaced, its programs are derived anew."""
 
     def __setitem__(self, primitive: Primitive, rule: Rule) -> None:
         if not isinstance(primitive, Absent):
@@ -100,7 +100,8 @@ class Rule:
     """Whether the types and params of an equation determine what the rule writes."""
 
     carried: str | None = None
-    """The param with the program that determines this, with the other params and the types."""
+    """The param that holds a program, if what the rule writes depends on this program, the other
+    params and the types alone."""
 
     may_split = False
     """Whether some results may depend on fewer inputs than others; then the rule has a `split`."""
@@ -168,7 +169,7 @@ class Elementwise(Rule):
             if partial == -1 and type(total) is not Zero:
                 total = lax.sub(total, values.broadcast_to(tangent, aval))
                 continue
-            term = self._term(primitive, i, tangent, primals, params, answer)
+            term = self._times_partial(primitive, i, tangent, primals, params, answer)
             total = values.add(total, values.broadcast_to(term, aval))
         return [answer], [total]
 
@@ -180,12 +181,12 @@ class Elementwise(Rule):
             # `LINEAR` means linear in each argument by itself, not in all together.
             if partial not in (1, -1, LINEAR) or (partial is LINEAR and linear > 1):
                 raise NotLinear.at(primitive, inputs)
-            return self._term(primitive, i, cotangents[0], inputs, params)
+            return self._times_partial(primitive, i, cotangents[0], inputs, params)
 
         return [pull(i) if type(x) is Linear else None for i, x in enumerate(inputs)]
 
-    def _term(self, primitive, i, vector, inputs, params, answer=None):
-        """The vector times the partial derivative in the argument `i`."""
+    def _times_partial(self, primitive, i, vector, inputs, params, answer=None):
+        """The vector times the partial derivative in the argument `i`, a function of the answer."""
         partial = self.partials[i]
         if partial is LINEAR:
             return primitive.bind(*inputs[:i], vector, *inputs[i + 1 :], **params)

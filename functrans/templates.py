@@ -37,7 +37,7 @@ from functrans.rules import RULES
 from functrans.tracer import StagingTrace
 
 _config: Any = jax.config
-_RULES = os.path.join(os.path.dirname(__file__), "derivatives")
+_RULES_FOLDER = os.path.join(os.path.dirname(__file__), "derivatives")
 
 Handle = Any
 """An atom where a trace writes; elsewhere a value."""
@@ -95,10 +95,10 @@ class Template:
 
     @functools.cached_property
     def compiled(self) -> Callable:
-        """The program, compiled by XLA at the first call.
+        """The program, compiled by XLA.
 
-        It is compiled at once, so that no result depends on the number of calls. XLA does not copy
-        an output that is an input: we return the input itself.
+        Even the first call runs it compiled, so that no result depends on the number of calls. XLA
+        does not copy an output that is an input: we return the input itself.
         """
         new = new_outputs(self.program)
         if not new.positions and not self.program.jaxpr.effects:
@@ -112,7 +112,7 @@ class Template:
 def _at_line(params: dict, source: Any) -> dict:
     """Params of a call; equations that a rule wrote inside get the line of the place too."""
     program, line = params["call_jaxpr"], source.traceback
-    if _RULES not in (program.jaxpr.debug_info.func_src_info or ""):
+    if _RULES_FOLDER not in (program.jaxpr.debug_info.func_src_info or ""):
         return params
     equations = [e.replace(source_info=e.source_info.replace(traceback=line)) for e in program.eqns]
     jaxpr = program.jaxpr.replace(eqns=equations)
@@ -183,6 +183,7 @@ class Writing(Sink):
 
 def sink_of(trace: Any) -> Sink:
     """The sink for a trace."""
+    # Not `isinstance`: a tape, a subclass, hands some operations to its parent.
     return Writing(trace) if type(trace) is StagingTrace else Sink(trace)
 
 
@@ -225,9 +226,9 @@ def template(make: Callable, of: Operation, *flags: Any) -> Any:
         return None
     primitive, params, avals, at = of
     mesh = jax.sharding.get_abstract_mesh() if at is None else at.ctx.cur_abstract_mesh
-    # If a rule calls a program, that program keeps the context of its own equations.
+    # The equations of a carried program have contexts of their own.
     is_marked = at is not None and (at.ctx.compute_type or at.ctx.xla_metadata)
-    key = at.ctx if at and is_marked else mesh, rule, primitive, avals, make, flags
+    key = (at.ctx if at and is_marked else mesh), rule, primitive, avals, make, flags
     if rule.depends_on_types_only:
         made = _by_types((*params.items(),), key, at)
     elif rule.carried:
@@ -240,7 +241,7 @@ def template(make: Callable, of: Operation, *flags: Any) -> Any:
 
 
 MUST_ASK = "the rule itself"
-"""Kept for an operation that may have no template."""
+"""Kept in the place of programs: the interpreter must ask the rule each time."""
 
 
 @caches.by_types

@@ -77,7 +77,7 @@ class Trace(jax.core.Trace):
 
 
 class StagingTrace(Trace):
-    """Writes an equation for each operation."""
+    """Writes an equation for each operation, unless a staging rule needs none."""
 
     def __init__(self):
         super().__init__()
@@ -166,9 +166,9 @@ class RecordingTrace(StagingTrace):
     """A tape: writes the equations that touch its own tracers; its parent does all others.
 
     If only some results of an equation depend on the tape, the rule splits the equation in two; a
-    loop that carries a counter beside a tangent is an example. So each equation of a tape is linear
-    in the values that the tape owns. `apart` says that the recorded program is compiled by itself,
-    and gets arrays.
+    loop that carries a counter beside a tangent is an example. So all outputs of a tape's equation
+    depend on the tape, and linearly, for its inputs are tangents. `apart` says that XLA does not
+    see the recorded program together with the work of the parent: residuals pass as arrays.
     """
 
     def __init__(self, parent: Any, apart: bool = False):
@@ -246,12 +246,13 @@ class Derived(NamedTuple):
     """Which of the vectors that it returns move (are not known to be zero)."""
 
 
-def derived(
+def program_of_vectors(
     run: Callable, avals: Sequence, of: Sequence, moving: Flags, info: Any, dual=values.tangent_aval
 ) -> Derived:
     """The program of `run(values, vectors)`, which returns values and vectors too.
 
-    The vectors are the tangents of values of the types `of`, or their cotangents, as `dual` says.
+    The vectors that go in are tangents, or cotangents, of values of the types `of`: `dual` gives
+    the type of one. `moving` says which of them there are; `avals` are the types of the values.
     """
     count = len(avals)
 

@@ -69,7 +69,7 @@ def make_jaxpr(
     @with_short_traceback
     @functools.wraps(fun)
     def jaxpr_of(*args: Any, **kwargs: Any) -> Any:
-        chosen = checks.positions("make_jaxpr", tuple(static), len(args))
+        chosen = checks.positions("make_jaxpr", tuple(static), len(args), "static_argnums")
         checks.are_hashable({i: args[i] for i in chosen})
         flags = [i in chosen for i in range(len(args))]
         free, fixed = values.part(args, flags)
@@ -143,12 +143,14 @@ def _jvp(fun: Callable, has_aux: bool) -> Callable:
 
 
 def _linear_part(linearized: Callable, kind: type[LinearFunction], spec: Spec) -> Callable:
+    """`kind.apply` as a transform, of which `linearized` lends the name and keeps the result."""
     return jx.named_like(linearized, lambda *inputs: kind.apply(spec, *inputs))
 
 
 def _linear_function(
     name: str, fun: Callable, primals: Sequence, has_aux: bool, kind: type[LinearFunction]
 ) -> tuple:
+    """`linearize` or `vjp`: evaluate now, and keep a linear function of this kind."""
     settings = {"name": name, "has_aux": has_aux, "kind": kind, "apart": isinstance(fun, Jitted)}
     at = transformed_at_primals(fun, _linearize, **settings)
     out, linear, *aux = at(*primals)
@@ -321,7 +323,8 @@ def with_gradient(name: str, fun: Any, argnums: Any, reduce_axes: Any, **setting
 def _gradient(fun, name, argnums, has_aux=False, holomorphic=False, allow_int=False) -> Callable:
     def gradient_at(*args, **kwargs):
         partial, selected = select(name, fun, args, kwargs, argnums)
-        checks.inputs(name, fun, argnums, args, holomorphic, True, allow_int)
+        allowed = {"holomorphic": holomorphic, "complex_too": True, "allow_int": allow_int}
+        checks.inputs(name, fun, argnums, args, **allowed)
         out, pullback, *aux = _linearize(partial, name, has_aux, Pullback)(*selected)
         checks.scalar(name, out, holomorphic)
         gradient = pullback(values.constant(1, jax.typeof(out)))

@@ -596,7 +596,7 @@ def test_options_of_jit_that_are_equal_and_not_the_same() -> None:
 
 def memories() -> list:
     """All that the caches by types and by program hold."""
-    holders = [getattr(empty, "__self__", None) for empty in caches.EMPTY]
+    holders = [getattr(empty, "__self__", None) for empty in caches.TO_EMPTY]
     return [memory for memory in holders if isinstance(memory, dict | weakref.WeakKeyDictionary)]
 
 
@@ -606,7 +606,7 @@ def templates_by_types() -> dict:
 
 def test_a_cache_drops_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caches, "SIZE", 3)
-    monkeypatch.setattr(caches, "EMPTY", [])
+    monkeypatch.setattr(caches, "TO_EMPTY", [])
     made = []
 
     @caches.by_types

@@ -216,11 +216,11 @@ def divided_bodies(first: ClosedJaxpr, others: tuple, linear: Flags) -> Cut:
 
 
 @caches.by_program
-def trimmed_bodies(first: ClosedJaxpr, others: tuple, outputs: Flags) -> Bodies:
+def trimmed_bodies(first: ClosedJaxpr, others: tuple, outputs: Flags) -> tuple[tuple, Flags]:
     """The programs without the work for other outputs, and which inputs they still read."""
     shorter = [reading(body, outputs) for body in together(first, others)]
     read = either([flags for _, flags in shorter])
-    return Bodies(tuple([taking(program, read) for program, _ in shorter]), read)
+    return tuple([taking(program, read) for program, _ in shorter]), read
 
 
 def tangent_avals(program: ClosedJaxpr, moving: Flags) -> list:

@@ -198,7 +198,7 @@ def _declare(primitive: Primitive, run: Callable, type_of: Callable, batch: Call
         return batch(axis, inputs, axes, **params)
 
     jitted: Any = jax.jit(compiled, static_argnums=0)
-    caches.EMPTY.append(jitted.clear_cache)
+    caches.TO_EMPTY.append(jitted.clear_cache)
     primitive.def_impl(lambda *inputs, **params: jitted((*params.items(),), *inputs))
     primitive.def_effectful_abstract_eval(type_of)
     mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=True))

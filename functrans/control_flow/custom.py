@@ -33,7 +33,7 @@ from functrans.errors import operations
 from functrans.linearize import linearize
 from functrans.programs.halves import reached_outputs
 from functrans.programs.replay import replay
-from functrans.programs.strong import pushed_apart
+from functrans.programs.strong import pushed_on_a_tape
 from functrans.reverse import transpose_function
 from functrans.rules import CALL, NotLinear, Rule, Trimmed, call, staging_rule
 from functrans.values import Zero
@@ -76,7 +76,7 @@ class CustomJvpRule(CustomRule):
             return list(outs[:split]), [from_symbolic(t) for t in outs[split:]]
 
         try:
-            return pushed_apart(push, tangents)
+            return pushed_on_a_tape(push, tangents)
         except jax.errors.UnexpectedTracerError as error:
             raise operations.ended_trace() from error
 
@@ -135,7 +135,7 @@ class BackwardRule:
             x_bars = returned[0] if isinstance(returned, tuple) else returned
             return [from_symbolic(x) for x in values.pick(x_bars, self.moving)]
 
-        return pushed_apart(pull, y_bars)
+        return pushed_on_a_tape(pull, y_bars)
 
     def push(self, residuals: Sequence, tangents: Sequence) -> list:
         """Transpose the user's rule: cotangents for inputs, tangents for outputs."""

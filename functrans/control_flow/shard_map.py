@@ -146,7 +146,7 @@ def live(trace: Any, primitive: Any, fun: Callable, args: Any, params: dict) -> 
     """Let our traces treat a live call as an equation, which closes over nothing."""
     call = Written.of(primitive, args, {"subfuns": (fun,), **params})
     owned, outs = tuple([trace.owns(x) for x in call.inputs]), None
-    if not isinstance(trace, StagingTrace) or isinstance(trace, RecordingTrace):
+    if type(trace) is not StagingTrace:
         if not any(owned):
             with set_current_trace(trace.parent):
                 outs = primitive.bind(*call.inputs, **primitive.get_bind_params(call.params))

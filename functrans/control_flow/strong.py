@@ -43,7 +43,7 @@ from functrans.control_flow.while_loop import WhileRule
 from functrans.derivatives.contraction import ragged_dot_general_p
 from functrans.programs.halves import reached_outputs
 from functrans.programs.passing import exchanged
-from functrans.programs.strong import INSIDE, PRODUCTS, Strong, apart, strong_program
+from functrans.programs.strong import INSIDE, PRODUCTS, Strong, on_a_tape, strong_program
 from functrans.rules import RULES, Linear, Rule, Zero, call
 
 # ---- values --------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class StrongContractionRule(StrongRule):
         rule, plain = RULES[self.plain], {**params}
         if any(type(inputs[i]) is not Linear for i in plain.pop("zeros")):
             return with_strong_products(rule.transpose, self.plain, cotangents, inputs, plain)
-        return apart(lambda y: rule.transpose(self.plain, [y], inputs, plain), *cotangents)
+        return on_a_tape(lambda y: rule.transpose(self.plain, [y], inputs, plain), *cotangents)
 
 
 def declare(plain: Primitive, evaluate: Callable, rule: type, *factors: int) -> None:

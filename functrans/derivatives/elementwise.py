@@ -169,7 +169,7 @@ def times_power(x, y, n):
     return mul(x, lax.integer_pow(y, n)) if n else x
 
 
-# An integer exponent has no derivative, and so the guard has no wrong one.
+# `lowered` avoids 0^-1 at y = 0. It needs no derivative, since an integer exponent has none.
 def pow_by_base(z, x, y):
     if aval_of(y).dtype.kind in "iu":
         lowered = select_n(eq(y, 0), sub(y, 1), lax.full_like(y, 1))
@@ -223,8 +223,8 @@ elementwise(lax.sinh_p, lambda y, x: cosh(x))
 elementwise(lax.cosh_p, lambda y, x: neg(times_i(sin(times_i(x)))) if is_complex(x) else sinh(x))
 
 
-# (1 + tanh x) e^-x = 1 / cosh x for x > 0, also where 1 - y^2 is lost in y = 1; and by symmetry for
-# x < 0. It is a function of x, with the derivative -2 y / cosh(x)^2.
+# (1 + tanh x) e^-x = 1 / cosh x, which is exact for x > 0, also where y rounds to 1 and 1 - y^2 to
+# 0; and by symmetry for x < 0. It is a function of x, with the derivative -2 y / cosh(x)^2.
 @custom_jvp
 def sech_squared(y, x):
     """`1 / cosh(x)^2`, of `y = tanh(x)`"""

@@ -1,7 +1,7 @@
 """The checks of a user's arguments, and the messages for those that fail.
 
-Each check returns the value in the form that the transforms use, or raises the type of exception
-that JAX raises for the same mistake.
+A check raises the type of exception that JAX raises for the same mistake.  Some return the value in
+the form that the transforms use.
 
 Read next: `wording.py`, the message about an argument that has no derivative.
 """
@@ -70,6 +70,7 @@ def are_values(fun: Callable, outs: Iterable) -> None:
 def pair(
     out: Any, name: str = "with has_aux=True the function", what: str = "(output, aux)"
 ) -> tuple:
+    """The two entries of what a function, the user's or that of a rule, must return."""
     if not isinstance(out, (tuple, list)) or len(out) != 2:
         got = described(out) + (wording.NO_RETURN if out is None else "")
         raise TypeError(f"{name} must return a pair {what}, but it returned {got}")
@@ -108,17 +109,19 @@ def argnums(given: Any) -> int | tuple[int, ...]:
         raise TypeError(f"argnums must be an integer or several, but it is {given!r}") from None
 
 
-def positions(name: str, argnums: int | Sequence[int], count: int) -> list[int]:
+def positions(
+    name: str, argnums: int | Sequence[int], count: int, word: str = "argnums"
+) -> list[int]:
     wanted = [argnums] if isinstance(argnums, int) else list(argnums)
     for i in wanted:
         if not -count <= i < count:
             raise (TypeError if name in ("grad", "value_and_grad") and i >= 0 else ValueError)(
-                f"{name}: argnums={i} is out of range for {counted(count, 'positional argument')}"
-                ". What is to be differentiated must be passed by position."
+                f"{name}: {word}={i} is out of range for {counted(count, 'positional argument')}"
+                ". It counts the arguments that are passed by position."
             )
     chosen = [i % count for i in wanted]
     if len(set(chosen)) != len(chosen):
-        raise TypeError(f"{name}: argnums={argnums} names the same argument more than once")
+        raise TypeError(f"{name}: {word}={argnums} names the same argument more than once")
     return chosen
 
 
@@ -135,50 +138,51 @@ def sequences(name: str, primals: Any, tangents: Any, word: str = "tangents") ->
 
 
 def tangents(primals: Any, given: Any, name: str = "jvp", word: str = "tangents") -> list:
-    """The leaves of the tangents; a `Zero` where the primal is an integer."""
+    """The leaves of the tangents, with a `Zero` for that of an integer."""
     leaves, in_tree = tree.flatten(primals)
     of_primals = types(name, leaves, lambda: structures.leaves("primals", primals))
     avals = [aval.to_tangent_aval() for aval in of_primals]
-    return linear_input(Expected(f"{name}: {word}"), in_tree, avals, given)
+    return vectors(Expected(f"{name}: {word}"), in_tree, avals, given)
 
 
 class Expected(NamedTuple):
-    """What tangents, or cotangents, are called in messages, and the errors for wrong ones."""
+    """The name of tangents, or of cotangents, in messages, and the errors for wrong ones."""
 
     what: str
-    of_structure: type[Exception] = TypeError
-    of_dtype: type[Exception] = TypeError
-    of_shape: type[Exception] = ValueError
+    structure_error: type[Exception] = TypeError
+    dtype_error: type[Exception] = TypeError
+    shape_error: type[Exception] = ValueError
     integers_too: bool = True
-    """Whether to look at the tangents of integers."""
+    """Whether to check the vectors of integers too."""
 
 
-PUSHFORWARD = Expected("the pushforward: tangents", of_dtype=ValueError)
+PUSHFORWARD = Expected("the pushforward: tangents", dtype_error=ValueError)
 # As in JAX, a pullback does not look at the cotangent of an integer output.
 PULLBACK = Expected("the pullback: cotangent", ValueError, ValueError, integers_too=False)
-TRANSPOSE = Expected("the transpose: cotangent", of_shape=TypeError)
+TRANSPOSE = Expected("the transpose: cotangent", shape_error=TypeError)
 
 
-def linear_input(expected: Expected, in_tree: Any, avals: Sequence, given: Any) -> list:
-    """The leaves of the argument of a linear function, with a `Zero` for a `float0`."""
+def vectors(expected: Expected, in_tree: Any, avals: Sequence, given: Any) -> list:
+    """The leaves of tangents or cotangents, with a `Zero` for that of an integer."""
     leaves, given_tree = tree.flatten(given)
     if given_tree != in_tree:
         is_nothing = expected in (PULLBACK, TRANSPOSE) and in_tree == tree.structure(None)
         hint = f". The function returned None{wording.NO_RETURN}" if is_nothing else ""
         both = compared(in_tree, given_tree)
-        raise expected.of_structure(f"{expected.what} must have the structure {both}{hint}")
+        raise expected.structure_error(f"{expected.what} must have the structure {both}{hint}")
     return typed(expected, avals, leaves, given)
 
 
 def typed(expected: Expected, avals: Sequence, leaves: Sequence, given: Any) -> list:
-    """The leaves, which must have these types, with a `Zero` for an integer's tangent."""
+    """The leaves, which must have these types, with a `Zero` for that of an integer."""
     for i, (aval, x) in enumerate(zip(avals, leaves, strict=True)):
         if type(x) is Zero or (aval.dtype == float0 and not expected.integers_too):
             continue
         got = type_of(expected.what, x)
         if (got.dtype, got.shape) != (aval.dtype, aval.shape):
             label = [label for label, _ in structures.leaves(expected.what, given)][i]
-            error = expected.of_shape if got.dtype == aval.dtype else expected.of_dtype
+            is_shape = got.dtype == aval.dtype
+            error = expected.shape_error if is_shape else expected.dtype_error
             raise error(wording.wrong_type(label, aval, got))
     return [Zero(a) if a.dtype == float0 else x for a, x in zip(avals, leaves, strict=True)]
 
@@ -204,7 +208,8 @@ def rule_result(primitive: Any, returned: Any) -> tuple[list, list]:
             f"returned {len(dots)} for {len(outs)}"
         )
     avals = [jax.typeof(out).to_tangent_aval() for out in outs]
-    expected = Expected(f"{name}: the tangent ", of_shape=TypeError, integers_too=False)
+    # A label such as `[0]` follows the name.
+    expected = Expected(f"{name}: the tangent ", shape_error=TypeError, integers_too=False)
     typed(expected, avals, dots, dots)
     return outs, dots
 
@@ -212,15 +217,17 @@ def rule_result(primitive: Any, returned: Any) -> tuple[list, list]:
 # ---- differentiable arguments --------------------------------------------------------------------
 
 
-def numbers(name: str, what: str, given: Any, named: Named, *allowed: bool) -> None:
+def numbers(
+    name: str, what: str, given: Any, named: Named, holomorphic: bool = False, **allowed: bool
+) -> None:
     """Check that inputs or outputs have a dtype with a derivative; `allowed` goes to `_fits`."""
 
     def wrong(x: Any) -> bool:
-        return not (values.is_value(x) and _fits(jax.typeof(x), *allowed))
+        return not (values.is_value(x) and _fits(jax.typeof(x), holomorphic, **allowed))
 
     if any(map(wrong, tree.leaves(given))):
         label, x = next(pair for pair in named() if wrong(pair[1]))
-        raise wording.wrong_number(name, what, label, x, allowed[0])
+        raise wording.wrong_number(name, what, label, x, holomorphic)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -233,11 +240,11 @@ def _fits(aval: Any, holomorphic: bool, complex_too: bool = False, allow_int: bo
     return is_real or (allow_int and not values.is_differentiable(aval))
 
 
-def inputs(name: str, fun: Callable, argnums: Any, args: tuple, *allowed: bool) -> None:
+def inputs(name: str, fun: Callable, argnums: Any, args: tuple, **allowed: bool) -> None:
     """Check the arguments with respect to which to differentiate; `allowed` goes to `_fits`."""
     chosen = [(i, args[i]) for i in positions(name, argnums, len(args))]
     given = [x for _, x in chosen]
-    numbers(name, "inputs", given, lambda: structures.arguments(fun, chosen), *allowed)
+    numbers(name, "inputs", given, lambda: structures.arguments(fun, chosen), **allowed)
 
 
 def outputs(name: str, out: Any, holomorphic: bool) -> None:

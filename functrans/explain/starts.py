@@ -69,7 +69,7 @@ def reverse(name: str, run: Run, wrt: int | Sequence[int] | None, cotangent: Any
     avals = [values.tangent_aval(y.source.aval) for y in run.results]
     if cotangent is not None:
         given, out_tree = tree.map(known, cotangent), run.function.out_tree
-        cotangents = checks.linear_input(checks.PULLBACK, out_tree, avals, given)
+        cotangents = checks.vectors(checks.PULLBACK, out_tree, avals, given)
         return Start("rev", "the cotangent given", moves, cotangents=cotangents)
     if not _is_one_real_number(avals):
         got = ", ".join(y.source.aval.str_short() for y in run.results) or "nothing"

@@ -158,22 +158,22 @@ def pushing(rule: Rule) -> Callable:
 
 
 def _push(forward: Callable, primitive: Primitive, primals: list, tangents: list, params: dict):
-    return pushed_apart(lambda dots: forward(primitive, primals, dots, params), tangents)
+    return pushed_on_a_tape(lambda dots: forward(primitive, primals, dots, params), tangents)
 
 
-def pushed_apart(function: Callable, tangents: Sequence) -> Any:
+def pushed_on_a_tape(function: Callable, tangents: Sequence) -> Any:
     """`function(tangents)`, under `strong_zeros` made strong."""
     if not caches.STRONG_ZEROS.value:
         return function(tangents)
     flags, avals = values.moving(tangents), [values.aval_of(t) for t in tangents]
     moving = values.pick(tangents, flags)
-    return apart(lambda *xs: function(values.with_zeros(xs, flags, avals)), *moving)
+    return on_a_tape(lambda *xs: function(values.with_zeros(xs, flags, avals)), *moving)
 
 
-def apart(function: Callable, *linear: Any) -> Any:
+def on_a_tape(function: Callable, *linear: Any) -> Any:
     """`function(*linear)`, with strong zeros: run it on a tape, and then run the tape's program.
 
-    It may return other things besides linear values; `apart` returns those too.
+    It may return other things besides linear values; `on_a_tape` returns those too.
     """
     tape = RecordingTrace(jx.current_trace())
 

@@ -345,7 +345,7 @@ def _laplacian(
 ) -> Callable:
     def laplacian_at(*args, laplacian_weights=None, **kwargs):
         partial, selected = select(name, fun, args, kwargs, argnums)
-        checks.inputs(name, fun, argnums, args, holomorphic)
+        checks.inputs(name, fun, argnums, args, holomorphic=holomorphic)
         point = selected[0] if isinstance(argnums, int) else selected
         leaves, structure = [*map(jnp.asarray, tree.leaves(point))], tree.structure(point)
         weigh = weighing(laplacian_weights, leaves, structure)
@@ -403,4 +403,4 @@ def check_outputs(name: str, value: Any, holomorphic: bool) -> None:
     if not tree.leaves(value):
         checks.outputs(name, value, holomorphic)  # says so
     named = functools.partial(structures.leaves, "the output", value)
-    checks.numbers(name, "outputs", value, named, holomorphic, True)
+    checks.numbers(name, "outputs", value, named, holomorphic, complex_too=True)
