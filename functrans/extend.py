@@ -55,7 +55,7 @@ from functrans.jit import transformed, transformed_at_primals
 from functrans.programs.live import giving, live, reached
 from functrans.programs.strong import pushed_on_a_tape
 from functrans.rules import RULES, rule_of
-from functrans.templates import Template, sink_of, template, without_templates
+from functrans.templates import Template, sink_of, templates_of, without_templates
 from functrans.tracer import Derived, stage
 from functrans.values import (
     Flags,
@@ -297,7 +297,7 @@ def tangent_program(equation: JaxprEqn, flags: Sequence[bool]) -> Derived:
       in (c, e) }
     """
     operation, flags = Operation.of(equation), tuple(flags)
-    kept = template(pushed_program, operation, flags)
+    kept = templates_of(pushed_program, operation, flags)
     return Derived(kept.program.program, kept.moved) if kept else pushed_program(operation, flags)
 
 

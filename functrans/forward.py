@@ -11,7 +11,7 @@ A tangent *moves* if it is not known to be zero.  The interpreter carries only t
 and flags that tell which they are.
 
 A *handle* stands for a value, and a *sink* takes equations.  In a first reading assume that `enter`
-and `leave` do nothing, and that `template` returns `None`; `templates.py` explains them.
+and `leave` do nothing, and that `templates` returns `None`; `templates.py` explains them.
 
 Read next: `linearize.py`, which records the tangents; or, in a first reading,
 `derivatives/elementwise.py`, the rules that `push` asks.
@@ -31,7 +31,7 @@ from functrans import jaxpr as jx
 from functrans.jaxpr import Operation
 from functrans.programs.strong import pushing
 from functrans.rules import rule_of
-from functrans.templates import Sink, Writing, sink_of, template
+from functrans.templates import Sink, Writing, sink_of, templates_of
 from functrans.tracer import Derived, Trace, program_of_vectors, stage
 from functrans.values import Flags, Zero
 
@@ -88,7 +88,7 @@ class ForwardTrace(Trace):
 
         `x_dots` are the moving tangents, and `moving` says where they are.
         """
-        if programs := self.template_of(operation, moving):
+        if programs := self.templates(operation, moving):
             return self.run(programs, operation, xs, x_dots)
         own_lines = self.first_run and "subfuns" in operation.params
         with jx.in_place_of(operation.equation, own_lines=own_lines):
@@ -99,8 +99,8 @@ class ForwardTrace(Trace):
         y_dots = map(self.dot_sink.enter, values.pick(y_dots, moved))
         return [*map(self.sink.enter, ys)], moved, [*y_dots]
 
-    def template_of(self, operation: Operation, moving: Flags) -> Any:
-        return template(pushed_program, operation, moving)
+    def templates(self, operation: Operation, moving: Flags) -> Any:
+        return templates_of(pushed_program, operation, moving)
 
     def run(self, programs: Any, operation: Operation, xs: list, x_dots: list) -> tuple:
         """`apply`, by a template."""

@@ -26,7 +26,7 @@ from functrans.errors import checks
 from functrans.flat import Argnums, answer, select
 from functrans.jit import transformed, transformed_at_primals
 from functrans.programs.bases import first_products
-from functrans.signatures import of_the_arguments, typed_like
+from functrans.signatures import of_the_arguments, with_signature_of
 from functrans.transforms import jvp, linearize, vjp, with_gradient
 
 
@@ -154,7 +154,7 @@ def value_and_jacfwd(
     return _jacobian("value_and_jacfwd", linearize, fun, argnums, **settings)
 
 
-@typed_like(value_and_jacfwd)
+@with_signature_of(value_and_jacfwd)
 def jacfwd(**given: Any) -> Callable:
     """Make a function that computes the Jacobian of `fun`, column by column in forward mode.
 
@@ -230,7 +230,7 @@ def value_and_jacrev(
     return _jacobian("value_and_jacrev", vjp, fun, argnums, allow_int=allow_int, **settings)
 
 
-@typed_like(value_and_jacrev)
+@with_signature_of(value_and_jacrev)
 def jacrev(**given: Any) -> Callable:
     """Make a function that computes the Jacobian of `fun`, row by row in reverse mode.
 
@@ -271,7 +271,7 @@ def jacrev(**given: Any) -> Callable:
 jacobian = jacrev
 
 
-@typed_like(value_and_jacfwd)
+@with_signature_of(value_and_jacfwd)
 def hessian(fun: Callable, **given: Any) -> Callable:
     """Make a function that computes the matrix of second derivatives of `fun`.
 

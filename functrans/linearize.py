@@ -30,7 +30,7 @@ from functrans.jaxpr import Operation
 from functrans.programs.broadcasts import broadcast_last
 from functrans.programs.strong import strengthened
 from functrans.rules import rule_of
-from functrans.templates import Writing, template
+from functrans.templates import Writing, templates_of
 from functrans.tracer import RecordingTrace, stage
 from functrans.values import Flags
 
@@ -65,10 +65,10 @@ class LinearizeTrace(ForwardTrace):
         super().__init__(tape.parent)
         self.tape, self.dot_sink = tape, Writing(tape)
 
-    def template_of(self, operation, moving):
+    def templates(self, operation, moving):
         # Only the rule of a call asks whether its tape is apart.
         is_apart = self.tape.apart and rule_of(operation.primitive).carried is not None
-        return template(linearized_program, operation, moving, is_apart)
+        return templates_of(linearized_program, operation, moving, is_apart)
 
     def ask(self, operation, primals, tangents):
         # The tape hands all work on primals to the parent. Most rules do the same here as in

@@ -25,7 +25,7 @@ from functrans import jaxpr as jx
 from functrans.jaxpr import Operation
 from functrans.programs.strong import strengthened
 from functrans.rules import rule_of
-from functrans.templates import Handle, Sink, Template, sink_of, template
+from functrans.templates import Handle, Sink, Template, sink_of, templates_of
 from functrans.tracer import Derived, RecordingTrace, program_of_vectors, stage
 from functrans.values import Flags, Linear, Zero
 
@@ -131,7 +131,7 @@ def _apply(
     """
     avals = tuple([x.aval for x in equation.invars])
     operation = Operation(equation.primitive, equation.params, avals, equation)
-    if kept := template(pulled_program, operation, linear, moving):
+    if kept := templates_of(pulled_program, operation, linear, moving):
         return kept.moved, sink.run(kept.program, [*xs, *y_bars], equation)
     given, symbols = map(sink.leave, xs), map(Linear, values.pick(avals, linear))
     y_avals = [v.aval for v in equation.outvars]

@@ -20,7 +20,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def typed_like(model: Callable[P, T]) -> Callable[[Callable], Callable[P, T]]:
+def with_signature_of(model: Callable[P, T]) -> Callable[[Callable], Callable[P, T]]:
     """Let a function take the arguments of another one; it gets all of them by name."""
     signature = inspect.signature(model)
 

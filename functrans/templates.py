@@ -1,6 +1,6 @@
 """Programs that run many times: a rule writes one for each type of equation, and we keep it.
 
-    template : meaning, operation, flags -> the programs that the rule writes for such an operation
+    templates_of : meaning, operation, flags -> the programs that the rule writes
 
 The answer of most rules depends only on the types of the inputs.  So the interpreters ask a rule
 once for each type, on tracers, and keep the small jaxpr that it writes: a *template*.  For the next
@@ -214,7 +214,7 @@ def without_templates() -> Iterator[None]:
         _asks_every_time = before
 
 
-def template(make: Callable, of: Operation, *flags: Any) -> Any:
+def templates_of(make: Callable, of: Operation, *flags: Any) -> Any:
     """`make(of, *flags)`, a named tuple of programs and flags, with templates for programs.
 
     `make` stages the meaning that an interpreter gives to the operation. The result is `None` if

@@ -29,7 +29,7 @@ from functrans.jit import Jitted, transformed, transformed_at_primals
 from functrans.linear_functions import LinearFunction, Pullback, Pushforward, Spec, Transposed
 from functrans.linearize import linearize as linearize_flat
 from functrans.reverse import recorded
-from functrans.signatures import of_the_arguments, typed_like
+from functrans.signatures import of_the_arguments, with_signature_of
 from functrans.tracer import stage
 
 
@@ -333,7 +333,7 @@ def _gradient(fun, name, argnums, has_aux=False, holomorphic=False, allow_int=Fa
     return of_the_arguments(fun, name, "gradient", gradient_at)
 
 
-@typed_like(value_and_grad)
+@with_signature_of(value_and_grad)
 def grad(**given: Any) -> Callable:
     """Make a function that computes the gradient of `fun`, whose result is one number.
 

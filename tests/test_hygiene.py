@@ -323,7 +323,7 @@ OF_THE_ENGINE = {
         "functrans.linearize": {"LinearizeTrace", "_record", "linearized_program"},
         "functrans.reverse": {"Cotangents", "pull", "pulled_program", "transpose"},
         "functrans.rules": {"RULES", "Elementwise"},
-        "functrans.templates": {"Template", "template"},
+        "functrans.templates": {"Template", "templates_of"},
         "functrans.tracer": {"RecordingTrace", "StagingTrace", "Tracer", "stage"},
         "functrans.values": {"Linear", "Zero"},
     }

@@ -572,7 +572,7 @@ def test_a_param_of_a_call_that_is_equal_and_not_the_same() -> None:
     def kept(p):
         params = {**equation.params, "name": p}
         operation = jx.Operation(equation.primitive, params, tuple(program.in_avals))
-        return templates.template(pushed_program, operation, (True,))
+        return templates.templates_of(pushed_program, operation, (True,))
 
     made = [kept(p) for p in (0.0, -0.0, False, 0)]
     assert len(set(map(id, made))) == 4
