@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from jax import lax
 from mpmath import mp, mpf
+from repeated import repeated_after
 
 import functrans as ft
 from functrans.testing import JAX, cross_check
@@ -350,7 +351,7 @@ FUNCTIONS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", repeated_after(1, DTYPES))
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.name)
 def test_against_mpmath(function: Special, dtype: str) -> None:
     """Every derivative at every point, in both modes."""
