@@ -248,8 +248,8 @@ MUST_ASK = "the rule itself"
 def _by_types(params: tuple, key: tuple, at: Any) -> Any:
     try:
         return _made(dict(params), key[2:], at)
-    except jax.errors.JAXTypeError:  # the rule looks at a value
-        return MUST_ASK
+    except jax.errors.JAXTypeError:
+        return MUST_ASK  # it looks at a value; a rule that is wrong fails again when it is asked
 
 
 @caches.by_program

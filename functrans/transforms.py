@@ -64,12 +64,14 @@ def make_jaxpr(
     { lambda ; a:f32[]. let b:f32[] = mul 2.0:f32[] a in (b,) }
     """
     checks.is_function("make_jaxpr", fun)
-    static = {static_argnums} if isinstance(static_argnums, int) else {*static_argnums}
+    static = [static_argnums] if isinstance(static_argnums, int) else [*static_argnums]
 
     @with_short_traceback
     @functools.wraps(fun)
     def jaxpr_of(*args: Any, **kwargs: Any) -> Any:
-        chosen = checks.positions("make_jaxpr", tuple(static), len(args), "static_argnums")
+        count, word = len(args), "static_argnums"
+        # Each by itself: as in JAX, two of them may name one argument.
+        chosen = [checks.positions("make_jaxpr", i, count, word)[0] for i in static]
         checks.are_hashable({i: args[i] for i in chosen})
         flags = [i in chosen for i in range(len(args))]
         free, fixed = values.part(args, flags)

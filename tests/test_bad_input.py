@@ -759,7 +759,7 @@ def test_a_static_argument_that_has_no_hash(case, words):
         "jit": (lambda t: t.jit(identity, static_argnums=3)(1.0), "static_argnums", "3"),
         "make_jaxpr": (
             lambda t: t.make_jaxpr(identity, static_argnums=3)(1.0),
-            "3",
+            "static_argnums=3",
             "out of range",
         ),
         "no such option": (lambda t: t.jit(identity, nonsense=1)(1.0), "nonsense"),

@@ -117,7 +117,7 @@ def positions(
         if not -count <= i < count:
             raise (TypeError if name in ("grad", "value_and_grad") and i >= 0 else ValueError)(
                 f"{name}: {word}={i} is out of range for {counted(count, 'positional argument')}"
-                ". It counts the arguments that are passed by position."
+                ". The argument that it names must be passed by position."
             )
     chosen = [i % count for i in wanted]
     if len(set(chosen)) != len(chosen):

@@ -52,7 +52,8 @@ def _coefficients(equation: Equation, at: int, inputs: Sequence) -> list | None:
 
 def moving(equation: Equation, at: int, inputs: Sequence) -> list[Matrix] | None:
     """Run the equation on the numbers of the elements."""
-    if any(jaxprs_in_params(equation.params)):  # of other types than numbers
+    # The program in a scatter or a reduction has the types of the elements, not of their numbers.
+    if any(jaxprs_in_params(equation.params)):
         return None
     shape = equation.invars[at].aval.shape
     if (given := _coefficients(equation, at, inputs)) is None:
